@@ -40,13 +40,20 @@ def require() -> str:
 
 
 def load(
-    address: str, method: str, message: bytes, answer_bytes: int | None, *, concurrent: int, calls: int
+    address: str,
+    method: str,
+    message: bytes,
+    answer_bytes: int | None,
+    *,
+    concurrent: int,
+    calls: int,
+    varies_by: int = 0,
 ) -> Load:
     """Make `calls` unary gRPC calls, `concurrent` at a time on up to four connections.
 
     Raises WrongAnswers unless each answer has status 200 and a message of `answer_bytes`: a gRPC error also
     has status 200, but no message. If `answer_bytes` is None, all answers must have the same length of at
-    least one byte.
+    least one byte. Lengths may differ by `varies_by` bytes on average.
     """
     connections = min(4, concurrent)
     body = b"\0" + len(message).to_bytes(4, "big") + message
@@ -59,6 +66,7 @@ def load(
         ["-c", connections, "-m", concurrent // connections],
         calls,
         expected,
+        varies_by,
     )
 
 
@@ -69,7 +77,13 @@ def load_http(address: str, path: str, body: bytes, *, concurrent: int, calls: i
 
 
 def _run(
-    url: str, body: bytes, headers: list[str], options: list[object], calls: int, answer_bytes: int | None
+    url: str,
+    body: bytes,
+    headers: list[str],
+    options: list[object],
+    calls: int,
+    answer_bytes: int | None,
+    varies_by: int = 0,
 ) -> Load:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         data, log = Path(folder) / "body", Path(folder) / "log"
@@ -87,7 +101,7 @@ def _run(
         raise WrongAnswers(text)
     found, total = int(good[1]), int(data_bytes[1])
     wanted = calls * answer_bytes if answer_bytes is not None else max(total // calls, 6) * calls
-    if found != calls or total != wanted:
+    if found != calls or abs(total - wanted) > varies_by * calls:
         raise WrongAnswers(
             f"{found} of {calls} calls were answered 200, with {total} bytes; {wanted} were expected"
         )

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.inference import feature_responses
+from bench.h2load import ToolMissing
+from bench.inference import feature_responses, gateway, triton_restart
 
 Part = Callable[[str], Iterable[measure.Row]]
-PARTS: dict[str, Part] = {"feature responses": feature_responses.run}
+PARTS: dict[str, Part] = {
+    "feature responses": feature_responses.run,
+    "gateway": gateway.run,
+    "restart": triton_restart.run,
+}
 
 
 def run(only: str) -> list[measure.Row]:
@@ -16,7 +21,10 @@ def run(only: str) -> list[measure.Row]:
     found: list[measure.Row] = []
     for name, part in PARTS.items():
         measure.console.print(f"inference: {name}")
-        for row in part("" if only in name else only):
-            found.append(row)
-            measure.console.print(f"  {row.name}: {measure.number(row.value)} {row.unit} ({row.target})")
+        try:
+            for row in part("" if only in name else only):
+                found.append(row)
+                measure.console.print(f"  {row.name}: {measure.number(row.value)} {row.unit} ({row.target})")
+        except ToolMissing as missing:
+            measure.console.print(f"  [yellow]skipped: {missing}[/]")
     return found

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.monitor import calibration
+from bench.monitor import calibration, experiments
 
 Part = Callable[[str], Iterable[measure.Row]]
-PARTS: dict[str, Part] = {"calibration": calibration.run}
+PARTS: dict[str, Part] = {"calibration": calibration.run, "experiments": experiments.run}
 
 
 def run(only: str) -> list[measure.Row]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.trainer import scoring
+from bench.trainer import export, scoring
 
 Part = Callable[[str], Iterable[measure.Row]]
-PARTS: dict[str, Part] = {"scoring": scoring.run}
+PARTS: dict[str, Part] = {"export": export.run, "scoring": scoring.run}
 
 
 def run(only: str) -> list[measure.Row]:

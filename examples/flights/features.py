@@ -6,6 +6,7 @@ flywheel apply examples/flights/features.py
 import flywheel as fw
 
 PLANES_URI = "s3://flywheel/flights/planes/"
+SCORED_URI = "s3://flywheel/flights/scored/"
 WEATHER = ("temp", "humid", "wind_speed", "precip", "visib")
 KEYS = dict.fromkeys(("carrier", "tailnum", "origin", "dest"), fw.STRING)
 REQUEST = {"hour": fw.INT64, "distance": fw.FLOAT64}

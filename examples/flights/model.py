@@ -11,6 +11,7 @@ from flywheel_protos.trainer.v1.trainer_pb2 import PipelineSpec, RetrainingPolic
 NAME = "late-arrival"
 START, SPLIT = datetime(2013, 1, 1, tzinfo=UTC), datetime(2013, 4, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
+CACHED = timedelta(hours=26)  # from one nightly SCORE job to the next
 BETTER = [{"metric": "auc", "min": 0.55, "min_delta": -0.02}, {"metric": "log_loss", "max": 0.65}]
 SHADOW = {"shadow_min_labelled": 400, "shadow_max_log_loss_delta": 0.01, "min_bake": 3 * DAY}
 CLOCK = {"min_wall_bake": timedelta(0), "max_step": timedelta(hours=1)}  # a year is replayed in minutes
@@ -36,7 +37,7 @@ def pipeline() -> PipelineSpec:
         feature_set="projects/default/featureSets/late_arrival",
         spine=spine(),
         train={"experiment": "projects/default/experiments/flights", "tabular": network, "workers": 2},
-        fallback={"default_score": 0.24},
+        fallback={"default_score": 0.24, "cached_max_age": CACHED},
         segment_keys=["origin"],
         start_rollout=True,
     )

@@ -30,6 +30,8 @@ from flywheel.definitions import (
     total,
 )
 from flywheel.errors import FlywheelError, JobFailedError, NotFound, SourceError, Unavailable
+from flywheel.experiments import Experiment, Latency, Metric, cost_per_prediction, error_rate
+from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.model_watch import Activity, ModelWatch
 from flywheel.pipeline_builder import PipelineBuilder, compile_pipeline, pipeline
 from flywheel.pipeline_builder import Step as PipelineStep
@@ -56,6 +58,7 @@ from flywheel.types import (
     vector,
 )
 from flywheel.validation import Rule
+from flywheel.variant_calls import Variant
 
 __all__ = [
     "BOOL",
@@ -79,12 +82,17 @@ __all__ = [
     "Client",
     "DeltaSource",
     "Entity",
+    "EvaluateJob",
     "Events",
+    "Experiment",
+    "ExportJob",
     "FeatureSet",
     "FloatRange",
     "FlywheelError",
     "IntRange",
     "JobFailedError",
+    "Latency",
+    "Metric",
     "ModelWatch",
     "NotFound",
     "OnDemandView",
@@ -103,11 +111,14 @@ __all__ = [
     "TrainJob",
     "TuneJob",
     "Unavailable",
+    "Variant",
     "alerts_table",
     "approx_distinct",
     "compile_definitions",
     "compile_pipeline",
+    "cost_per_prediction",
     "count",
+    "error_rate",
     "first",
     "last",
     "last_n",

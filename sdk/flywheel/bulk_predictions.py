@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 
@@ -14,6 +14,13 @@ from flywheel_common.value import from_python
 from flywheel_protos.inference.v1 import inference_pb2
 
 BATCH_REQUESTS = 10_000
+Priority = Literal["low", "normal", "high"]
+"""A busy gateway refuses lower ones first."""
+PRIORITIES: dict[Priority, inference_pb2.Priority] = {
+    "low": inference_pb2.PRIORITY_LOW,
+    "normal": inference_pb2.PRIORITY_NORMAL,
+    "high": inference_pb2.PRIORITY_HIGH,
+}
 
 
 class BulkPredictions(Connection):
@@ -27,6 +34,7 @@ class BulkPredictions(Connection):
         *,
         as_of: datetime | None = None,
         prediction_id: str = "",
+        priority: Priority = "normal",
     ) -> inference_pb2.PredictRequest:
         """The request of one prediction, for `predict_batch` and `predict_stream`; the arguments are those of
         `predict`."""
@@ -35,6 +43,7 @@ class BulkPredictions(Connection):
             entity_keys={name: from_python(value) for name, value in entity_keys.items()},
             request_fields={name: from_python(value) for name, value in (request_fields or {}).items()},
             prediction_id=prediction_id,
+            priority=PRIORITIES[priority],
         )
         if as_of is not None:
             request.as_of.FromDatetime(as_of)

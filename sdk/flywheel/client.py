@@ -6,12 +6,22 @@ are `FlywheelError`s with a reason. Tasks that need several calls or packed colu
 
 from __future__ import annotations
 
+from flywheel.experiment_calls import ExperimentCalls
 from flywheel.feature_calls import FeatureCalls
 from flywheel.pipeline_calls import PipelineCalls
 from flywheel.registration import RegistrationCalls
 from flywheel.rollout_calls import RolloutCalls
 from flywheel.tune_calls import TuneCalls
+from flywheel.variant_calls import VariantCalls
 
 
-class Client(FeatureCalls, PipelineCalls, TuneCalls, RegistrationCalls, RolloutCalls):
+class Client(
+    FeatureCalls,
+    PipelineCalls,
+    TuneCalls,
+    RegistrationCalls,
+    RolloutCalls,
+    VariantCalls,
+    ExperimentCalls,
+):
     """Use as `async with Client() as client:`."""

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from flywheel.bulk_predictions import BulkPredictions
+from flywheel.bulk_predictions import BulkPredictions, Priority
 from flywheel.connection import request_id, timestamp
+from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.paging import list_items
 from flywheel.score_job import ScoreJob, score_spec
 from flywheel.source_archive import SourceArchive
@@ -129,17 +130,20 @@ class ModelCalls(BulkPredictions):
 
     async def train_code(
         self,
-        job: TrainJob | ScoreJob,
+        job: TrainJob | EvaluateJob | ExportJob | ScoreJob,
         progress: Callable[[trainer_pb2.Job], None] | None = None,
         *,
         request: str = "",
     ) -> trainer_pb2.Run:
-        """Runs one job and returns its run: a TRAIN job with the user's own code, or a SCORE job, whose run
-        has the address of the predictions in the param `predictions_uri`.
+        """Runs one job and returns its run: TRAIN with the user's own code, EVALUATE, EXPORT or SCORE.
+
+        The run of a SCORE job has the address of the predictions in the param `predictions_uri`.
 
         Calls with the same `request` and job run one job. Raises SourceError before anything is sent, and
         JobFailedError with the user's traceback.
         """
+        if isinstance(job, EvaluateJob | ExportJob):
+            return await self.run_job(job.message(self.path), progress, request=request)
         if isinstance(job, ScoreJob):
             return await self.run_job(trainer_pb2.Job(score=score_spec(job, self)), progress, request=request)
         packed = await asyncio.to_thread(pack_job, job)
@@ -176,11 +180,12 @@ class ModelCalls(BulkPredictions):
         *,
         as_of: datetime | None = None,
         prediction_id: str = "",
+        priority: Priority = "normal",
         timeout: float | None = None,
     ) -> inference_pb2.PredictResponse:
         """One prediction."""
         request = self.prediction_request(
-            model, entity_keys, request_fields, as_of=as_of, prediction_id=prediction_id
+            model, entity_keys, request_fields, as_of=as_of, prediction_id=prediction_id, priority=priority
         )
         return await self.inference.Predict(request, timeout=timeout)
 

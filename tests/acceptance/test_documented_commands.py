@@ -30,9 +30,11 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     p.relative_to(ROOT) for p in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] if "adr" not in p.parts
 )
-TESTED_ALONE = (Path("docs/guides/training.md"), Path("docs/guides/pipelines.md"))
-"""Documents whose programs are parts of a user's project; tests/unit/job/test_training_guide.py and
-tests/integration/trainer/test_pipelines_guide.py run them."""
+TESTED_ALONE = tuple(
+    Path("docs/guides", f"{name}.md") for name in ("training", "evaluation", "experiments", "pipelines")
+)
+"""Documents whose programs and commands are parts of a user's project, or need one. Tests of their own run
+them: tests/unit/job/test_training_guide.py and others."""
 ENDLESS = ("flywheel models watch",)
 """Commands that run until they are interrupted."""
 
@@ -71,6 +73,7 @@ PROGRAMS = [
 COMMANDS = [
     pytest.param(command, id=f"{document}:{' '.join(shlex.split(command)[:3])}")
     for document in DOCUMENTS
+    if document not in TESTED_ALONE
     for language, body in fenced_blocks((ROOT / document).read_text())
     if language != "python"
     for command in commands(body)

@@ -25,6 +25,20 @@ async def served(
 ) -> grpc.aio.Channel:
     """A channel to the servicer; `stack` closes it and stops the server. `service` is the full service
     name."""
+    address = await listening(stack, settings, add, servicer, service=service, permissions=permissions)
+    return await stack.enter_async_context(grpc.aio.insecure_channel(address))
+
+
+async def listening(
+    stack: AsyncExitStack,
+    settings: type[ServiceSettings],
+    add: AddServicer,
+    servicer: Any,
+    *,
+    service: str,
+    permissions: Permissions,
+) -> str:
+    """The address of the servicer; `stack` stops its server."""
     unused: dict[str, Any] = {
         "postgres_dsn": SecretStr("postgresql://unused"),
         "kafka_bootstrap": "127.0.0.1:1",
@@ -42,4 +56,4 @@ async def served(
     )
     await server.start()
     stack.push_async_callback(server.stop)
-    return await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
+    return f"127.0.0.1:{server.port}"

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from flywheel.cli import alert_sinks, definitions
+from flywheel.cli.experiments import experiments
 from flywheel.cli.features import features
 from flywheel.cli.models import models
 from flywheel.cli.monitor import monitor
@@ -25,7 +26,14 @@ from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
 
 app = typer.Typer(no_args_is_help=True, help="Declare features, train, release and watch models on Flywheel.")
-groups = {"features": features, "models": models, "runs": runs, "alerts": alerts, "monitor": monitor}
+groups = {
+    "features": features,
+    "models": models,
+    "runs": runs,
+    "alerts": alerts,
+    "monitor": monitor,
+    "experiments": experiments,
+}
 for name, group in groups.items():
     app.add_typer(group, name=name)
 app.add_typer(pipelines, name="pipelines")

@@ -12,6 +12,7 @@ import typer
 
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show, show_list
 from flywheel.cli.rollouts import rollout
+from flywheel.cli.variants import variants
 from flywheel.client import Client
 from flywheel.connection import request_id
 from flywheel.model_watch import ModelWatch
@@ -20,6 +21,7 @@ from flywheel_protos.registry.v1 import registry_pb2
 
 models = typer.Typer(no_args_is_help=True, help="Models, versions, rollouts, rollback, audit.")
 models.add_typer(rollout, name="rollout")
+models.add_typer(variants, name="variants")
 
 
 @models.command("list")

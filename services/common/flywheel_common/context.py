@@ -6,6 +6,7 @@ One context variable holds everything, because each `set` costs time on the hot 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextvars import ContextVar
 from copy import copy
 
@@ -36,9 +37,10 @@ ANONYMOUS = Principal("anonymous", frozenset({ROLE_ANY}))
 
 class Call:
     """One running call or background task. `deadline` is a time of the monotonic clock, None = unbounded;
-    `traceparent` is W3C text or empty; `actor` is used only for audit entries."""
+    `traceparent` is W3C text or empty; `actor` is used only for audit entries. `metadata`: as the caller sent
+    it; reading it from gRPC again would convert it again."""
 
-    __slots__ = ("actor", "deadline", "method", "principal", "request_id", "traceparent")
+    __slots__ = ("actor", "deadline", "metadata", "method", "principal", "request_id", "traceparent")
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class Call:
         self.deadline = deadline
         self.traceparent = traceparent
         self.request_id = request_id
+        self.metadata: Sequence[tuple[str, str | bytes]] = ()
 
 
 current_call: ContextVar[Call | None] = ContextVar("flywheel_call", default=None)
@@ -71,6 +74,12 @@ def actor() -> str:
     sends."""
     call = current_call.get()
     return (call.actor or call.principal.subject) if call is not None else "system"
+
+
+def call_metadata() -> Sequence[tuple[str, str | bytes]]:
+    """The metadata that the caller sent; empty outside a call."""
+    call = current_call.get()
+    return call.metadata if call is not None else ()
 
 
 def current_traceparent() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import SecretStr
+from pydantic import SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from flywheel_common.config import KafkaSettings, ServiceSettings
@@ -25,7 +25,7 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     feature_address: str = "127.0.0.1:7101"
     """host:port of the feature service."""
     triton_url: str = "127.0.0.1:7307"
-    """host:port of Triton's gRPC API."""
+    """host:port of Triton's gRPC API; several replicas separated by commas. Each has every model."""
     redis_url: SecretStr = SecretStr("")
     """redis://[:password@]host:port/db with cached batch predictions; empty: no cached predictions."""
     state_dir: Path = Path(".local/inference")
@@ -44,6 +44,10 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     """Maximum number of predictions in flight; more are refused with RESOURCE_EXHAUSTED OVERLOADED."""
     max_in_flight_per_model: int = 768
     """Maximum number of predictions of one model in flight, so that others keep places."""
+    low_priority_share: float = 0.5
+    """Share of the places in flight, in all and of a model, that requests of priority LOW may take."""
+    normal_priority_share: float = 0.9
+    """Share of the places in flight, in all and of a model, that requests of priority NORMAL may take."""
     max_in_flight_per_caller: int = 512
     """Maximum number of predictions of one authenticated caller in flight, so that others keep places."""
     bulk_in_flight: int = 128
@@ -103,9 +107,29 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     """Pause between reports to the registry, and between checks of the loaded models."""
     unload_seconds: float = 30.0
     """How long a model stays in Triton after its last use: other gateways on this Triton may still use it."""
+    warm_seconds: float = 86_400.0
+    """How long a release stays loaded after it served, so that a rollback to it needs no load. Only the last
+    two releases of a model do."""
     hold_seconds: int = 30
     """With Redis: time after which a gateway that died no longer counts as a user of the models that it had
     loaded, and time after the first start in which no model is unloaded. Gateways on one Triton must have
-    equal triton_url."""
+    equal addresses in triton_url."""
     loads_at_once: int = 8
     """Maximum number of releases that are loaded at once; champions that were asked last come first."""
+
+    @field_validator("triton_url")
+    @classmethod
+    def _check_addresses(cls, value: str) -> str:
+        addresses = _addresses(value)
+        if not all(addresses) or len(set(addresses)) != len(addresses):
+            raise ValueError("must be one address, or several different ones separated by commas")
+        return value
+
+    @property
+    def triton_addresses(self) -> list[str]:
+        """The addresses of `triton_url`."""
+        return _addresses(self.triton_url)
+
+
+def _addresses(text: str) -> list[str]:
+    return [address.strip() for address in text.split(",")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -34,10 +34,11 @@ from flywheel_inference.models.ports import (
     ArtifactCache,
     ArtifactSource,
     FeatureSetContracts,
-    ModelControl,
     ModelHolds,
     ModelServer,
 )
+from flywheel_inference.models.replica import Replica
+from flywheel_inference.models.replicas import Replicas
 from flywheel_inference.models.unshared import UnsharedModels
 from flywheel_inference.open_inference.raw_inference import RawInference
 from flywheel_inference.open_inference.served import Served
@@ -95,8 +96,7 @@ class Ports:
 
     registry: RegistryPeer
     features: FeaturePeer
-    models: ModelControl
-    holds: ModelHolds
+    replicas: Sequence[Replica]
     saved: SavedState
     log: LogSink
     outcomes: OutcomeSink
@@ -118,8 +118,6 @@ async def build(
     # No retries: a batch that fails falls back; a retry would spend the budget of its callers.
     feature_channel = channel(settings.feature_address, client_name="inference", token=token, retries=False)
     stack.push_async_callback(feature_channel.close)
-    triton = TritonModelServer(settings.triton_url)
-    stack.push_async_callback(triton.close)
 
     log_producer = Producer(settings.kafka_bootstrap, client_id="inference-log", timeout_seconds=10.0)
     stack.push_async_callback(log_producer.close)
@@ -130,19 +128,13 @@ async def build(
     )
     stack.push_async_callback(outcome_producer.close)
     cached: CachedPredictions | None = None
-    holds: ModelHolds = UnsharedModels()
     if redis_url := settings.redis_url.get_secret_value():
         cached = RedisCachedPredictions(redis_url, timeout_seconds=settings.answer_reserve_seconds)
         stack.push_async_callback(cached.close)
-        holds = RedisModelHolds(
-            redis_url, settings.triton_url, gateway_id, hold_seconds=settings.hold_seconds
-        )
-        stack.push_async_callback(holds.close)
     ports = Ports(
         registry=GrpcRegistry(registry_channel, gateway_id, settings.project),
         features=GrpcFeatures(feature_channel),
-        models=triton,
-        holds=holds,
+        replicas=[_replica(settings, stack, address, gateway_id) for address in settings.triton_addresses],
         saved=folder,
         log=KafkaPredictionLog(log_producer, settings.kafka_partitions),
         outcomes=KafkaOutcomes(outcome_producer, settings.kafka_partitions),
@@ -150,6 +142,19 @@ async def build(
         ensure_topics=lambda: _ensure_topics(settings),
     )
     return wire(settings, stack, ports, gateway_id=gateway_id, prometheus=prometheus)
+
+
+def _replica(settings: InferenceSettings, stack: AsyncExitStack, address: str, gateway_id: str) -> Replica:
+    """One Triton; `stack` closes it."""
+    triton = TritonModelServer(address)
+    stack.push_async_callback(triton.close)
+    holds: ModelHolds = UnsharedModels()
+    if redis_url := settings.redis_url.get_secret_value():
+        holds = RedisModelHolds(redis_url, address, gateway_id, hold_seconds=settings.hold_seconds)
+        stack.push_async_callback(holds.close)
+    return Replica(
+        address, triton, holds, backend=settings.triton_backend, instances=settings.triton_instances
+    )
 
 
 def wire(
@@ -181,6 +186,8 @@ def wire(
         max_in_flight=settings.max_in_flight,
         max_per_model=settings.max_in_flight_per_model,
         max_per_caller=settings.max_in_flight_per_caller,
+        low_share=settings.low_priority_share,
+        normal_share=settings.normal_priority_share,
     )
     predictor = Predictor(
         serving,
@@ -194,16 +201,9 @@ def wire(
         default_budget_seconds=settings.default_budget_seconds,
         reserve_seconds=settings.answer_reserve_seconds,
     )
-    scorers = _ScorerFactory(settings, ports.features, ports.models, predictor.log_batch)
-    loader = ReleaseLoader(
-        ports.registry,
-        ports.features,
-        ports.saved,
-        ports.models,
-        ports.holds,
-        backend=settings.triton_backend,
-        instances=settings.triton_instances,
-    )
+    replicas = Replicas(ports.replicas)
+    scorers = _ScorerFactory(settings, ports.features, replicas, predictor.log_batch)
+    loader = ReleaseLoader(ports.registry, ports.features, ports.saved, replicas)
     reconciler = Reconciler(
         serving,
         ports.registry,
@@ -216,10 +216,12 @@ def wire(
         in_use=shadow.uses,
         heartbeat_seconds=settings.heartbeat_seconds,
         unload_seconds=settings.unload_seconds,
+        warm_seconds=settings.warm_seconds,
         loads_at_once=settings.loads_at_once,
     )
 
     metrics.watch_models(lambda: scorers.loads(admission.by_model))
+    metrics.watch("model_servers_up", "Model servers that answer", lambda: replicas.up_count)
     metrics.watch("log_held", "Log rows not stored yet", lambda: log.held)
     metrics.watch("log_dropped", "Log rows dropped", lambda: log.dropped_count)
     metrics.watch("shadow_dropped", "Shadow copies dropped", lambda: shadow.dropped_count)
@@ -249,7 +251,7 @@ def wire(
     served = Served(serving)
     open_inference = OpenInferenceServicer(
         served,
-        RawInference(served, ports.models, max_bytes=settings.max_message_bytes),
+        RawInference(served, replicas, max_bytes=settings.max_message_bytes),
         bulk,
         rows,
         budget,
@@ -271,7 +273,8 @@ def wire(
     server.add_background("topics", ports.ensure_topics, ends=True)
     if ports.cached is not None:
         server.add_background("cached predictions", ports.cached.connect, ends=True)
-    server.add_background("model holds", ports.holds.run)
+    for replica in replicas.all:
+        server.add_background(f"model holds of {replica.address}", replica.holds.run)
     server.add_background("serving", reconciler.run)
     server.add_background("prediction log", log.run, stops_last=True)
     server.add_background("shadow", shadow.run)

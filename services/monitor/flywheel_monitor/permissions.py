@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flywheel_common.grpc.auth import OPERATE, READ, WRITE, Permission, Permissions
+from flywheel_common.grpc.auth import OPERATE, PROMOTE, READ, WRITE, Permission, Permissions
 
 SERVICE = "flywheel.monitor.v1.MonitorService"
 _METHODS: dict[Permission, tuple[str, ...]] = {
@@ -19,9 +19,19 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "ListAlertSilences",
         "GetIngestStatus",
         "GetPredictionArchive",
+        "GetExperiment",
+        "ListExperiments",
     ),
-    WRITE: ("SetMonitorPolicy", "AcknowledgeAlert", "ResolveAlert", "SilenceAlerts"),
+    WRITE: (
+        "SetMonitorPolicy",
+        "AcknowledgeAlert",
+        "ResolveAlert",
+        "SilenceAlerts",
+        "ConcludeExperiment",
+    ),
     OPERATE: ("SetAlertSink", "DeleteAlertSink"),
+    # Its verdict can promote a version.
+    PROMOTE: ("CreateExperiment",),
 }
 PERMISSIONS: Permissions = {
     f"/{SERVICE}/{method}": permission for permission, methods in _METHODS.items() for method in methods

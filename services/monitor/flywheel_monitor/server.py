@@ -38,6 +38,8 @@ from flywheel_monitor.archive.prediction_archive import ArchiveSettings, Predict
 from flywheel_monitor.config import MonitorSettings
 from flywheel_monitor.evaluation.evaluator import EvaluationRecords, Evaluator
 from flywheel_monitor.evaluation.metrics import EvaluationMetrics
+from flywheel_monitor.experiments.counting import count_events_forever
+from flywheel_monitor.experiments.ports import ExperimentCounts
 from flywheel_monitor.ingest.consumer import EventHandler
 from flywheel_monitor.ingest.metrics import IngestMetrics
 from flywheel_monitor.ingest.ports import ConsumerLag, Retention, WaitingPredictions
@@ -103,7 +105,9 @@ async def build(
     return wire(settings, ports, prometheus=prometheus)
 
 
-class Records(ApiRecords, EvaluationRecords, ArchiveQueue, Retention, WaitingPredictions, Protocol):
+class Records(
+    ApiRecords, EvaluationRecords, ArchiveQueue, Retention, WaitingPredictions, ExperimentCounts, Protocol
+):
     """What the service reads and changes in one transaction."""
 
 
@@ -184,6 +188,13 @@ def wire(settings: MonitorSettings, ports: Ports, *, prometheus: CollectorRegist
         "references",
         lambda: references_in_one_replica(
             lambda _: count_waiting_forever(ports.store, settings.watch_poll_seconds)
+        ),
+    )
+    experiments_in_one_replica = ports.lease("experiments")
+    server.add_background(
+        "experiments",
+        lambda: experiments_in_one_replica(
+            lambda _: count_events_forever(ports.store, settings.watch_poll_seconds)
         ),
     )
     server.add_background("consumer", lambda: _retry_start(ports.consume_events))

@@ -63,6 +63,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "RollbackModel",
         "SetModelVariants",
     ),
+    MEASURE: ("RecordEvaluation",),
     OPERATE: (
         "WatchServing",
         "GetServingSpec",

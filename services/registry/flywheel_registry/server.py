@@ -34,6 +34,7 @@ from flywheel_registry.artifacts.transfer import ArtifactTransfer
 from flywheel_registry.config import RegistrySettings
 from flywheel_registry.models.catalog import ModelCatalog
 from flywheel_registry.permissions import PERMISSIONS, SERVICE
+from flywheel_registry.promotion.evaluation import EvaluationLog
 from flywheel_registry.promotion.promotion import Promotions
 from flywheel_registry.releases.catalog import ReleaseCatalog
 from flywheel_registry.rollback.acknowledgement import Acknowledgements
@@ -146,6 +147,7 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
         artifacts=ArtifactTransfer(ports.store, ports.objects, clock, ports.prepare_objects, checks),
         checks=checks,
         promotions=Promotions(clock),
+        evaluations=EvaluationLog(clock),
         releases=ReleaseCatalog(clock),
         rollout_start=RolloutStart(clock),
         rollout_lifecycle=lifecycle,

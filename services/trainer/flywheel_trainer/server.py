@@ -36,8 +36,13 @@ from flywheel_trainer.api.servicer import TrainerServicer
 from flywheel_trainer.config import TrainerSettings
 from flywheel_trainer.encoding.specs import spec_from_step, spec_to_json
 from flywheel_trainer.jobs.engine import Engine
+from flywheel_trainer.jobs.evaluate import EvaluateKind, EvaluatePeers
+from flywheel_trainer.jobs.evaluate_spec import EvaluateSpec
+from flywheel_trainer.jobs.export import ExportKind
+from flywheel_trainer.jobs.export_spec import ExportSpec
 from flywheel_trainer.jobs.kinds import Kinds
 from flywheel_trainer.jobs.logs import StoredLogs
+from flywheel_trainer.jobs.models import Evaluations, Models, RegistryModels
 from flywheel_trainer.jobs.ports import JobStore, Supervision, Weights
 from flywheel_trainer.jobs.score import ScoreKind, ScoreSettings
 from flywheel_trainer.jobs.score_spec import ScoreSpec
@@ -68,6 +73,7 @@ from flywheel_trainer.runs.use_cases import Runs
 from flywheel_trainer.store.dbos.workflows import dbos_workflows
 from flywheel_trainer.store.grpc.feature import GrpcFeature
 from flywheel_trainer.store.grpc.feature_sets import GrpcFeatureSets
+from flywheel_trainer.store.grpc.models import RegisteredModels
 from flywheel_trainer.store.grpc.registry import GrpcRegistry
 from flywheel_trainer.store.grpc.releases import RegisteredReleases
 from flywheel_trainer.store.grpc.weights import RegisteredWeights
@@ -116,6 +122,8 @@ class Ports:
     registry: RegistryPeer
     weights: Weights
     scoring: ScoringPeers
+    models: RegistryModels
+    evaluations: Evaluations
     workflows: Callable[[Execution, PipelineStore], AbstractAsyncContextManager[WorkflowEngine]]
     supervision: Callable[[int], Supervision]
     """The jobs under the fencing token of a supervisor."""
@@ -184,6 +192,8 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
             GrpcFeatureSets(feature_channel),
             ParquetShapes(arrow_filesystem(settings)),
         ),
+        models=RegisteredModels(registry, objects, settings.s3_bucket),
+        evaluations=registry,
         workflows=lambda execution, store: dbos_workflows(
             execution,
             store,
@@ -222,9 +232,13 @@ async def wire(
     sources = Sources(ports.objects)
     score = ScoreSettings(train, settings.cached_predictions_url.get_secret_value())
     train_kind = TrainKind(ports.feature, ports.weights, sources, train)
+    models = Models(ports.models, ports.runs, ports.objects, settings.s3_bucket)
+    evaluated = EvaluatePeers(ports.feature, models, ports.evaluations, ports.objects)
     kinds: Kinds = {
         TrainSpec.KIND: train_kind,
         TuneSpec.KIND: TuneKind(train_kind),
+        EvaluateSpec.KIND: EvaluateKind(evaluated, train),
+        ExportSpec.KIND: ExportKind(ports.feature, models, train),
         ScoreSpec.KIND: ScoreKind(ports.scoring, score, clock),
     }
     logs = StoredLogs(ports.objects)

@@ -218,6 +218,7 @@ async def assert_unavailable(models: ModelControl) -> None:
     for call in (
         load(models, "late", onnx_model(W, 0.0)),
         models.unload("late", TIMEOUT),
+        models.check_live(TIMEOUT),
         models.is_loaded("late", TIMEOUT),
         models.loaded_digest("late", TIMEOUT),
         models.infer("late", {"INPUT": ROWS}, SCORE, TIMEOUT),

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from flywheel_common.errors import InvalidName
+from flywheel_monitor.comparison.errors import InvalidReleases
+from flywheel_monitor.comparison.rollout_evidence import rollout_evidence
 from tests.support.builders.monitor import (
     CHALLENGER,
     MODEL,
@@ -44,6 +47,10 @@ async def test_a_shadow_is_compared_over_requests_that_both_predicted(monitor: L
     assert difference.mean() == pytest.approx(found.loss.delta, abs=1e-9)
     assert (low, high) == pytest.approx((found.loss.lower, found.loss.upper), abs=1e-9)
     assert ((challenger >= 0.5) != (scores >= 0.5))[:90].mean() == pytest.approx(found.disagreement_rate)
+    assert (challenger - scores)[:90].mean() == pytest.approx(found.score_difference, abs=1e-9)
+    right = [((s >= 0.5) == (labels == 1))[:70] for s in (scores, challenger)]
+    assert ((right[0] & ~right[1]).sum(), (right[1] & ~right[0]).sum()) == found.right
+    assert min(found.right) > 0
     assert (times[2], times[97]) == evidence.covered, "the third oldest and the third newest"
     since = (await monitor.compare(shadow=True, since_us=times[50])).comparison
     assert (50, 40, 20) == (since.champion.predictions, since.challenger.predictions, since.labelled)
@@ -102,6 +109,51 @@ async def test_a_canary_is_compared_by_means(monitor: LocalMonitor) -> None:
     low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.90)
     assert (low, high) == pytest.approx((found.loss.lower, found.loss.upper), abs=1e-9)
     assert found.disagreement_rate is None
+
+
+async def test_named_variants_are_compared_whatever_their_role(monitor: LocalMonitor) -> None:
+    """A holdback serves an old release as challenger, or the champion's release as champion."""
+    holdback, new = f"{MODEL}/variants/holdback", f"{MODEL}/variants/new"
+    ids = [f"{i}" for i in range(60)]
+    await monitor.predicted(
+        predictions(ids[:10], rollout=holdback, generation=3),
+        predictions(ids[10:30], rollout=holdback, role=CHALLENGER, generation=4),
+        predictions(ids[30:], rollout=new, version=2, release=2, role=CHALLENGER, generation=4),
+        predictions(ids, rollout=new, version=2, release=2, role=SHADOW, generation=4),
+        predictions(["elsewhere"]),
+    )
+    releases = f"{MODEL}/releases/1", f"{MODEL}/releases/2"
+    for generation, control in ((0, 30), (4, 20)):
+        found = await rollout_evidence(
+            monitor.store,
+            new,
+            *releases,
+            shadow=False,
+            start_us=None,
+            alpha=0.0,
+            generation=generation,
+            champion_source=holdback,
+        )
+        sides = found.comparison.champion, found.comparison.challenger
+        assert [control, 30] == [side.predictions for side in sides]
+    elsewhere = f"{MODEL.replace('late', 'early')}/variants/new"
+    for source, refused in ((MODEL, InvalidName), (elsewhere, InvalidReleases)):
+        with pytest.raises(refused):
+            await rollout_evidence(
+                monitor.store, new, *releases, shadow=False, start_us=None, alpha=0.0, champion_source=source
+            )
+
+
+async def test_the_p99_latency_has_a_lower_bound(monitor: LocalMonitor) -> None:
+    """3 % of the answers are slow: too few of 200 answers to prove it, enough of 20,000."""
+    for n, generation, expected in ((200, 1, 3.0), (20_000, 2, 80.0)):
+        ids = [f"{generation}-{i}" for i in range(n)]
+        latencies = np.where(np.arange(n) % 33 == 0, 90.0, 3.0)
+        canary = {"rollout": ROLLOUT, "version": 2, "release": 2, "role": CHALLENGER}
+        await monitor.predicted(predictions(ids, latencies=latencies, generation=generation, **canary))
+        found = await monitor.compare(shadow=False, generation=generation)
+        assert expected / 1.1 <= found.p99_lower_ms <= expected * 1.1
+        assert found.comparison.challenger.latency_p99_ms > 89.0
 
 
 async def test_error_rates_of_performance_and_comparison_agree(monitor: LocalMonitor) -> None:

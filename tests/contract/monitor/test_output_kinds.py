@@ -117,11 +117,14 @@ async def test_a_shadow_of_any_kind_is_compared_by_its_loss(monitor: LocalMonito
         losses = (b - y) ** 2 - (a - y) ** 2
         names, class_names, values = (), [], y
         differ = np.mean((a >= 0.5) != (b >= 0.5))
+        right = (losses > 0)[:60].sum(), (losses < 0)[:60].sum()
     else:
         a, b = p, q
         losses = class_losses(q, truth) - class_losses(p, truth)
         names, class_names, values = CLASSES, named(truth), [np.nan] * 80
         differ = np.mean(p.argmax(axis=1) != q.argmax(axis=1))
+        hits = [(x.argmax(axis=1) == truth)[:60] for x in (p, q)]
+        right = (hits[0] & ~hits[1]).sum(), (hits[1] & ~hits[0]).sum()
     await monitor.predicted(predictions(ids, a, kind=kind, class_names=names, rollout=ROLLOUT))
     known = outcomes(ids[:60], values[:60], class_names=class_names[:60])
     await monitor.labelled(outcomes(ids[:30], values[:30], class_names=class_names[:30]))
@@ -135,6 +138,7 @@ async def test_a_shadow_of_any_kind_is_compared_by_its_loss(monitor: LocalMonito
     assert losses[:60].mean() == pytest.approx(found.loss.delta, abs=1e-8)
     assert (low, high) == pytest.approx((found.loss.lower, found.loss.upper), abs=1e-7)
     assert differ == pytest.approx(found.disagreement_rate)
+    assert right == found.right and min(right) > 0
 
 
 async def test_a_canary_of_another_kind_is_no_evidence(monitor: LocalMonitor) -> None:

@@ -14,6 +14,7 @@ from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_monitor.alerts.lifecycle import Kind
 from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.windows.span import Span
+from flywheel_protos.monitor.v1 import experiment_pb2 as xp
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
 from flywheel_protos.monitor.v1 import sink_pb2
 from tests.support.builders.monitor import (
@@ -31,6 +32,8 @@ MUTATIONS = (
     "SetAlertSink",
     "DeleteAlertSink",
     "SilenceAlerts",
+    "CreateExperiment",
+    "ConcludeExperiment",
 )
 
 
@@ -39,6 +42,31 @@ async def alert(monitor: LocalMonitor, alert_id: str, kind: Kind) -> str:
     async with monitor.store.transaction() as records:
         version = await records.version(version_name())
         return await records.open_alert(alert_id, version, kind, Span(0, 1), [], "drift")
+
+
+def experiment(name: str, weeks: int = 1) -> xp.Experiment:
+    metric = xp.ExperimentMetric(
+        name="buys",
+        role=xp.METRIC_ROLE_PRIMARY,
+        kind=xp.METRIC_KIND_PROPORTION,
+        numerator="buy",
+    )
+    arms = (xp.ExperimentArm(source=f"{MODEL}/rollouts/1", release=f"{MODEL}/releases/{n}") for n in (1, 2))
+    full = f"{MODEL}/experiments/{name}"
+    return xp.Experiment(name=full, control=next(arms), treatment=next(arms), metrics=[metric], weeks=weeks)
+
+
+def created(name: str, weeks: int = 1, request_id: str = "") -> xp.CreateExperimentRequest:
+    return xp.CreateExperimentRequest(experiment=experiment(name, weeks), request_id=request_id)
+
+
+def concluded(name: str, reason: str = "why", request_id: str = "") -> xp.ConcludeExperimentRequest:
+    return xp.ConcludeExperimentRequest(
+        name=f"{MODEL}/experiments/{name}",
+        verdict=xp.EXPERIMENT_VERDICT_SHIP,
+        reason=reason,
+        request_id=request_id,
+    )
 
 
 def policy(least: int, model: str = MODEL) -> pb.MonitorPolicy:
@@ -83,6 +111,8 @@ async def test_equal_requests_have_one_effect_and_the_first_response(
     edge: LocalMonitor, stub: Any, database: str, method: str
 ) -> None:
     first, second = await alert(edge, "a1", Kind.DATA_DRIFT), await alert(edge, "a2", Kind.LABEL_DRIFT)
+    for name in ("e1", "e2"):
+        await stub.CreateExperiment(created(name))
     request, undo = {
         "SetMonitorPolicy": (
             pb.SetMonitorPolicyRequest(policy=policy(7), request_id="once"),
@@ -105,6 +135,14 @@ async def test_equal_requests_have_one_effect_and_the_first_response(
             lambda: stub.SetAlertSink(sink("https://hooks.example/b", "old")),
         ),
         "SilenceAlerts": (silence(60, request_id="once"), lambda: stub.SilenceAlerts(silence(0))),
+        "CreateExperiment": (
+            created("new", request_id="once"),
+            lambda: stub.ConcludeExperiment(concluded("new")),
+        ),
+        "ConcludeExperiment": (
+            concluded("e1", request_id="once"),
+            lambda: stub.CreateExperiment(created("e3")),
+        ),
     }[method]
     await stub.SetAlertSink(sink("https://hooks.example/a", "old"))
     answers = await asyncio.gather(*(getattr(stub, method)(request, timeout=20) for _ in range(20)))
@@ -122,6 +160,8 @@ async def state(stub: Any, *alerts: str) -> list[Any]:
     held += list((await stub.ListAlertSinks(sink_pb2.ListAlertSinksRequest(parent="projects/p"))).sinks)
     listed = await stub.ListAlertSilences(sink_pb2.ListAlertSilencesRequest(parent="projects/p"))
     held += list(listed.silences)
+    listing = xp.ListExperimentsRequest(parent=MODEL)
+    held += (await stub.ListExperiments(listing)).experiments
     return held + [(await stub.GetAlert(pb.GetAlertRequest(name=name))).alert for name in alerts]
 
 
@@ -130,6 +170,8 @@ async def test_a_request_id_with_another_body_is_rejected(
     edge: LocalMonitor, stub: Any, database: str, method: str
 ) -> None:
     first, second = await alert(edge, "a1", Kind.DATA_DRIFT), await alert(edge, "a2", Kind.LABEL_DRIFT)
+    for name in ("e1", "e2"):
+        await stub.CreateExperiment(created(name))
     request, others = {
         "SetMonitorPolicy": (
             pb.SetMonitorPolicyRequest(policy=policy(7), request_id="once"),
@@ -160,6 +202,14 @@ async def test_a_request_id_with_another_body_is_rejected(
         "SilenceAlerts": (
             silence(60, request_id="once"),
             [silence(61, request_id="once"), silence(60, "projects/p/models/new", "once")],
+        ),
+        "CreateExperiment": (
+            created("new", request_id="once"),
+            [created("new", 2, "once"), created("newer", request_id="once")],
+        ),
+        "ConcludeExperiment": (
+            concluded("e1", request_id="once"),
+            [concluded("e1", "another", "once"), concluded("e2", request_id="once")],
         ),
     }[method]
     await stub.SetAlertSink(sink("https://hooks.example/a", "old"))

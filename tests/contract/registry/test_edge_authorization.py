@@ -136,6 +136,21 @@ async def test_only_promoters_change_policies(clients: dict[str, ModelClient]) -
     assert "gate_policy: min_evaluation_rows: 10 → 5" == updates[-1]
 
 
+async def test_only_services_record_evaluations(clients: dict[str, ModelClient]) -> None:
+    await clients["editor"].create()
+    version = (await clients["editor"].version()).name
+    request = pb.RecordEvaluationRequest(name=version, values={"auc": 0.5}, findings=["passed: measured"])
+    for role in ROLES:
+        expected = "" if role == "service" else "ROLE_REQUIRED"
+        assert expected == await reason_for(clients[role].stub.RecordEvaluation(request)), role
+    recorded = (await clients["service"].stub.RecordEvaluation(request)).evidence
+    assert ("EVALUATION", "the service", {"auc": 0.5}) == (
+        recorded.kind,
+        recorded.producer,
+        dict(recorded.values),
+    )
+
+
 async def test_only_services_send_evidence(clients: dict[str, ModelClient]) -> None:
     await clients["editor"].create()
     version = (await clients["editor"].version()).name

@@ -55,6 +55,26 @@ WRONG_STAGE = pb.PromoteModelVersionRequest(name=f"{MODEL}/versions/1", to_stage
             "NOT_FOUND",
             "UNKNOWN_MODEL_VERSION",
         ),
+        (
+            "RecordEvaluation",
+            pb.RecordEvaluationRequest(name=f"{MODEL}/versions/99", values={"auc": 0.8}),
+            "NOT_FOUND",
+            "UNKNOWN_MODEL_VERSION",
+        ),
+        (
+            "RecordEvaluation",
+            pb.RecordEvaluationRequest(
+                name=f"{MODEL}/versions/1", values={"auc": 0.8}, champion_version="late/1"
+            ),
+            "INVALID_ARGUMENT",
+            "INVALID_NAME",
+        ),
+        (
+            "RecordEvaluation",
+            named("versions/1", pb.RecordEvaluationRequest),
+            "INVALID_ARGUMENT",
+            "INVALID_METRIC",
+        ),
         ("GetRelease", named("releases/1", pb.GetReleaseRequest), "NOT_FOUND", "UNKNOWN_RELEASE"),
         ("GetRollout", named("rollouts/1", pb.GetRolloutRequest), "NOT_FOUND", "UNKNOWN_ROLLOUT"),
         ("GetEvidence", named("evidence/1", pb.GetEvidenceRequest), "NOT_FOUND", "UNKNOWN_EVIDENCE"),

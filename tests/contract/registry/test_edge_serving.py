@@ -116,10 +116,29 @@ async def test_a_specification_stays_when_the_stage_of_its_version_changes(clien
         await client.promote(b.model_version, **OVERRIDE)
         serving = (await next_state()).models[0]
         assert [before] == list(serving.warm), "archived, with the same digest"
+        history = await client.stub.ListServingHistory(pb.ListServingHistoryRequest(parent=client.model))
+        assert [history.spans[1].until] == list(serving.warm_since)
     with refused("ABORTED", "SPEC_CHANGED"):
         await client.stub.GetServingSpec(pb.GetServingSpecRequest(release=a.name, digest="0" * 64))
     with refused("NOT_FOUND", "UNKNOWN_RELEASE"):
         await client.stub.GetServingSpec(pb.GetServingSpecRequest(release=f"{client.model}/releases/9"))
+
+
+async def test_a_rejected_version_is_no_longer_kept_warm(client: ModelClient) -> None:
+    await client.create()
+    releases = [(await client.champion("first"))[1]]
+    for tag in ("second", "third"):
+        _, release = await client.staged(tag)
+        await client.promote(release.model_version, **OVERRIDE)
+        releases.append(release)
+    async with watching(client) as next_state:
+        before = (await next_state()).models[0]
+        assert [releases[1].name, releases[0].name] == [one.release for one in before.warm]
+        reject = pb.RejectModelVersionRequest(name=releases[1].model_version, reason="wrong labels")
+        await client.stub.RejectModelVersion(reject)
+        after = (await next_state()).models[0]
+        assert [releases[0].name] == [one.release for one in after.warm]
+        assert (before.generation, before.champion) == (after.generation, after.champion)
 
 
 async def test_bytes_per_change_do_not_grow_with_the_number_of_models(

@@ -24,6 +24,7 @@ from flywheel_registry.models.version import Artifact, FeatureUse, GoldenRows, M
 from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
 from flywheel_registry.policies.rollout_policy import RolloutPolicy
 from flywheel_registry.releases.release import FeaturePolicy, Isotonic, Platt, Release, Temperature
+from flywheel_registry.releases.serving_policy import Placement, RealTimeRule, ServingCost, ServingPolicy
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.serving.routing import Routing
 from flywheel_registry.stages.transitions import Stage
@@ -289,6 +290,11 @@ async def test_releases_read_back_newest_first(store: Store[RolloutRecords]) -> 
             FeaturePolicy("a__flag", stale=2, default=True),
         ),
         cached_max_age_seconds=60.0,
+        serving=ServingPolicy(
+            Placement(2, 3, 64, 0.25),
+            (RealTimeRule("amount", 100.0), RealTimeRule("country", values=("DE", "FR"))),
+            ServingCost("EUR", 0.001, 2.5),
+        ),
         created_at=CREATED_AT,
         created_by="ann",
     )

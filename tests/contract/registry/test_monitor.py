@@ -13,8 +13,9 @@ import grpc
 import pytest
 
 from flywheel_common.grpc.channel import channel
+from flywheel_protos.monitor.v1 import experiment_pb2
 from flywheel_registry.fakes.monitor import MemoryMonitor
-from flywheel_registry.rollouts.comparison import Comparison, Variant
+from flywheel_registry.rollouts.comparison import Comparison, ExperimentVerdict, Variant
 from flywheel_registry.rollouts.ports import Monitor
 from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
@@ -70,6 +71,21 @@ async def test_a_comparison_has_the_statistics_of_the_monitor(prepared: Prepared
         log_loss_delta_lower=-0.75,
         score_shift=0.0,
     ) == await prepared.monitor.compare(ROLLOUT)
+
+
+@pytest.mark.parametrize("verdict", ["CONTINUE", "SHIP", "ROLL_BACK"])
+async def test_a_comparison_has_the_verdict_of_its_experiment(prepared: Prepared, verdict: str) -> None:
+    answer = comparison()
+    answer.challenger_p99_lower_ms = 12.5
+    answer.experiment, answer.experiment_reason = "projects/p/models/late/experiments/price", "buys +3 %"
+    answer.experiment_verdict = experiment_pb2.ExperimentVerdict.Value(f"EXPERIMENT_VERDICT_{verdict}")
+    prepared.set_answer(answer)
+    found = await prepared.monitor.compare(ROLLOUT)
+    assert found is not None and 12.5 == found.p99_lower_ms
+    assert ExperimentVerdict(answer.experiment, verdict, "buys +3 %") == found.experiment
+    prepared.set_answer(comparison())
+    without = await prepared.monitor.compare(ROLLOUT)
+    assert without is not None and without.experiment is None
 
 
 async def test_a_comparison_without_labels_has_infinite_bounds(prepared: Prepared) -> None:

@@ -49,6 +49,7 @@ def compared(delta: float, margin: float, p99: float = 1.0) -> Comparison:
     return Comparison(
         champion=_SIDE,
         challenger=replace(_SIDE, latency_p99_ms=p99),
+        p99_lower_ms=p99,
         covered_from=AT,
         covered_until=AT + timedelta(days=30),
         labelled=5000,

@@ -271,6 +271,18 @@ async def test_a_specification_reads_back_with_every_field(stores: Any) -> None:
     assert spec == (await stores.jobs.create(job, {}, "", b"", AT)).spec
 
 
+@pytest.mark.parametrize("spec", [build.EVALUATE_SPEC, build.EXPORT_SPEC], ids=lambda spec: spec.KIND)
+async def test_jobs_that_read_models_read_back_with_every_field(stores: Any, spec: Any) -> None:
+    job = replace(build.job(), spec=spec, kind=spec.KIND)
+    details = {"models": {"model": {"tensors": []}}, "params": {"slices": ["origin"]}}
+    created = await stores.jobs.create(job, details, "", b"", AT)
+    found = await stores.jobs.get(job.name)
+    assert (found, found.kind) == (created, spec.KIND)
+    (active,) = await (await stores.supervise()).active()
+    assert (active.job.spec, active.details) == (spec, details)
+    assert (await stores.runs.get_run(job.run)).training_set == spec.training_set
+
+
 async def test_a_job_ends_once_together_with_its_run(stores: Any) -> None:
     job = await create_job(stores)
     supervision = await stores.supervise()

@@ -81,6 +81,8 @@ async def test_every_mutation_is_idempotent_by_its_request_id(
         await once("DeleteModelVersion", deleted, reason="b")
 
         first, second, third = [await client.version() for _ in range(3)]
+        measured = pb.RecordEvaluationRequest(name=first.name, values={"auc": 0.8})
+        await once("RecordEvaluation", measured, champion_version=second.name)
         await once("PromoteModelVersion", pb.PromoteModelVersionRequest(name=first.name), reason="another")
         for version in (second, third):
             await client.promote(version.name)

@@ -13,6 +13,7 @@ import pytest
 import flywheel as fw
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.trainer.v1 import tuning_pb2
+from flywheel_protos.types.v1 import job_pb2
 from tests.support.eventually import eventually
 from tests.support.peers.trainer import MODEL, TRAINING_SET, Peers
 from tests.support.tune_jobs import driver_of
@@ -117,3 +118,47 @@ async def test_trials_of_two_workers_are_exported_and_registered(client: fw.Clie
     run = (await client.trainer.GetRun(pb.GetRunRequest(name=result.best[0].run))).run
     assert {one.name for one in run.artifacts} == {"model.onnx", "report.json", "weights.pt"}
     assert run.metrics["val_auc"] == result.best[0].values[0] > 0.6
+
+
+async def test_cancel_ends_the_trials_and_their_processes(client: fw.Client, tmp_path: Path) -> None:
+    code = "import time\n\n\ndef train(ctx):\n    ctx.log({'loss': 1.0}, 1)\n    time.sleep(600)\n"
+    (tmp_path / "train.py").write_text(code)
+    base = fw.TrainJob(function="train.py:train", source=tmp_path, experiment="late", cpus_per_worker=0.5)
+    space = {"rate": fw.FloatRange(0, 1)}
+    job = await client.start_tuning(
+        fw.TuneJob(base, space=space, minimize="loss", max_trials=9, parallel_trials=2)
+    )
+
+    async def both_run() -> bool:
+        request = pb.ListRunsRequest(parent=client.parent, filter=f"parent_run={job.run.rpartition('/')[2]}")
+        runs = (await client.trainer.ListRuns(request)).runs
+        return [dict(one.metrics) for one in runs] == [{"loss": 1.0}] * 2
+
+    await eventually(both_run, within=120)
+    assert processes("ray::run_trial")
+    await client.trainer.CancelJob(pb.CancelJobRequest(name=job.name))
+
+    async def cancelled() -> bool:
+        found = (await client.trainer.GetJob(pb.GetJobRequest(name=job.name))).job
+        return bool(found.state == job_pb2.JOB_STATE_CANCELLED)
+
+    await eventually(cancelled, within=60)
+    await eventually(lambda: not processes("ray::run_trial"), within=10)
+    assert driver_of(job.name) is None
+    trials = await client.trials(job.name)
+    assert [one.state for one in trials] == [tuning_pb2.TRIAL_STATE_CANCELLED] * 2
+    run = (await client.trainer.GetRun(pb.GetRunRequest(name=trials[0].run))).run
+    assert run.state == pb.RUN_STATE_CANCELLED
+
+
+def processes(title: str) -> list[str]:
+    """The processes whose title begins with this."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            words = (folder / "cmdline").read_bytes() if folder.name.isdecimal() else b""
+        except OSError:
+            continue
+        if words.startswith(title.encode()):
+            found.append(folder.name)
+    return found

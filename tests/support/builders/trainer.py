@@ -13,7 +13,11 @@ from flywheel_job.outcome import Artifact, MetricPoint
 from flywheel_job.recipes.tabular.spec import Hyperparameters
 from flywheel_job.tuning.settings import Direction, FloatRange, IntRange, Objective, Tpe, TuneSettings
 from flywheel_trainer.encoding.specs import spec_to_json
+from flywheel_trainer.jobs.evaluate_spec import EvaluateSpec
+from flywheel_trainer.jobs.export_spec import ExportPolicy, ExportSpec
 from flywheel_trainer.jobs.job import Job, JobName
+from flywheel_trainer.jobs.limits import Limits
+from flywheel_trainer.jobs.model_spec import ModelSource
 from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName, PipelineSpec
@@ -48,6 +52,42 @@ def tune_job(number: str = "1", **fields: Any) -> Job:
     """TUNE job `job-NUMBER` with run `run-NUMBER` in project p."""
     name, run = JobName("p", f"job-{number}"), RunName("p", f"run-{number}")
     return Job(name, TUNE_SPEC, run, kind=TuneSpec.KIND, **fields)
+
+
+EVALUATE_SPEC = EvaluateSpec(
+    "late",
+    ModelSource("projects/p/models/late/versions/2"),
+    TRAINING_SET,
+    kind="BINARY",
+    label_column="label",
+    weight_column="weight",
+    slice_columns=("origin", "carrier"),
+    start=AT,
+    end=AT + 7 * DAY,
+    champion="projects/p/models/late/versions/1",
+    costs=(1.0, 5.0),
+    threshold=0.25,
+    bootstrap_samples=0,
+    confidence=0.9,
+    seed=7,
+    record_evidence=True,
+    cpus=0.5,
+    limits=Limits(600.0),
+)
+EXPORT_SPEC = ExportSpec(
+    "late",
+    ModelSource(run="projects/p/runs/run-9"),
+    TRAINING_SET,
+    "INT8_STATIC",
+    ExportPolicy(0.0, 0.1, 0.2, 0.3),
+    10,
+    20,
+    per_channel=True,
+    start=AT,
+    seed=7,
+    cpus=2.0,
+    limits=Limits(60.0),
+)
 
 
 def job(number: str = "1", **fields: Any) -> Job:

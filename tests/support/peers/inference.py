@@ -288,3 +288,19 @@ def registry_server(servicer: Any) -> PeerServer:
 
 def feature_server(servicer: Any) -> PeerServer:
     return PeerServer(feature_pb2_grpc.add_FeatureServiceServicer_to_server, servicer)
+
+
+def want_models(registry: RegistryServicer, count: int, weights: tuple[float, ...]) -> list[str]:
+    """Makes the registry want one champion for each of many models; returns their names."""
+    served = []
+    for number in range(count):
+        model = f"projects/test/models/m{number}"
+        release = registry.release(number, weights)
+        file = registry.artifacts.pop((release.model_version.name, "model.onnx"))
+        release.release.name = f"{model}/releases/1"
+        release.release.model_version = release.model_version.name = f"{model}/versions/1"
+        registry.artifacts[release.model_version.name, "model.onnx"] = file
+        served.append(model_pb2.ServingModel(model=model, generation=1, champion=registry.reference(release)))
+    registry.desired = registry_pb2.WatchServingResponse(models=served)
+    registry.changed.set()
+    return [model.model for model in served]

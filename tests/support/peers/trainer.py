@@ -162,6 +162,7 @@ class RegistryServer(registry_pb2_grpc.RegistryServiceServicer):
         self.releases: dict[str, model_pb2.Release] = {}
         self.files: dict[tuple[str, str], bytes] = {}
         self.evidence: list[model_pb2.Evidence] = []
+        self.evaluations: list[registry_pb2.RecordEvaluationRequest] = []
         self.production = ""
         self.rejected: set[str] = set()
         self.gate_passes = True
@@ -180,6 +181,17 @@ class RegistryServer(registry_pb2_grpc.RegistryServiceServicer):
     async def GetModelVersion(self, request: Any, context: Any) -> registry_pb2.GetModelVersionResponse:
         await check_known(request.name, self.versions, context)
         return registry_pb2.GetModelVersionResponse(model_version=self.versions[request.name])
+
+    def add_version(self, files: dict[str, bytes], **fields: Any) -> str:
+        """Add a version with these files, and return its name."""
+        name = f"{MODEL}/versions/{len(self.versions) + 1}"
+        artifacts = [
+            model_pb2.Artifact(name=one, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+            for one, content in files.items()
+        ]
+        self.versions[name] = model_pb2.ModelVersion(name=name, artifacts=artifacts, **fields)
+        self.files |= {(name, one): content for one, content in files.items()}
+        return name
 
     async def CreateModelVersion(self, request: Any, context: Any) -> registry_pb2.CreateModelVersionResponse:
         await check_known(request.parent, {MODEL: None}, context)
@@ -232,6 +244,16 @@ class RegistryServer(registry_pb2_grpc.RegistryServiceServicer):
             )
 
         return await self.requests.once("PromoteModelVersion", request, context, promote)
+
+    async def RecordEvaluation(self, request: Any, context: Any) -> registry_pb2.RecordEvaluationResponse:
+        await check_known(request.name, self.versions, context)
+
+        def record() -> registry_pb2.RecordEvaluationResponse:
+            self.evaluations.append(request)
+            name = f"{request.name.partition('/versions/')[0]}/evidence/{len(self.evaluations)}"
+            return registry_pb2.RecordEvaluationResponse(evidence=model_pb2.Evidence(name=name))
+
+        return await self.requests.once("RecordEvaluation", request, context, record)
 
     async def CreateRelease(self, request: Any, context: Any) -> registry_pb2.CreateReleaseResponse:
         await check_known(request.release.model_version, self.versions, context)

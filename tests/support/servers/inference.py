@@ -23,6 +23,7 @@ from flywheel_inference.fakes.event_log import MemoryOutcomes, MemoryPredictionL
 from flywheel_inference.fakes.model_holds import MemoryModelHolds, SharedHolds
 from flywheel_inference.fakes.model_server import MemoryModelServer
 from flywheel_inference.fakes.saved_state import MemoryState
+from flywheel_inference.models.replica import Replica
 from flywheel_inference.server import Ports, build, wire
 from flywheel_inference.store.grpc.features import GrpcFeatures
 from flywheel_inference.store.grpc.registry import GrpcRegistry
@@ -179,6 +180,8 @@ class MemoryDeployment(Deployment):
         self.log, self.outcomes = MemoryPredictionLog(PARTITIONS), MemoryOutcomes()
         self.cached = MemoryCachedPredictions()
         self.holds = SharedHolds()
+        self.more_replicas: list[tuple[MemoryModelServer, MemoryModelHolds]] = []
+        """Model servers beside `models`."""
 
     async def ports(self, settings: InferenceSettings, stack: AsyncExitStack) -> Ports:
         """The adapters of one gateway."""
@@ -187,10 +190,12 @@ class MemoryDeployment(Deployment):
             for address in (settings.registry_address, settings.feature_address)
         ]
         return Ports(
-            holds=MemoryModelHolds(settings.gateway_id, self.holds),
+            replicas=[
+                Replica("memory", self.models, MemoryModelHolds(settings.gateway_id, self.holds)),
+                *(Replica(f"memory-{i}", *more) for i, more in enumerate(self.more_replicas)),
+            ],
             registry=GrpcRegistry(registry, settings.gateway_id, ""),
             features=GrpcFeatures(features),
-            models=self.models,
             saved=self.saved,
             log=self.log,
             outcomes=self.outcomes,

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 from prometheus_client import CollectorRegistry
 
 from flywheel_common.clock import SystemClock
@@ -154,12 +155,22 @@ async def postgres_monitor(dsn: str) -> AsyncIterator[LocalMonitor]:
 @asynccontextmanager
 async def served(store: Store[Any], lag: ConsumerLag | None = None) -> AsyncIterator[Any]:
     """A stub of the servicer on this store, behind its real server. The archive's bucket is `b`."""
+    async with (
+        listening(store, lag) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        yield monitor_pb2_grpc.MonitorServiceStub(channel)
+
+
+@asynccontextmanager
+async def listening(store: Store[Any], lag: ConsumerLag | None = None) -> AsyncIterator[str]:
+    """The address of that server."""
     archive = PredictionArchive(
         store, MemoryObjectStore(), ArchiveSettings("b"), ArchiveMetrics(CollectorRegistry())
     )
     servicer = MonitorServicer(store=store, archive=archive, lag=lag or MemoryLag(), pane_us=PANE_US)
     async with AsyncExitStack() as stack:
-        channel = await serving.served(
+        yield await serving.listening(
             stack,
             MonitorSettings,
             monitor_pb2_grpc.add_MonitorServiceServicer_to_server,
@@ -167,4 +178,3 @@ async def served(store: Store[Any], lag: ConsumerLag | None = None) -> AsyncIter
             service=SERVICE,
             permissions=PERMISSIONS,
         )
-        yield monitor_pb2_grpc.MonitorServiceStub(channel)

@@ -184,6 +184,7 @@ class MonitoredModel:
         sources: np.ndarray | None = None,
         segments: list[str] | None = None,
         latencies: np.ndarray | None = None,
+        subjects: list[str] | None = None,
         chunk: int = 500,
     ) -> None:
         """Send predictions as the gateway does: one record per partition and chunk."""
@@ -212,7 +213,7 @@ class MonitoredModel:
                     decisions=decisions[at].astype("u1").tobytes(),
                     sources=sources[at].astype("u1").tobytes(),
                     latencies_ms=latencies[at].astype("<f4").tobytes(),
-                    subjects=[f"s{i}" for i in at],
+                    subjects=[subjects[i] if subjects else f"s{i}" for i in at],
                     segments=[segments[i] for i in at] if segments else [],
                     entities=to_table([from_texts("flight", [ids[i] for i in at])]),
                     request_fields=to_table([from_numpy("distance", delays[at] * 2)]),

@@ -28,6 +28,7 @@ from flywheel_trainer.config import TrainerSettings
 from flywheel_trainer.fakes.engine import MemoryEngine
 from flywheel_trainer.fakes.feature import MemoryFeature
 from flywheel_trainer.fakes.jobs import MemoryJobs
+from flywheel_trainer.fakes.models import MemoryEvaluations, MemoryModels
 from flywheel_trainer.fakes.pipeline_definitions import MemoryPipelineDefinitions
 from flywheel_trainer.fakes.pipelines import MemoryPipelines
 from flywheel_trainer.fakes.policies import MemoryPolicies
@@ -126,6 +127,7 @@ def memory_ports() -> Ports:
     tracking, objects, engine = MemoryTracking(), MemoryObjectStore(), MemoryEngine()
     pipelines = MemoryPipelines(tracking)
     feature, registry, policies = MemoryFeature({}), MemoryRegistry([]), MemoryPolicies(pipelines)
+    models = MemoryModels()
     tokens = iter(range(1, 1_000_000))
 
     @asynccontextmanager
@@ -159,6 +161,8 @@ def memory_ports() -> Ports:
         registry=registry,
         weights=MemoryWeights(registry, objects, "b"),
         scoring=ScoringPeers(feature, MemoryReleases(), MemoryFeatureSets(), MemoryShapes()),
+        models=models,
+        evaluations=MemoryEvaluations(models),
         workflows=workflows,
         supervision=lambda token: MemorySupervision(tracking, token),
         run_in_one_replica=run_in_one_replica,

@@ -7,15 +7,15 @@ from contextlib import ExitStack
 import pytest
 
 from flywheel_common.context import ANONYMOUS, Principal
-from flywheel_inference.prediction.admission import Admission
+from flywheel_inference.prediction.admission import HIGH, LOW, NORMAL, UNSPECIFIED, Admission
 from flywheel_inference.prediction.errors import TooManyPredictions
 
 A, B = Principal("a"), Principal("b")
 
 
-def refused(admission: Admission, model: str, caller: Principal) -> bool:
+def refused(admission: Admission, model: str, caller: Principal, priority: int = NORMAL) -> bool:
     try:
-        with admission.admitted(model, caller):
+        with admission.admitted(model, caller, priority):
             return False
     except TooManyPredictions as error:
         return bool(error.retry_after_seconds)
@@ -50,3 +50,29 @@ def test_in_open_mode_callers_share_the_limit_of_the_gateway() -> None:
     admission = Admission(max_in_flight=3, max_per_model=3, max_per_caller=1)
     with admission.admitted("m", ANONYMOUS), admission.admitted("m", ANONYMOUS):
         assert not refused(admission, "m", ANONYMOUS)
+
+
+def test_lower_priorities_are_refused_first() -> None:
+    admission = Admission(
+        max_in_flight=10, max_per_model=10, max_per_caller=10, low_share=0.5, normal_share=0.9
+    )
+    accepted: dict[int, list[int]] = {LOW: [], NORMAL: [], UNSPECIFIED: [], HIGH: []}
+    with ExitStack() as running:
+        for taken in range(10):
+            for priority, places in accepted.items():
+                try:
+                    with admission.admitted("m", A, priority):
+                        places.append(taken)
+                except TooManyPredictions:
+                    pass
+            running.enter_context(admission.admitted("m", A, HIGH))
+        assert refused(admission, "m", B)
+    assert accepted[LOW] == [0, 1, 2, 3, 4]
+    assert accepted[NORMAL] == accepted[UNSPECIFIED] == list(range(9))
+    assert accepted[HIGH] == list(range(10))
+
+
+def test_a_priority_of_a_newer_client_counts_as_normal() -> None:
+    admission = Admission(max_in_flight=2, max_per_model=2, max_per_caller=2, normal_share=0.5)
+    with admission.admitted("m", A, HIGH):
+        assert refused(admission, "m", A, 17)

@@ -18,6 +18,8 @@ from flywheel_inference.fakes.model_server import MemoryModelServer
 from flywheel_inference.fakes.saved_state import MemoryState
 from flywheel_inference.models.errors import ModelRefused
 from flywheel_inference.models.loader import ReleaseLoader
+from flywheel_inference.models.replica import Replica
+from flywheel_inference.models.replicas import Replicas
 from flywheel_inference.releases.release import FeatureSetContract
 from tests.support.builders.inference import run_onnx
 from tests.support.builders.kinds import KINDS
@@ -56,7 +58,8 @@ class Peers:
 def loader(models: Strict, registry: RegistryServicer) -> ReleaseLoader:
     peers: Any = Peers(registry)
     holds = MemoryModelHolds("gateway", SharedHolds())
-    return ReleaseLoader(peers, peers, MemoryState(), models, holds, backend="onnxruntime")
+    replicas = Replicas([Replica("memory", models, holds, backend="onnxruntime")])
+    return ReleaseLoader(peers, peers, MemoryState(), replicas)
 
 
 @pytest.mark.parametrize(

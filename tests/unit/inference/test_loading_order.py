@@ -44,6 +44,26 @@ def test_champions_with_traffic_come_first() -> None:
     assert sorted(order[3:]) == ["busy/3", "quiet/0"]
 
 
+async def test_others_get_one_place_while_releases_with_recent_traffic_are_loaded() -> None:
+    state = ServingState()
+    state.accept([DesiredModel(str(n), 1, release(f"{n}/1")) for n in range(20)])
+    for name, when in (("3/1", 990.0), ("7/1", 995.0), ("11/1", 930.0)):
+        asked(state, name, when)
+    first = state.due_for_loading(1000.0, 8)
+    assert [tracked.spec.name for tracked in first] == ["7/1", "3/1", "11/1"]
+    loading = asyncio.create_task(asyncio.sleep(60))
+    for tracked in first:
+        tracked.task = loading
+    assert names(state, 8) == []
+    first[2].task = None
+    first[2].retry_at = 2000.0
+    assert names(state, 8) == ["0/1"], "a release that fails does not hold the others up"
+    for tracked in first:
+        tracked.task, tracked.retry_at = None, 2000.0
+    assert len(names(state, 8)) == 8
+    loading.cancel()
+
+
 async def test_at_most_some_releases_are_loaded_at_once() -> None:
     state = ServingState()
     state.accept([DesiredModel(str(n), 1, release(f"{n}/1")) for n in range(20)])
@@ -77,3 +97,10 @@ def test_a_first_release_is_loaded_and_reported_before_it_serves() -> None:
     state.accept([replace(first, generation=2, champion=first.challenger, challenger=None)])
     assert {model: 2} == state.apply()
     assert "first" == state.route(model).champion.spec.name
+
+
+def test_the_champion_is_not_dropped_with_its_old_warm_entry() -> None:
+    state = ServingState()
+    state.accept([DesiredModel("m", 1, LOG_SPEC, warm=(LOG_SPEC,), warm_since=(100.0,))])
+    state.drop_warm(before=101.0)
+    assert [tracked.spec for tracked in state.due_for_loading(1000.0, 8)] == [LOG_SPEC]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from flywheel_inference.models.replicas import Replicas
 from flywheel_inference.serving.desired_models import DesiredModels
 from flywheel_inference.serving.desired_state import DesiredChange, Reference, RoutedModel
 from flywheel_inference.serving.reconciler import Reconciler
@@ -44,14 +45,23 @@ class Registry:
     async def report(self, *_: Any) -> None: ...
 
 
+class Everything(Replicas):
+    """Has every model."""
+
+    up = True
+
+    def has(self, name: str) -> bool:
+        return True
+
+
 class Loader:
     """Loads at once."""
 
-    async def load(self, spec: Any) -> Any:
-        return SimpleNamespace()
+    def __init__(self) -> None:
+        self.replicas = Everything([])
 
-    async def is_loaded(self, model: str) -> bool:
-        return True
+    async def load(self, spec: Any, *, answers: bool) -> Any:
+        return SimpleNamespace(), None
 
 
 class Saved:

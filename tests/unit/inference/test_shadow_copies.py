@@ -12,6 +12,7 @@ from flywheel_common.errors import Unavailable
 from flywheel_common.scoring.feature_block import FeatureBlock, FeatureColumn
 from flywheel_inference.prediction.shadow import ShadowCopies
 from flywheel_inference.prediction_log.rows import LogRows
+from flywheel_inference.releases.serving_policy import ServingPolicy
 from flywheel_protos.types.v1 import value_pb2
 from tests.support.builders.inference import LOG_CONTRACT, LOG_SPEC, log_request
 from tests.support.eventually import eventually
@@ -33,6 +34,7 @@ class Challenger:
             signature=LOG_SPEC.signature,
             segment_keys=(),
             segment_thresholds={},
+            serving=ServingPolicy(),
         )
         self.contract = LOG_CONTRACT
         self.answers = asyncio.Event()

@@ -20,6 +20,7 @@ from flywheel_common.signature import (
     TensorSpec,
 )
 from flywheel_inference.models.triton_config import Backend, load_request, model_name
+from flywheel_inference.releases.serving_policy import Placement
 
 SEVEN = Signature(tuple(InputSpec(f"a__x{i}", FLOAT64) for i in range(7)))
 ONE = np.zeros((3, 1), np.float32)
@@ -27,13 +28,13 @@ ONE = np.zeros((3, 1), np.float32)
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "python"])
 def test_both_backends_get_the_same_tensors_batching_and_digest(backend: Backend) -> None:
-    config, files = load_request("p.m.v3", SEVEN, ONE, b"onnx", "abc", backend=backend, instances=2)
+    config, files = load_request("p.m.v3", SEVEN, ONE, b"onnx", "abc", backend=backend)
     parsed = json.loads(config)
     assert (parsed["name"], parsed["backend"]) == ("p.m.v3", backend)
     assert parsed["input"] == [{"name": "INPUT", "data_type": "TYPE_FP32", "dims": [7]}]
     assert parsed["output"] == [{"name": "SCORE", "data_type": "TYPE_FP32", "dims": [1]}]
     assert parsed["dynamic_batching"] == {}
-    assert parsed["instance_group"] == [{"kind": "KIND_CPU", "count": 2}]
+    assert parsed["instance_group"] == [{"kind": "KIND_CPU", "count": 1}]
     assert parsed["parameters"]["sha256"] == {"string_value": "abc"}
     assert files["file:1/model.onnx"] == b"onnx"
     assert ("file:1/model.py" in files) == (backend == "python")
@@ -72,3 +73,19 @@ def test_model_py_compiles() -> None:
 
 def test_model_names_contain_project_model_and_version() -> None:
     assert model_name("default", "late-arrival", 42) == "default.late-arrival.v42"
+
+
+def test_a_placement_chooses_processor_instances_and_batches() -> None:
+    placement = Placement(gpu=True, instances=3, max_batch_rows=64, max_queue_delay_micros=500)
+    config, files = load_request("m", SEVEN, ONE, b"", "", backend="python", placement=placement)
+    parsed = json.loads(config)
+    assert parsed["instance_group"] == [{"kind": "KIND_GPU", "count": 3}]
+    assert parsed["max_batch_size"] == 64
+    assert parsed["dynamic_batching"] == {"max_queue_delay_microseconds": 500}
+    compile(files["file:1/model.py"], "model.py", "exec")
+
+
+def test_versions_with_different_placements_are_different_models() -> None:
+    suffixes = {Placement(**changes).suffix for changes in ({}, {"gpu": True}, {"instances": 2})}
+    assert len(suffixes) == 3 and "" in suffixes
+    assert all(suffix == "" or suffix.startswith(".") for suffix in suffixes)

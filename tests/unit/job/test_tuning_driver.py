@@ -6,14 +6,16 @@ import random
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import fs
 
 from flywheel_job import objects
+from flywheel_job.errors import InvalidFunction
 from flywheel_job.launch import LaunchSpec, Segment, Source
 from flywheel_job.outcome import Outcome
-from flywheel_job.tuning.driver import Study, conclude, last_values
+from flywheel_job.tuning.driver import Ended, Lost, Reported, Study, conclude, last_values
 from flywheel_job.tuning.launch import TuneLaunch
 from flywheel_job.tuning.settings import (
     Constraint,
@@ -264,6 +266,66 @@ def test_code_that_ends_before_its_segment_fails(tmp_path: Path) -> None:
     sys.modules.pop("train", None)
     assert outcome.error_reason == "NO_SUCCESSFUL_TRIAL"
     assert "SEGMENT_NOT_REACHED" in outcome.error_message
+
+
+def code_job(store: fs.FileSystem, **fields: Any) -> LaunchSpec:
+    """CODE as the base of a tuning job."""
+    source = archive({"train.py": CODE})
+    objects.write(store, "s3://b/source", source)
+    return replace(BASE, function="train.py:train", source=Source("s3://b/source", digest(source)), **fields)
+
+
+def test_a_trial_that_was_killed_after_its_last_checkpoint_is_repeated(tmp_path: Path) -> None:
+    """Its code restores that checkpoint, trains no further step, and logs nothing."""
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    base = code_job(store, params={"steps": 10})
+    chosen = settings(space={"rate": FloatRange(0.01, 0.2)}, algorithm=RandomSearch(), max_trials=2)
+    stored, found = StoredTrials({2: "before"}, store), []
+    for _ in range(2):
+        try:
+            outcome = conclude(Study(TuneLaunch(base, chosen), stored, CodeWorkers(store), Points()))
+            assert outcome.succeeded, outcome.error_message
+        except Killed:
+            assert objects.files_under(store, "s3://b/checkpoints/trials/0")
+        finally:
+            sys.modules.pop("train", None)
+        found.append(stored.load())
+    assert [trial.state for trial in found[0]] == [TrialState.RUNNING]
+    assert [trial.state for trial in found[1]] == [TrialState.SUCCEEDED] * 2
+
+
+def test_a_lost_segment_begins_from_the_checkpoint_before_it(tmp_path: Path) -> None:
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    base = code_job(store, params={"steps": 100})
+    chosen = settings(space={"rate": FloatRange(0.01, 0.2)}, algorithm=Population(2, 10, 2), max_trials=0)
+
+    class LosingWorkers(CodeWorkers):
+        """Its first piece runs to its end, and then its process is lost."""
+
+        lost = False
+
+        def wait(self) -> Reported | Ended | Lost:
+            event = super().wait()
+            if self.lost:
+                return event
+            self.lost = True
+            return Lost(event.number, "killed")
+
+    found = []
+    for workers in (CodeWorkers(store), LosingWorkers(store)):
+        stored = StoredTrials(store=store)
+        outcome = conclude(Study(TuneLaunch(base, chosen), stored, workers, Points()))
+        sys.modules.pop("train", None)
+        assert outcome.succeeded, outcome.error_message
+        found.append(stored.load())
+    assert found[0] == found[1]
+
+
+def test_an_error_of_every_trial_ends_the_job_at_once() -> None:
+    outcome, trials = tune(settings(), lambda _: InvalidFunction("There is no module 'train'."))
+    assert outcome.error_reason == "INVALID_FUNCTION"
+    assert outcome.error_message == "There is no module 'train'."
+    assert [trial.error_reason for trial in trials] == ["INVALID_FUNCTION"]
 
 
 def archive(files: dict[str, str]) -> bytes:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flywheel_monitor.windows.support import covered
 from flywheel_registry.policies.rollout_policy import RolloutPolicy, StepOverride
-from flywheel_registry.rollouts.comparison import Comparison, Variant
+from flywheel_registry.rollouts.comparison import Comparison, ExperimentVerdict, Variant
 from flywheel_registry.rollouts.decision import decide
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
 from flywheel_registry.rollouts.verdict import Decision, Verdict
@@ -111,7 +111,7 @@ def test_only_a_crossed_quality_bound_rejects(progress: Progress, seen: Comparis
     policy = replace(POLICY, max_error_rate=0.01, max_p99_ms=5.0, max_score_shift=0.1)
     for bad in (
         replace(seen, challenger=replace(seen.challenger, error_rate=0.9)),
-        replace(seen, challenger=replace(seen.challenger, latency_p99_ms=100.0)),
+        replace(seen, p99_lower_ms=100.0),
         replace(seen, score_shift=3.0),
     ):
         assert not judged(bad, policy, progress).rejects
@@ -153,10 +153,39 @@ def test_an_ab_test_waits_for_its_verdict_but_not_past_a_guardrail() -> None:
 
 
 @pytest.mark.parametrize(
+    ("verdict", "decision"),
+    [
+        ("CONTINUE", Decision.HOLD),
+        ("SHIP", Decision.ADVANCE),
+        ("ROLL_BACK", Decision.ROLL_BACK),
+        ("UNSPECIFIED", Decision.HOLD),
+    ],
+)
+def test_the_verdict_of_its_experiment_decides_an_ab_test(verdict: str, decision: Decision) -> None:
+    policy = replace(POLICY, canary_percents=(50.0,), until_verdict=True, max_error_rate=0.05).check()
+    experiment = ExperimentVerdict("projects/p/models/late/experiments/price", verdict, "buys +3 %")
+    seen = replace(evidence(0.5), experiment=experiment)
+    found = judged(seen, policy, Progress(RolloutState.CANARY, 50.0, 1))
+    assert (decision, False) == (found.decision, found.rejects)
+    assert f"{experiment.experiment}: {verdict}: buys +3 %" in found.reason
+    broken = replace(seen, challenger=replace(seen.challenger, error_rate=0.5))
+    guarded = judged(broken, policy, Progress(RolloutState.CANARY, 50.0, 1))
+    assert guarded.decision is Decision.ROLL_BACK and "error rate" in guarded.reason
+    for progress in (SHADOW, CANARY):
+        assert judged(seen, POLICY, progress) == judged(replace(seen, experiment=None), POLICY, progress)
+
+
+@pytest.mark.parametrize(
     ("field", "limit", "good", "bad"),
     [
         ("max_error_rate", 0.05, evidence(error_rate=0.055), evidence(error_rate=0.1)),
-        ("max_p99_ms", 20.0, evidence(latency_p99_ms=20.0), evidence(latency_p99_ms=20.1)),
+        # Not the percentile of the sample breaches, but its lower bound.
+        (
+            "max_p99_ms",
+            20.0,
+            replace(evidence(latency_p99_ms=99.0), p99_lower_ms=20.0),
+            replace(evidence(latency_p99_ms=99.0), p99_lower_ms=20.1),
+        ),
         # Standard error of the difference: sqrt(1/10000 + 1/1000) = 0.03317. After 1000 rows the half-width
         # is 3.364 (rho = 25, shadow) or 3.448 (rho = 12.5, canary) of them: 0.1116 or 0.1144.
         (

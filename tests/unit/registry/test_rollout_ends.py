@@ -13,7 +13,7 @@ import pytest
 from flywheel_registry.events.lifecycle import RolloutChanged
 from flywheel_registry.fakes.store import MemoryStore
 from flywheel_registry.policies.rollout_policy import RolloutPolicy, StepOverride
-from flywheel_registry.rollouts.comparison import Comparison, Variant
+from flywheel_registry.rollouts.comparison import Comparison, ExperimentVerdict, Variant
 from flywheel_registry.rollouts.errors import NotAnExperiment
 from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.rollouts.stalls import Stalls
@@ -157,7 +157,9 @@ async def test_a_skip_late_in_a_bake_gives_the_next_step_no_time_or_evidence() -
 
 async def test_a_latency_outage_in_shadow_ends_the_rollout_only() -> None:
     simulation, rollout = await in_shadow(replace(POLICY, max_p99_ms=50.0))
-    simulation.monitor.default = replace(GOOD, challenger=replace(GOOD.challenger, latency_p99_ms=900.0))
+    simulation.monitor.default = replace(
+        GOOD, challenger=replace(GOOD.challenger, latency_p99_ms=900.0), p99_lower_ms=850.0
+    )
     await simulation.ticks(60)
     await assert_ended(simulation, rollout, RolloutState.REFUSED, "p99 latency 900 ms")
 
@@ -229,6 +231,25 @@ async def test_an_ab_test_keeps_its_split_for_weeks_until_its_verdict(decision: 
     ships = decision is Decision.ADVANCE
     assert (RolloutState.PROMOTED if ships else RolloutState.ROLLED_BACK) is ended.progress.state
     assert (Stage.PRODUCTION if ships else Stage.CANDIDATE) is await simulation.stage(2)
+
+
+@pytest.mark.parametrize("verdict", ["SHIP", "ROLL_BACK"])
+async def test_the_verdict_of_the_experiment_ends_an_ab_test(verdict: str) -> None:
+    policy = RolloutPolicy(canary_percents=(50.0,), until_verdict=True, max_step_seconds=60 * DAY)
+    simulation, rollout = await started(policy)
+    says = ExperimentVerdict(f"{LATE}/experiments/price", "CONTINUE", "3.0 of 14 days of event time")
+    simulation.monitor.default = replace(WORSE, experiment=says)
+    await simulation.ticks(21 * DAY, every=DAY)
+    running = await simulation.rollout(rollout.number)
+    assert ("CANARY", 50.0) == (running.progress.state, running.progress.challenger_percent)
+    assert "3.0 of 14 days" in running.reason
+    simulation.monitor.default = replace(WORSE, experiment=replace(says, verdict=verdict))
+    await simulation.ticks(60)
+    ended = await simulation.rollout(rollout.number)
+    ships = verdict == "SHIP"
+    assert (RolloutState.PROMOTED if ships else RolloutState.ROLLED_BACK) is ended.progress.state
+    assert (Stage.PRODUCTION if ships else Stage.CANDIDATE) is await simulation.stage(2)
+    assert says.experiment in ended.reason
 
 
 async def beside_another(simulation: Simulation) -> tuple[Simulation, Rollout]:

@@ -143,7 +143,8 @@ class Pipeline:
 
     async def _enter(self, state: _Running, context: Any) -> Call:
         authorization = traceparent = named = ""
-        for key, value in context.invocation_metadata() or ():
+        metadata = context.invocation_metadata() or ()
+        for key, value in metadata:
             if key == "traceparent":
                 traceparent = value
             elif key == "authorization":
@@ -152,6 +153,7 @@ class Pipeline:
                 named = value[:_MAX_ACTOR]
         traceparent, state.span = self._tracing.start_server_span(state.method, traceparent)
         call = state.call = Call(state.method, ANONYMOUS, "", None, traceparent)
+        call.metadata = metadata
         current_call.set(call)
         if self._authenticator.open:
             call.actor = named

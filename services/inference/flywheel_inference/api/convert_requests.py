@@ -43,6 +43,7 @@ class ProtoCall:
         "include_features",
         "model",
         "prediction_id",
+        "priority",
         "size_bytes",
         "subject",
         "variant",
@@ -60,6 +61,7 @@ class ProtoCall:
             )
         self.model = request.model
         self.variant = variant
+        self.priority: int = request.priority
         self.subject = check_text(request.subject, "subject")
         self.prediction_id = check_text(request.prediction_id, "prediction_id")
         self.include_features = request.include_features

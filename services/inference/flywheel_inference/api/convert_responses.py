@@ -27,7 +27,7 @@ def to_response(answer: Answer) -> pb.PredictResponse:
         release=spec.name,
         role=answer.role,  # type: ignore[arg-type]
         source=answer.source,  # type: ignore[arg-type]
-        degraded=scored is None,
+        degraded=bool(answer.reason),
         degraded_reason=answer.reason,
         output_kind=int(output.kind),  # type: ignore[arg-type]
     )

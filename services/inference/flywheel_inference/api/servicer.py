@@ -6,6 +6,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from typing import Any
 
+from flywheel_common.context import call_metadata
 from flywheel_common.errors import FlywheelError
 from flywheel_common.event_time import EventTimeBound
 from flywheel_common.grpc.answer_stream import answered_when_ready
@@ -58,7 +59,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._event_times = event_times
 
     async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
-        call = ProtoCall(request, self._event_times, forced_variant(context.invocation_metadata()))
+        call = ProtoCall(request, self._event_times, forced_variant(call_metadata()))
         return to_response(await self._predictor.predict(call))
 
     async def BatchPredict(self, request: pb.BatchPredictRequest, context: Any) -> pb.BatchPredictResponse:

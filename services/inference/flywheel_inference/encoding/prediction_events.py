@@ -60,6 +60,9 @@ class _JoinedRows:
         self._decisions = np.concatenate([part.decisions for part in rows])
         self._sources = np.concatenate([part.sources for part in rows])
         self._latencies = np.concatenate([part.latencies_ms for part in rows])
+        # Rows of one group have one release, so all have costs or none has.
+        costs = [part.costs for part in rows if part.costs is not None]
+        self._costs = np.concatenate(costs) if costs else None
         sizes = [len(part.requests) for part in rows]
         self._reasons = _texts([part.reasons for part in rows], sizes)
         self._not_yet_valid = _texts([part.not_yet_valid for part in rows], sizes)
@@ -89,6 +92,7 @@ class _JoinedRows:
             decisions=self._decisions[index].astype(np.uint8).tobytes(),
             sources=self._sources[index].astype(np.uint8).tobytes(),
             latencies_ms=self._latencies[index].astype("<f4").tobytes(),
+            costs=self._costs[index].astype("<f4").tobytes() if self._costs is not None else b"",
             subjects=[request.subject for request in requests],
             segments=segments if first.spec.segment_keys else [],
             error_reasons=[self._reasons[i] for i in index.tolist()] if self._reasons else [],

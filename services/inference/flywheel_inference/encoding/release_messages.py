@@ -13,6 +13,7 @@ from flywheel_common.scoring.rules import scoring_rules
 from flywheel_common.signature import OutputKind, OutputSpec, Signature
 from flywheel_common.signature_messages import tensor_array
 from flywheel_common.tensors import TENSOR_DTYPES
+from flywheel_inference.encoding.serving_policy_messages import serving_policy
 from flywheel_inference.models.triton_config import model_name
 from flywheel_inference.releases.release import ArtifactSpec, FallbackPolicy, GoldenRows, ReleaseSpec
 from flywheel_protos.registry.v1 import model_pb2
@@ -27,12 +28,14 @@ def release_spec(message: model_pb2.ServingRelease, digest: str) -> ReleaseSpec:
     parts = VERSION_NAME.parse(version.name)
     rules = scoring_rules(release, version.signature)
     signature = rules.signature
+    serving = serving_policy(release.serving_policy)
     return ReleaseSpec(
         name=release.name,
         digest=digest,
         model=f"projects/{parts['project']}/models/{parts['model']}",
         model_version=version.name,
-        triton_model=model_name(str(parts["project"]), str(parts["model"]), int(parts["version"])),
+        triton_model=model_name(str(parts["project"]), str(parts["model"]), int(parts["version"]))
+        + serving.placement.suffix,
         feature_set=release.feature_set,
         signature=signature,
         artifacts=tuple(ArtifactSpec(a.name, a.size_bytes, a.sha256.lower()) for a in version.artifacts),
@@ -43,6 +46,7 @@ def release_spec(message: model_pb2.ServingRelease, digest: str) -> ReleaseSpec:
         fallback=_fallback(release.fallback, signature.output),
         segment_keys=rules.segment_keys,
         policies=rules.policies,
+        serving=serving,
     )
 
 

@@ -47,6 +47,7 @@ def _routed(message: model_pb2.ServingModel) -> RoutedModel:
         shadow_percent=message.shadow_percent,
         challenger_percent=message.challenger_percent,
         warm=tuple(one for one in map(_reference, message.warm) if one is not None),
+        warm_since=tuple(time.ToMicroseconds() / 1e6 for time in message.warm_since),
         variants=tuple(
             Variant(
                 one.name, Reference(one.release.release, one.release.digest), one.percent, one.shadow_percent

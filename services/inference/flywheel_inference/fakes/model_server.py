@@ -26,13 +26,14 @@ class MemoryModelServer:
     """`models.ModelControl`. `run` computes the output tensor of a name from a model file and its inputs.
 
     `run` is tried when a model is loaded; it raises ValueError when the file is no model with these tensors.
-    `down`: calls raise Unavailable.
+    `down`: calls raise Unavailable. `loads`: models loaded so far.
     """
 
     def __init__(self, run: Callable[[bytes, Tensors, str], Array]) -> None:
         self._run = run
-        self._loaded: dict[str, tuple[str, bytes]] = {}
+        self._loaded: dict[str, tuple[str, bytes, int]] = {}
         self.down = False
+        self.loads = 0
 
     async def load(self, name: str, config: str, files: Mapping[str, bytes], timeout: float) -> None:
         self._check_up()
@@ -42,11 +43,16 @@ class MemoryModelServer:
         found = self._output(name, file, {t["name"]: _one_row(t) for t in declared["input"]}, output["name"])
         if found.dtype != _DTYPES[output["data_type"]]:
             raise ModelRefused(f"{name} returns {found.dtype}, its config has {output['data_type']}.")
-        self._loaded[name] = declared["parameters"][DIGEST]["string_value"], file
+        self.loads += 1
+        digest = declared["parameters"][DIGEST]["string_value"]
+        self._loaded[name] = digest, file, declared["max_batch_size"]
 
     async def unload(self, name: str, timeout: float) -> None:
         self._check_up()
         self._loaded.pop(name, None)
+
+    async def check_live(self, timeout: float) -> None:
+        self._check_up()
 
     async def is_loaded(self, name: str, timeout: float) -> bool:
         self._check_up()
@@ -60,8 +66,11 @@ class MemoryModelServer:
         self._check_up()
         if name not in self._loaded:
             raise ModelNotLoaded(f"There is no model {name}.")
-        found = self._output(name, self._loaded[name][1], tensors, output.tensor)
-        return output_values(output, found, len(next(iter(tensors.values()))))
+        _, file, max_rows = self._loaded[name]
+        rows = len(next(iter(tensors.values())))
+        if rows > max_rows:
+            raise ModelRefused(f"{name} gets at most {max_rows} rows at once.")
+        return output_values(output, self._output(name, file, tensors, output.tensor), rows)
 
     def _output(self, name: str, file: bytes, tensors: Tensors, output: str) -> Array:
         try:

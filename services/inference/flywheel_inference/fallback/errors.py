@@ -73,6 +73,13 @@ class BadScore(CannotScore):
     remedy = "Check the model with the features of the logged request."
 
 
+class NoCachedPrediction(CannotScore):
+    """The release is in cost mode, the request fulfils no rule, and there is no batch prediction for it."""
+
+    reason = "NO_CACHED_PREDICTION"
+    remedy = "Score the entity with a batch prediction, or extend the rules of the release's cost mode."
+
+
 class NoFallback(Unavailable):
     """The model cannot answer, and no fallback of the release applies."""
 

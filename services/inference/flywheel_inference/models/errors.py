@@ -12,6 +12,13 @@ class NoModelFile(FailedPrecondition):
     remedy = "Register a version with an artifact named model.onnx."
 
 
+class UnknownRuleField(FailedPrecondition):
+    """A rule of the release's cost mode names a field that its feature set neither has as a key nor reads."""
+
+    reason = "UNKNOWN_RULE_FIELD"
+    remedy = "Create a release whose rules name join keys or request fields of its feature set."
+
+
 class NoGoldenRows(FailedPrecondition):
     """The model version has no golden rows, so the gateway cannot verify it."""
 

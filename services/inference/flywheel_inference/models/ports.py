@@ -87,6 +87,10 @@ class ModelControl(ModelServer, Protocol):
         """Unloads a model. Does nothing when it is not loaded."""
         ...
 
+    async def check_live(self, timeout: float) -> None:
+        """Returns when the server answers."""
+        ...
+
     async def is_loaded(self, name: str, timeout: float) -> bool: ...
 
     async def loaded_digest(self, name: str, timeout: float) -> str:

@@ -12,11 +12,11 @@ from typing import Literal
 
 from flywheel_common.arrays import Array
 from flywheel_common.signature import BOOL, FLOAT32, FLOAT64, INT64, STRING, Signature
+from flywheel_inference.releases.serving_policy import DEFAULT_PLACEMENT, Placement
 
 Backend = Literal["onnxruntime", "python"]
 
 MODEL_FILE = "model.onnx"
-MAX_BATCH_ROWS = 1024
 DIGEST = "sha256"
 """Config parameter with the hexadecimal SHA-256 digest of the model file."""
 ONE_THREAD: dict[str, object] = {
@@ -48,23 +48,26 @@ def load_request(
     sha256: str,
     *,
     backend: Backend,
-    instances: int = 1,
+    placement: Placement = DEFAULT_PLACEMENT,
 ) -> tuple[str, dict[str, bytes]]:
-    """The config (JSON) and the files of a RepositoryModelLoad request. Batching is dynamic without a queue
-    delay: requests that arrive while an instance is busy form its next batch. `golden_output` [rows, …]
-    float32 or float64: type and shape of the output.
+    """The config (JSON) and the files of a RepositoryModelLoad request. Batching is dynamic, without a queue
+    delay unless `placement` has one: requests that arrive while an instance is busy form its next batch.
+    `golden_output` [rows, …] float32 or float64: type and shape of the output.
 
     The digest is part of the config because Triton does not reload a model whose config is unchanged, even
     when its files changed.
     """
+    delay = placement.max_queue_delay_micros
     output_type = FLOAT64 if golden_output.dtype.itemsize == 8 else FLOAT32
     config: dict[str, object] = {
         "name": name,
-        "max_batch_size": MAX_BATCH_ROWS,
+        "max_batch_size": placement.max_batch_rows,
         "input": [_tensor(t.name, t.data_type, t.shape) for t in signature.input_tensors],
         "output": [_tensor(signature.output.tensor, output_type, golden_output.shape[1:])],
-        "instance_group": [{"kind": "KIND_CPU", "count": instances}],
-        "dynamic_batching": {},
+        "instance_group": [
+            {"kind": "KIND_GPU" if placement.gpu else "KIND_CPU", "count": max(placement.instances, 1)}
+        ],
+        "dynamic_batching": {"max_queue_delay_microseconds": delay} if delay else {},
         "parameters": {DIGEST: {"string_value": sha256}, **THREADS[backend]},
     }
     files = {f"file:1/{MODEL_FILE}": onnx}
@@ -120,8 +123,14 @@ class TritonPythonModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
+        providers = ["CPUExecutionProvider"]
+        if args["model_instance_kind"] == "GPU":
+            if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+                raise pb_utils.TritonModelException("the Python environment has no ONNX Runtime for GPUs")
+            device = {"device_id": args["model_instance_device_id"]}
+            providers = [("CUDAExecutionProvider", device), *providers]
         path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         check("inputs", config["input"], self._session.get_inputs())
         check("outputs", config["output"], self._session.get_outputs())
         self._inputs = [(tensor["name"], tensor["data_type"] == "TYPE_STRING") for tensor in config["input"]]

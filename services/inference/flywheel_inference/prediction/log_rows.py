@@ -27,10 +27,11 @@ def log_rows(
     sources: npt.NDArray[np.uint8],
     latencies_ms: npt.NDArray[np.float32],
     reasons: Sequence[str] = (),
+    cost: float | None = None,
 ) -> LogRows:
     """Rows of one release in one role; `values` [rows, width]. The requests have one contract, which is not
     the release's when they lack what the release needs. `block`: features of the requests; None: none were
-    read."""
+    read. `cost`: of each answer; None: not measured."""
     contract = requests[0].contract
     return LogRows(
         spec=scorer.spec,
@@ -45,6 +46,7 @@ def log_rows(
         sources=sources,
         latencies_ms=latencies_ms,
         reasons=list(reasons),
+        costs=np.full(len(requests), cost, np.float32) if cost is not None else None,
         applied=block.applied if block is not None else (),
         not_yet_valid=block.not_yet_valid() if block is not None else (),
     )

@@ -14,8 +14,8 @@ from flywheel_common.context import current_principal, left_seconds
 from flywheel_common.errors import InvalidArgument
 from flywheel_common.scoring.cached_prediction import joined_keys
 from flywheel_inference.batching.batcher import Expired
-from flywheel_inference.fallback.choice import ERROR, MODEL, choose_fallback
-from flywheel_inference.fallback.errors import BudgetExceeded, CannotScore, NoFallback
+from flywheel_inference.fallback.choice import CACHED, ERROR, MODEL, choose_fallback
+from flywheel_inference.fallback.errors import BudgetExceeded, CannotScore, NoCachedPrediction, NoFallback
 from flywheel_inference.prediction.admission import Admission
 from flywheel_inference.prediction.log_rows import log_rows
 from flywheel_inference.prediction.ports import CachedPredictions, Measures, Routes
@@ -87,7 +87,7 @@ class Predictor:
         RELEASE_NOT_READY."""
         started = time.perf_counter()
         route = self._routes.route(call.model)
-        with self._admission.admitted(call.model, current_principal()):
+        with self._admission.admitted(call.model, current_principal(), call.priority):
             return await self._predict(route, call, started)
 
     async def _predict(self, route: Route[ReleaseScorer], call: PredictCall, started: float) -> Answer:
@@ -145,6 +145,9 @@ class Predictor:
         return bound
 
     async def _score(self, scorer: ReleaseScorer, request: RoutedRequest, deadline: float) -> Answer:
+        mode = scorer.spec.serving.cost_mode
+        if mode is not None and not mode.worth_the_model(request.named_values()):
+            return await self._fall_back(scorer, request, NoCachedPrediction.reason, by_cost_mode=True)
         try:
             scored = await scorer.score(request, deadline)
         except CannotScore as error:
@@ -189,6 +192,7 @@ class Predictor:
             values[0] = found
         scores = spec.scores(values)
         decisions = spec.decisions(scores, thresholds_of(spec, [request]))
+        cost = spec.serving.cost
         self._log.offer(
             log_rows(
                 scorer,
@@ -200,7 +204,8 @@ class Predictor:
                 decisions=decisions,
                 sources=np.array([source], np.uint8),
                 latencies_ms=np.array([total_ms], np.float32),
-                reasons=[reason],
+                reasons=[reason] if reason else (),
+                cost=cost.of_answer() if cost is not None else None,
             )
         )
         self._measures.answered(spec.model, role, source, reason, total_ms)
@@ -210,6 +215,8 @@ class Predictor:
         """Logs a scored batch before its callers get their answers, and offers its shadow copies."""
         now = time.perf_counter()
         self._measures.batch(len(requests), batch.features_ms, batch.model_ms)
+        cost = scorer.spec.serving.cost
+        each = cost.of_answer(batch.model_ms, len(requests)) if cost is not None else None
         # Almost always a single group; several only in a batch during which the generation changes.
         for (role, step), rows in _grouped(requests, lambda r: (r.role, r.step)).items():
             single = len(rows) == len(requests)
@@ -226,6 +233,7 @@ class Predictor:
                     decisions=part.decisions,
                     sources=np.full(len(rows), MODEL, np.uint8),
                     latencies_ms=np.array([(now - r.started) * 1e3 for r in of_part], np.float32),
+                    cost=each,
                 )
             )
         copies: dict[tuple[ReleaseScorer, RolloutStep], list[int]] = {}
@@ -236,12 +244,17 @@ class Predictor:
             block = batch.block if len(rows) == len(requests) else batch.block.take(np.array(rows))
             self._shadow.offer(shadow, step, [requests[row] for row in rows], block)
 
-    async def _fall_back(self, scorer: ReleaseScorer, request: RoutedRequest, reason: str) -> Answer:
+    async def _fall_back(
+        self, scorer: ReleaseScorer, request: RoutedRequest, reason: str, *, by_cost_mode: bool = False
+    ) -> Answer:
+        """The answer without the model. `by_cost_mode`: a cached prediction is the regular answer."""
         policy, cached = scorer.spec.fallback, None
         if self._cached is not None and policy.cached_max_age_seconds > 0:
             cached = await self._cached.get(scorer.spec.model, joined_keys(request.keys))
         output = scorer.spec.signature.output
         values, source = choose_fallback(policy, output, cached, request.event_micros) or (None, ERROR)
+        if by_cost_mode and source == CACHED:
+            reason = ""
         total_ms = (time.perf_counter() - request.started) * 1e3
         score, decision = self._log_unscored(scorer, request, request.role, values, source, reason, total_ms)
         if values is None:

@@ -194,7 +194,7 @@ def _answers(
     batch: ScoredBatch,
     milliseconds: float,
 ) -> LogRows:
-    finite = batch.finite
+    finite, cost = batch.finite, challenger.spec.serving.cost
     return log_rows(
         challenger,
         requests,
@@ -206,13 +206,14 @@ def _answers(
         sources=np.where(finite, MODEL, ERROR).astype(np.uint8),
         latencies_ms=np.full(len(requests), milliseconds, np.float32),
         reasons=[] if finite.all() else ["" if ok else BadScore.reason for ok in finite.tolist()],
+        cost=cost.of_answer(batch.model_ms, len(requests)) if cost is not None else None,
     )
 
 
 def _failures(
     challenger: ReleaseScorer, step: RolloutStep, failed: list[tuple[RoutedRequest, str]], milliseconds: float
 ) -> LogRows:
-    count = len(failed)
+    count, cost = len(failed), challenger.spec.serving.cost
     return log_rows(
         challenger,
         [request for request, _ in failed],
@@ -224,4 +225,5 @@ def _failures(
         sources=np.full(count, ERROR, np.uint8),
         latencies_ms=np.full(count, milliseconds, np.float32),
         reasons=[reason for _, reason in failed],
+        cost=cost.of_answer() if cost is not None else None,
     )

@@ -19,7 +19,8 @@ Group = tuple[str, str, RolloutStep, int, str, bool, tuple[str, ...]]
 @dataclass(frozen=True, slots=True)
 class LogRows:
     """Answers of one release in one role. `values` [rows, width]: calibrated output, NaN for a row without
-    one. The other arrays are [rows]; latencies in milliseconds.
+    one. The other arrays are [rows]; latencies in milliseconds, costs in the release's unit (None: it has
+    none).
 
     `features` None: no features were read. `reasons` and `not_yet_valid` are empty when no row has one.
     `applied` and `not_yet_valid`: see `FeatureBlock`.
@@ -37,6 +38,7 @@ class LogRows:
     sources: npt.NDArray[np.uint8]
     latencies_ms: npt.NDArray[np.float32]
     reasons: list[str]
+    costs: npt.NDArray[np.float32] | None = None
     applied: tuple[FeatureColumn, ...] = ()
     not_yet_valid: Sequence[str] = ()
 

@@ -10,6 +10,7 @@ from flywheel_common.scoring.calibration import Calibration, Identity
 from flywheel_common.scoring.decision import decisions, scores
 from flywheel_common.scoring.feature_policy import FeaturePolicy
 from flywheel_common.signature import Signature
+from flywheel_inference.releases.serving_policy import ServingPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class ReleaseSpec:
     fallback: FallbackPolicy = field(default_factory=FallbackPolicy)
     segment_keys: tuple[str, ...] = ()
     policies: tuple[FeaturePolicy, ...] = ()
+    serving: ServingPolicy = field(default_factory=ServingPolicy)
 
     @property
     def key(self) -> tuple[str, str]:

@@ -25,6 +25,8 @@ class PredictCall(Protocol):
     size_bytes: int
     variant: str
     """The variant that must answer: champion, challenger or the name of one; empty: the route chooses."""
+    priority: int
+    """Number of an inference.v1.Priority."""
 
     def bind(self, contract: FeatureSetContract) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """The join keys and request fields of a feature set, in its order and types; a null request field is
@@ -108,6 +110,12 @@ class RoutedRequest:
             segment=segment_of(self.call, segment_keys),
             started=self.started,
         )
+
+    def named_values(self) -> dict[str, Any]:
+        """The join keys and request fields by name."""
+        contract = self.contract
+        names = [spec.name for spec in (*contract.join_keys, *contract.request_fields)]
+        return dict(zip(names, (*self.keys, *self.fields), strict=True))
 
 
 def subject_of(keys: tuple[Any, ...]) -> str:

@@ -83,7 +83,7 @@ class ReleaseScorer:
         self._on_model_lost = on_model_lost
         self._batcher: Batcher[RoutedRequest, Scored] = Batcher(
             self._run,
-            max_rows=settings.max_rows,
+            max_rows=min(settings.max_rows, spec.serving.placement.max_batch_rows),
             slots=settings.slots,
             max_slots=settings.max_slots,
             stall_seconds=settings.stall_seconds,
@@ -182,9 +182,7 @@ class ReleaseScorer:
         if budget <= 0:
             raise BudgetExceeded("no time is left for the model")
         try:
-            raw = await self._models.infer(
-                self.spec.triton_model, tensors, self.spec.signature.output, budget
-            )
+            raw = await self._infer_parts(tensors, budget)
         except FlywheelError as error:
             self._model_breaker.failed(time.monotonic())
             if isinstance(error, NotFound):
@@ -194,6 +192,20 @@ class ReleaseScorer:
             raise cause(error.message) from None
         self._model_breaker.succeeded()
         return raw
+
+    async def _infer_parts(self, tensors: Tensors, budget: float) -> Array:
+        """One call, or several when the model gets fewer rows at once: copies for a shadow come in batches of
+        the champion."""
+        name, output = self.spec.triton_model, self.spec.signature.output
+        rows, at_once = len(next(iter(tensors.values()))), self.spec.serving.placement.max_batch_rows
+        if rows <= at_once:
+            return await self._models.infer(name, tensors, output, budget)
+        until, found = time.monotonic() + budget, []
+        for start in range(0, rows, at_once):
+            part = {tensor: values[start : start + at_once] for tensor, values in tensors.items()}
+            left = max(until - time.monotonic(), 0.0)
+            found.append(await self._models.infer(name, part, output, left))
+        return np.concatenate(found)
 
     async def _run(self, entries: list[Entry[RoutedRequest, Scored]]) -> Sequence[Scored | Exception]:
         sent = time.perf_counter()

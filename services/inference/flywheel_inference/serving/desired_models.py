@@ -102,6 +102,7 @@ class DesiredModels:
             shadow_percent=model.shadow_percent,
             challenger_percent=model.challenger_percent,
             warm=tuple(self._specs[reference.digest] for reference in model.warm),
+            warm_since=model.warm_since,
             variants=tuple(v.with_release(self._specs[v.release.digest]) for v in model.variants),
         )
 

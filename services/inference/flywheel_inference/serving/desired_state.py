@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flywheel_inference.releases.release import ReleaseSpec
 from flywheel_inference.routing.route import Variant
@@ -36,6 +36,7 @@ class RoutedModel:
     shadow_percent: float = 0.0
     challenger_percent: float = 0.0
     warm: tuple[Reference, ...] = ()
+    warm_since: tuple[float, ...] = ()
     variants: tuple[Variant[Reference], ...] = ()
     message: bytes = b""
 
@@ -59,7 +60,7 @@ class DesiredChange:
 @dataclass(frozen=True, slots=True)
 class DesiredModel:
     """Routing and releases that the registry wants for one model. `warm` releases are loaded but get no
-    traffic."""
+    traffic; `warm_since` is when each stopped serving, seconds since 1970 UTC."""
 
     model: str
     generation: int
@@ -69,7 +70,15 @@ class DesiredModel:
     shadow_percent: float = 0.0
     challenger_percent: float = 0.0
     warm: tuple[ReleaseSpec | Undecodable, ...] = ()
+    warm_since: tuple[float, ...] = ()
     variants: tuple[Variant[ReleaseSpec | Undecodable], ...] = ()
+
+    def without_warm_before(self, time: float) -> DesiredModel:
+        """The model without the warm releases that stopped serving before a time."""
+        kept = [pair for pair in zip(self.warm, self.warm_since, strict=False) if pair[1] >= time]
+        if len(kept) == len(self.warm_since):
+            return self
+        return replace(self, warm=tuple(r for r, _ in kept), warm_since=tuple(s for _, s in kept))
 
     @property
     def releases(self) -> tuple[ReleaseSpec, ...]:

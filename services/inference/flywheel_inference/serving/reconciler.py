@@ -50,6 +50,7 @@ class Reconciler:
         in_use: Callable[[ReleaseScorer], bool],
         heartbeat_seconds: float = 0.25,
         unload_seconds: float = 30.0,
+        warm_seconds: float = 86_400.0,
         loads_at_once: int = 8,
     ) -> None:
         self._state = state
@@ -63,6 +64,7 @@ class Reconciler:
         self._in_use = in_use
         self._heartbeat_seconds = heartbeat_seconds
         self._unload_seconds = unload_seconds
+        self._warm_seconds = warm_seconds
         self._unload_at: dict[str, float] = {}
         self._loads_at_once = loads_at_once
         self._booted = False
@@ -97,6 +99,7 @@ class Reconciler:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
+                self._state.drop_warm(time.time() - self._warm_seconds)
                 for release in self._state.due_for_loading(time.monotonic(), self._loads_at_once):
                     release.task = group.create_task(self._load(release))
                 if (generations := self._state.apply()) is not None:
@@ -147,21 +150,23 @@ class Reconciler:
                 pass
 
     async def _check_models(self) -> None:
-        """Detects models that the model server lost, and wakes the main loop for retries."""
+        """Detects models that model servers lost or never had, and wakes the main loop for retries."""
+        replicas = self._loader.replicas
         while True:
             await asyncio.sleep(self._heartbeat_seconds)
-            ready = [release for release in self._state.releases.values() if release.ready]
-            try:
-                for release in ready:
-                    model = release.spec.triton_model
-                    if not await self._loader.is_loaded(model) and release.scorer is not None:
-                        log.warning("model lost by the model server: loading it again", model=model)
-                        release.scorer.ready = False
-                self._state.model_server_up = True
-            except FlywheelError as error:
-                if self._state.model_server_up:
-                    log.warning("model server unavailable: answers are degraded", reason=error.reason)
-                self._state.model_server_up = False
+            await replicas.check()
+            if self._state.model_server_up and not replicas.up:
+                log.warning("no model server answers: answers are degraded")
+            self._state.model_server_up = replicas.up
+            for release in self._state.releases.values():
+                if not release.ready or release.scorer is None:
+                    continue
+                model = release.spec.triton_model
+                if not replicas.has(model):
+                    log.warning("model lost by the model servers: loading it again", model=model)
+                    release.scorer.ready = False
+                else:
+                    release.incomplete = bool(replicas.lack(model))
             self._wake.set()
 
     # --- loading, unloading
@@ -169,7 +174,7 @@ class Reconciler:
         began = time.monotonic()
         spec = release.spec
         try:
-            contract = await self._loader.load(spec)
+            contract, failure = await self._loader.load(spec, answers=release.ready)
         except Exception as caught:
             error = caught if isinstance(caught, FlywheelError) else Internal(f"loading failed: {caught!r}")
             if error is not caught:
@@ -180,6 +185,9 @@ class Reconciler:
         else:
             release.loaded(release.scorer or self._make_scorer(spec, contract, self._wake.set))
             log.info("release ready", release=spec.name, seconds=round(time.monotonic() - began, 3))
+            if failure is not None:
+                log.warning("release not on every model server", release=spec.name, why=failure.message)
+                release.retry_later(time.monotonic(), refused=not failure.retryable)
         finally:
             release.task = None
             self._wake.set()

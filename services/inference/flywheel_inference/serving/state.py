@@ -16,6 +16,8 @@ from flywheel_inference.serving.errors import NoDesiredState, ReleaseNotReady, U
 from flywheel_inference.serving.observed_state import ObservedModel, ServingStatus
 from flywheel_inference.serving.tracked_release import ReleaseKey, TrackedRelease
 
+RECENT_SECONDS = 60.0
+"""A release has recent traffic when a request came for it within this time."""
 MODEL_NAME = Pattern("projects/{project}/models/{model}")
 
 
@@ -97,9 +99,17 @@ class ServingState:
         for spec in self._wanted():
             self.releases.setdefault(spec.key, TrackedRelease(spec))
 
+    def drop_warm(self, before: float) -> None:
+        """Wants warm releases no longer that stopped serving before a time, seconds since 1970 UTC."""
+        for name, model in (self._desired or {}).items():
+            if model.warm_since and min(model.warm_since) < before:
+                self._desired = {**(self._desired or {}), name: model.without_warm_before(before)}
+
     def due_for_loading(self, now: float, at_once: int) -> list[TrackedRelease]:
         """Desired and routed releases to load now, so that at most `at_once` are being loaded: champions
-        first, of these the ones that were asked last, then challengers, then warm releases."""
+        first, of these the ones that were asked last, then challengers, then warm releases. While releases
+        with recent traffic are loaded, the others get a single place, because loads share the processors of
+        Triton."""
         urgency: dict[ReleaseKey, int] = {}
         for desired in (self._desired or {}).values():
             for rank, spec in enumerate(desired.releases):
@@ -109,8 +119,14 @@ class ServingState:
         urgency |= dict.fromkeys(self._routed(), 0)
         due = [self.releases[key] for key in urgency if self.releases[key].due(now)]
         due.sort(key=lambda release: (urgency[release.spec.key], -release.last_asked))
-        loading = sum(release.task is not None for release in self.releases.values())
-        return due[: max(0, at_once - loading)]
+        loading = [release for release in self.releases.values() if release.task is not None]
+        places = max(0, at_once - len(loading))
+        busy = [release for release in due if release.last_asked > now - RECENT_SECONDS]
+        quiet = [release for release in due if release.last_asked <= now - RECENT_SECONDS]
+        recent_loading = [r for r in loading if r.last_asked > now - RECENT_SECONDS and not r.ready]
+        if busy or recent_loading:
+            quiet = quiet[: max(0, 1 - (len(loading) - len(recent_loading)))]
+        return [*busy, *quiet][:places]
 
     def apply(self) -> dict[str, int] | None:
         """Applies the generations whose releases are ready. Returns the generations by model; None: no

@@ -19,12 +19,14 @@ REFUSED_RETRY_SECONDS = 30.0
 
 @dataclass(slots=True, eq=False)
 class TrackedRelease:
-    """`refused`: the last error is not retryable. `retry_at` is on time.monotonic."""
+    """`refused`: the last error is not retryable. `retry_at` is on time.monotonic. `incomplete`: it is ready,
+    but a model server that answers does not have it."""
 
     spec: ReleaseSpec
     scorer: ReleaseScorer | None = None
     failure: str = ""
     refused: bool = False
+    incomplete: bool = False
     attempts: int = 0
     retry_at: float = 0.0
     task: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -40,17 +42,21 @@ class TrackedRelease:
 
     def due(self, now: float) -> bool:
         """Whether to start loading now."""
-        return not self.ready and self.task is None and now >= self.retry_at
+        return (not self.ready or self.incomplete) and self.task is None and now >= self.retry_at
 
     def loaded(self, scorer: ReleaseScorer) -> None:
         """Loading succeeded."""
         self.scorer = scorer
         scorer.ready = True
-        self.failure, self.refused, self.attempts = "", False, 0
+        self.failure, self.refused, self.attempts, self.incomplete = "", False, 0, False
 
     def failed(self, error: FlywheelError, now: float, *, refused: bool) -> None:
         """Loading failed: schedules the retry."""
         self.failure, self.refused = f"{error.reason}: {error.message}", refused
+        self.retry_later(now, refused=refused)
+
+    def retry_later(self, now: float, *, refused: bool) -> None:
+        """Schedules the next load."""
         pause = RETRY_SECONDS[min(self.attempts, len(RETRY_SECONDS) - 1)]
         self.retry_at = now + (REFUSED_RETRY_SECONDS if refused else pause)
         self.attempts += 1

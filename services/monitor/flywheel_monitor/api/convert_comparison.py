@@ -32,6 +32,7 @@ def comparison_to_proto(
 ) -> monitor_pb2.CompareVariantsResponse:
     c = found.comparison
     start, end = found.covered or (None, None)
+    experiment = found.experiment
     return monitor_pb2.CompareVariantsResponse(
         champion=variant_to_proto(champion, c.champion),
         challenger=variant_to_proto(challenger, c.challenger),
@@ -43,4 +44,11 @@ def comparison_to_proto(
         log_loss_delta_lower=c.loss.lower,
         disagreement_rate=c.disagreement_rate,
         score_shift=c.score_shift,
+        score_difference=c.score_difference,
+        champion_right=c.right[0],
+        challenger_right=c.right[1],
+        challenger_p99_lower_ms=found.p99_lower_ms,
+        experiment=experiment.experiment.name if experiment else "",
+        experiment_verdict=int(experiment.verdict) if experiment else 0,  # type: ignore[arg-type]
+        experiment_reason=experiment.reason if experiment else "",
     )

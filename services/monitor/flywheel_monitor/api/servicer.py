@@ -22,6 +22,7 @@ from flywheel_monitor.api.convert_comparison import comparison_to_proto
 from flywheel_monitor.api.convert_performance import performance_to_proto
 from flywheel_monitor.api.convert_policies import policy_from_proto, policy_to_proto
 from flywheel_monitor.api.convert_reports import distributions_to_proto, report_to_proto
+from flywheel_monitor.api.experiment_methods import ExperimentMethods
 from flywheel_monitor.api.timestamps import micros_of, timestamp
 from flywheel_monitor.archive.prediction_archive import PredictionArchive
 from flywheel_monitor.comparison.errors import InvalidMode
@@ -33,6 +34,7 @@ from flywheel_monitor.evaluation.report_lookup import (
     find_report,
     find_reports,
 )
+from flywheel_monitor.experiments.ports import Experiments
 from flywheel_monitor.ingest.ports import ConsumerLag, IngestStatus
 from flywheel_monitor.models.lookup import existing_policy
 from flywheel_monitor.models.names import AlertName, ModelName
@@ -46,11 +48,13 @@ LAG_SECONDS = 2.0
 """How long GetIngestStatus waits for the broker; then it returns the lag that was read last."""
 
 
-class ApiRecords(PerformanceRecords, ReportRecords, VariantCounts, Alerts, IngestStatus, Protocol):
+class ApiRecords(
+    PerformanceRecords, ReportRecords, VariantCounts, Alerts, IngestStatus, Experiments, Protocol
+):
     """What the RPCs read and change."""
 
 
-class MonitorServicer(AlertSinkMethods, monitor_pb2_grpc.MonitorServiceServicer):
+class MonitorServicer(AlertSinkMethods, ExperimentMethods, monitor_pb2_grpc.MonitorServiceServicer):
     def __init__(
         self, *, store: Store[ApiRecords], archive: PredictionArchive, lag: ConsumerLag, pane_us: int
     ) -> None:
@@ -155,6 +159,8 @@ class MonitorServicer(AlertSinkMethods, monitor_pb2_grpc.MonitorServiceServicer)
             start_us=start,
             alpha=request.alpha,
             generation=request.generation,
+            champion_source=request.champion_source,
+            p99_alpha=request.p99_alpha,
         )
         return comparison_to_proto(request.champion_release, request.challenger_release, found)
 

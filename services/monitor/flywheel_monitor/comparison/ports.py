@@ -12,7 +12,8 @@ from flywheel_monitor.windows.counts import WindowCounts
 
 @dataclass(frozen=True)
 class VariantName:
-    """Names a variant of a rollout in the step that began with `generation` of the routing (0: in all)."""
+    """Names a variant of a rollout, or a named variant, in the step that began with `generation` of the
+    routing (0: in all). Role UNSPECIFIED: every role but SHADOW."""
 
     rollout: str
     release: str

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
+from flywheel_common.errors import InvalidName
 from flywheel_common.postgres.transactions import Store
 from flywheel_monitor.comparison.errors import InvalidAlpha, InvalidReleases
 from flywheel_monitor.comparison.ports import VariantCounts, VariantName
-from flywheel_monitor.comparison.variants import Comparison, compare
+from flywheel_monitor.comparison.variants import Comparison, compare, p99_lower_bound
+from flywheel_monitor.experiments.ports import Experiments
+from flywheel_monitor.experiments.verdicts import RolloutVerdict, rollout_verdict
 from flywheel_monitor.ingest.batches import Role
-from flywheel_monitor.models.names import RolloutName
+from flywheel_monitor.models.names import ModelName, NamedVariant, RolloutName
 from flywheel_monitor.windows.span import ALL_TIME
 
 DEFAULT_ALPHA = 0.05
 
 
+class EvidenceRecords(VariantCounts, Experiments, Protocol):
+    """What a comparison reads."""
+
+
 @dataclass(frozen=True)
 class RolloutEvidence:
-    """A comparison, and the first and last event time that its predictions cover (`support.covered`)."""
+    """A comparison, the first and last event time that its predictions cover (`support.covered`), the lower
+    bound of the challenger's p99 latency, and the verdict of the experiment that decides the rollout."""
 
     comparison: Comparison
     covered: tuple[int, int] | None
+    p99_lower_ms: float
+    experiment: RolloutVerdict | None = None
 
 
 async def rollout_evidence(
-    store: Store[VariantCounts],
+    store: Store[EvidenceRecords],
     rollout: str,
     champion: str,
     challenger: str,
@@ -33,21 +44,26 @@ async def rollout_evidence(
     start_us: int | None,
     alpha: float,
     generation: int = 0,
+    champion_source: str = "",
+    p99_alpha: float = 0.0,
 ) -> RolloutEvidence:
     """Compare two releases of a rollout since `start_us`, in the step that began with `generation` of the
-    routing (0: in all steps); `alpha` 0 is DEFAULT_ALPHA. Raises InvalidAlpha,
-    InvalidReleases."""
-    RolloutName.parse(rollout)
-    alpha = alpha or DEFAULT_ALPHA
-    if not 0 < alpha < 1:
-        raise InvalidAlpha(
-            f"alpha is {alpha:g}: it must lie between 0 and 1; 0 means {DEFAULT_ALPHA}.", field="alpha"
-        )
+    routing (0: in all steps); `alpha` 0 is DEFAULT_ALPHA. `rollout` may be a named variant, and
+    `champion_source` what routed the champion's answers if it is another one. Raises InvalidAlpha,
+    InvalidReleases, InvalidName."""
+    champion_source = champion_source or rollout
+    model = _model_of(rollout)
+    if _model_of(champion_source) != model:
+        raise InvalidReleases(f"{champion_source} does not belong to {model}.", field="champion_source")
+    alpha = _level(alpha, "alpha", DEFAULT_ALPHA)
+    p99_alpha = _level(p99_alpha, "p99_alpha", alpha)
     if not champion or not challenger or champion == challenger:
         raise InvalidReleases("Give two different releases to compare.")
     since = ALL_TIME.start_us if start_us is None else start_us
-    challenger_name = VariantName(rollout, challenger, Role.SHADOW if shadow else Role.CHALLENGER, generation)
-    champion_name = VariantName(rollout, champion, Role.CHAMPION, generation)
+    challenger_role = Role.SHADOW if shadow else _served_role(rollout, Role.CHALLENGER)
+    challenger_name = VariantName(rollout, challenger, challenger_role, generation)
+    champion_role = _served_role(champion_source, Role.CHAMPION)
+    champion_name = VariantName(champion_source, champion, champion_role, generation)
     async with store.reading() as records:
         champion_window = await records.variant_window(champion_name, since)
         challenger_window = await records.variant_window(challenger_name, since)
@@ -55,6 +71,36 @@ async def rollout_evidence(
         names = [champion_name] if shadow else [champion_name, challenger_name]
         total = champion_window.predictions + (0 if shadow else challenger_window.predictions)
         covered = await records.covered(names, since, total)
+        experiment = await rollout_verdict(records, model, rollout, champion, challenger, generation)
     return RolloutEvidence(
-        compare(champion_window, challenger_window, is_paired=shadow, alpha=alpha), covered
+        compare(champion_window, challenger_window, is_paired=shadow, alpha=alpha),
+        covered,
+        p99_lower_bound(challenger_window, p99_alpha),
+        experiment,
     )
+
+
+def _level(given: float, name: str, default: float) -> float:
+    """A significance level. Raises InvalidAlpha."""
+    level = given or default
+    if not 0 < level < 1:
+        raise InvalidAlpha(
+            f"{name} is {level:g}: it must lie between 0 and 1; 0 means {default:g}.", field=name
+        )
+    return level
+
+
+def _model_of(source: str) -> str:
+    """The model of a rollout or a named variant. Raises InvalidName."""
+    try:
+        variant = NamedVariant.parse(source)
+        return str(ModelName(variant.project, variant.model))
+    except InvalidName:
+        rollout = RolloutName.parse(source)
+        return str(ModelName(rollout.project, rollout.model))
+
+
+def _served_role(source: str, role: Role) -> Role:
+    """The role of the answers that a rollout routed. A named variant serves any release, also the champion's:
+    any role that answers callers."""
+    return role if "/rollouts/" in source else Role.UNSPECIFIED

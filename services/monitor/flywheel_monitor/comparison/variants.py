@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 from flywheel_monitor.comparison.bounds import Bounds, Moments, paired, welch
+from flywheel_monitor.intervals.quantiles import quantile_bounds
 from flywheel_monitor.performance.quality import Quality, quality
 from flywheel_monitor.performance.rates import error_rate
 from flywheel_monitor.windows.counts import WindowCounts
@@ -47,6 +48,14 @@ class Comparison:
     loss: Bounds
     disagreement_rate: float | None
     score_shift: float
+    score_difference: float | None = None
+    right: tuple[int, int] = (0, 0)
+    """Requests in which only the champion, and only the challenger, was right."""
+
+
+def p99_lower_bound(window: WindowCounts, alpha: float) -> float:
+    """Lower bound of the p99 latency in milliseconds at level 1 - alpha, valid at all looks together."""
+    return quantile_bounds(LATENCY_EDGES_MS.tolist(), window.latencies.tolist(), 0.99, alpha).lower
 
 
 def describe(window: WindowCounts) -> Variant:
@@ -73,7 +82,16 @@ def compare(champion: WindowCounts, challenger: WindowCounts, *, is_paired: bool
         shadow_mean = challenger.total(Sums.PAIR_SHADOW_SCORE) / pairs if pairs else 0.0
         disagreement = challenger.counted(Extra.DISAGREED) / pairs if pairs else None
         shift = score_shift(scores, shadow_mean, pairs)
-        return Comparison(a, b, labelled, paired(deltas, alpha), disagreement, shift)
+        return Comparison(
+            a,
+            b,
+            labelled,
+            paired(deltas, alpha),
+            disagreement,
+            shift,
+            shadow_mean - scores.mean if pairs else None,
+            challenger.right,
+        )
     if not champion.layout.output.same(challenger.layout.output):
         return Comparison(a, b, 0, Bounds(), None, 0.0)
     losses, champion_losses = (

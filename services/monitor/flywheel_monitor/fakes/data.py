@@ -16,6 +16,8 @@ from flywheel_monitor.archive.queue import Segment
 from flywheel_monitor.evaluation.ports import Frontier
 from flywheel_monitor.evaluation.report import Report
 from flywheel_monitor.evaluation.verdicts import WindowVerdict
+from flywheel_monitor.experiments.experiment import Experiment
+from flywheel_monitor.experiments.tally import Subject, SubjectEvent, Tally
 from flywheel_monitor.ingest.batches import (
     IngestCounts,
     PredictionColumns,
@@ -93,6 +95,8 @@ class Data:
     """By (model, prediction id)."""
     pruned: dict[int, tuple[StoredPrediction, StoredLabel | None]] = field(default_factory=dict)
     outcomes: set[tuple[int, str]] = field(default_factory=set)
+    business: dict[tuple[int, str], list[tuple[str, float]]] = field(default_factory=dict)
+    """(model, prediction id) → (name, value) of its outcomes but the label."""
     counts: dict[int, IngestCounts] = field(default_factory=dict)
     """By model; orphans are counted when they are read."""
     queue: dict[int, Queued] = field(default_factory=dict)
@@ -117,6 +121,11 @@ class Data:
     deliveries: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
     """(project, sink, event id) → body, in order."""
     announced: dict[tuple[int, Kind, str, Span], DriftAnnouncement] = field(default_factory=dict)
+    experiments: dict[str, tuple[Experiment, Tally]] = field(default_factory=dict)
+    """By name, oldest first."""
+    experiment_events: tuple[SubjectEvent, ...] = ()
+    subjects: dict[tuple[int, str], Subject] = field(default_factory=dict)
+    """(experiment, subject) → what is known of it."""
     responses: dict[tuple[str, str, str], tuple[bytes, bytes]] = field(default_factory=dict)
     """(caller, method, request id) → (body, response)."""
 

@@ -13,6 +13,7 @@ from flywheel_common.errors import FlywheelError
 from flywheel_monitor.archive.queue import pack_kept
 from flywheel_monitor.comparison.ports import VariantName
 from flywheel_monitor.fakes.data import Data, Queued, StoredLabel, StoredPrediction
+from flywheel_monitor.fakes.experiments import note_label, note_outcome, note_prediction
 from flywheel_monitor.fakes.versions import MemoryVersions
 from flywheel_monitor.ingest.answers import Answer, Known, Pair, labelled_rows, paired_rows
 from flywheel_monitor.ingest.batches import (
@@ -66,6 +67,7 @@ class MemoryPredictions(MemoryVersions):
                 new[row] = True
                 self._count(version.model_id, predictions=int(not batch.shadow))
                 if not batch.shadow:
+                    note_prediction(data, prediction)
                     self._add_late(version, prediction.time)
                     _advance(data.recent, (version.model_id, partition), prediction.time)
             if new.any():
@@ -98,6 +100,7 @@ class MemoryPredictions(MemoryVersions):
                     known = (model, outcome_id) in data.outcomes
                     if not known:
                         _advance(data.recent_labels, (model, partition), at)
+                        note_outcome(data, batch, row)
                     data.outcomes.add((model, outcome_id))
                 else:
                     key = batch.model, prediction_id
@@ -105,6 +108,7 @@ class MemoryPredictions(MemoryVersions):
                     label = Label(at, outcome_id, float(batch.values[row]), batch.class_names[row])
                     stored = data.labels.get(key)
                     if stored is None or label.replaces(stored.label):
+                        note_label(data, key, label.value - (stored.label.value if stored else 0.0))
                         data.labels[key] = StoredLabel(label, model)
                         _advance(data.recent_labels, (model, partition), at)
                 self._count(model, outcomes=int(not known), duplicates=int(known))
@@ -275,8 +279,11 @@ def _answer(prediction: StoredPrediction) -> Answer:
 
 def _is_of(prediction: StoredPrediction, name: VariantName) -> bool:
     key = prediction.batch.key
+    roles = (key.role,) if prediction.batch.shadow else (key.role, Role.UNSPECIFIED)
     return name in (
-        VariantName(key.rollout, key.release, key.role, generation) for generation in (0, key.generation)
+        VariantName(key.rollout, key.release, role, generation)
+        for generation in (0, key.generation)
+        for role in roles
     )
 
 

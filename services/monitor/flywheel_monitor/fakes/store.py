@@ -15,6 +15,7 @@ from flywheel_monitor.fakes.alerts import MemoryAlerts
 from flywheel_monitor.fakes.archive_queue import MemoryArchiveQueue
 from flywheel_monitor.fakes.data import Data
 from flywheel_monitor.fakes.evaluation import MemoryReports
+from flywheel_monitor.fakes.experiments import MemoryExperiments
 from flywheel_monitor.fakes.predictions import MemoryPredictions
 from flywheel_monitor.references.ports import ReferenceSource
 
@@ -57,7 +58,7 @@ class MemoryStore:
             return await records.once((current_principal().subject, method, request_id), body, effect)
 
 
-class MemoryRecords(MemoryPredictions, MemoryArchiveQueue, MemoryReports, MemoryAlerts):
+class MemoryRecords(MemoryPredictions, MemoryArchiveQueue, MemoryReports, MemoryAlerts, MemoryExperiments):
     """Every port of rows on one copy of the data."""
 
     def __init__(self, data: Data, source: ReferenceSource, pane_us: int, clock: Clock) -> None:

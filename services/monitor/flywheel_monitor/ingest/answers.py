@@ -8,7 +8,7 @@ from itertools import compress
 
 import numpy as np
 
-from flywheel_common.arrays import Floats, Mask
+from flywheel_common.arrays import Floats, Ints, Mask
 from flywheel_common.signature import OutputKind
 from flywheel_monitor.windows.losses import as_number, loss_terms
 from flywheel_monitor.windows.output import Output
@@ -99,9 +99,34 @@ def paired_rows(output: Output, pairs: Sequence[Pair], *, labels_only: bool = Fa
         shadow_scores=scores_b,
         differ=differ,
         deltas=deltas,
+        right=_right(
+            output, deltas, labels, (a, b), differ, np.array([p.shadow.decision for p in kept], np.bool_)
+        ),
         weights=np.array([p.label.weight if p.label and labels_only else 1 for p in kept], np.int64),
         labels_only=labels_only,
     )
+
+
+def _right(
+    output: Output,
+    deltas: Floats,
+    labels: Floats,
+    outputs: tuple[Floats, Floats],
+    differ: Mask,
+    decided: Mask,
+) -> Ints:
+    """[n] 1 where only the shadow was right, -1 where only the champion was, else 0 (see `PairedRows`).
+    `outputs` of champion and shadow; `decided`: the decision of the shadow."""
+    known = np.isfinite(deltas)
+    match output.kind:
+        case OutputKind.BINARY:
+            right = np.where(decided == (labels == 1), 1, -1) * differ
+        case OutputKind.MULTICLASS:
+            champion, shadow = (values.argmax(axis=1) == labels for values in outputs)
+            right = shadow.astype(np.int64) - champion.astype(np.int64)
+        case _:
+            right = -np.sign(np.where(known, deltas, 0.0)).astype(np.int64)
+    return np.where(known, right, 0).astype(np.int64)
 
 
 def outputs_of(output: Output, answers: Sequence[Answer]) -> Floats:

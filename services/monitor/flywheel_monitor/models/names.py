@@ -1,4 +1,4 @@
-"""Resource names: models, versions, rollouts, alerts and alert sinks."""
+"""Resource names: models, versions, rollouts, variants, experiments, alerts and alert sinks."""
 
 from __future__ import annotations
 
@@ -47,3 +47,31 @@ class AlertSinkName(ResourceName):
     PATTERN: ClassVar[Pattern] = Pattern("projects/{project}/alertSinks/{sink}")
     project: str
     sink: str
+
+
+@dataclass(frozen=True, slots=True)
+class NamedVariant(ResourceName):
+    PATTERN: ClassVar[Pattern] = Pattern("projects/{project}/models/{model}/variants/{variant}")
+    project: str
+    model: str
+    variant: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentName(ResourceName):
+    PATTERN: ClassVar[Pattern] = Pattern("projects/{project}/models/{model}/experiments/{experiment}")
+    project: str
+    model: str
+    experiment: str
+
+    @property
+    def model_name(self) -> str:
+        return str(ModelName(self.project, self.model))
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseName(ResourceName):
+    PATTERN: ClassVar[Pattern] = Pattern("projects/{project}/models/{model}/releases/{release:int}")
+    project: str
+    model: str
+    release: int

@@ -132,6 +132,12 @@ class WindowCounts:
         return int(self.counts[self.layout.extras + which])
 
     @property
+    def right(self) -> tuple[int, int]:
+        """Labelled requests in which only the champion, and only the shadow, was right."""
+        champion, shadow = self._part(self.layout.right, 2).tolist()
+        return champion, shadow
+
+    @property
     def predicted(self) -> Ints:
         """[classes] rows by predicted class."""
         return self._part(self.layout.predicted, self.layout.output.classes)

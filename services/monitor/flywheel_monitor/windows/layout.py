@@ -3,7 +3,8 @@
 All numbers are integers, so that adding panes is exact and any order gives the same bits. The counts, in
 order: the bins of every feature, scores, scores with a positive label, scores with another label, latencies,
 sources, failures (layout version 1 ends here), `Extra`, and for MULTICLASS the predicted classes, the
-confusion of true and predicted classes, and the bins of each class's probability.
+confusion of true and predicted classes, and the bins of each class's probability (version 2 ends here), and
+which of champion and shadow was right.
 
 What "positive" means follows the kind: BINARY the label 1, MULTICLASS a correct class; for REGRESSION the
 labels themselves are counted in the two blocks, apart for scores above and not above them.
@@ -138,9 +139,14 @@ class Layout:
         return self.confusion + self.output.classes**2
 
     @property
+    def right(self) -> int:
+        """[2] labelled requests in which only the champion, and only the shadow, was right (`PairedRows`)."""
+        return self.class_bins + self.output.classes * CLASS_BINS
+
+    @property
     def size(self) -> int:
         """Length of the counts."""
-        return self.class_bins + self.output.classes * CLASS_BINS
+        return self.right + 2
 
     @cached_property
     def numeric(self) -> dict[str, int]:

@@ -2,8 +2,8 @@
 
 Version 1: the counts are u32 n, n u32 indices and n i32 values; the sums are int64. Version 2: the counts are
 u32 MARK | size << 16 | 2, u32 n, n u32 indices and n signed integers of `size` bytes, the smallest that hold
-the values; the sums have LIMBS int64 each (`windows.sums`). The layout of version 2 extends that of version
-1 at its end, so that indices keep their meaning.
+the values; the sums have LIMBS int64 each (`windows.sums`). Version 3 has the same bytes. The layout of each
+version extends that of the one before at its end, so that indices keep their meaning.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flywheel_common.arrays import Ints
 from flywheel_monitor.windows.errors import UnknownLayout
 from flywheel_monitor.windows.sums import LIMBS
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 _MARK = 1 << 31
 _SIZE_SHIFT = 16
 _VERSION_MASK = (1 << _SIZE_SHIFT) - 1
@@ -47,7 +47,7 @@ def unpack(packed: bytes) -> tuple[Ints, Ints]:
     if version == 1:
         (n,) = _FIRST.unpack_from(packed)
         at, size = _FIRST.size, 4
-    elif version == LAYOUT_VERSION:
+    elif version <= LAYOUT_VERSION:
         first, n = _HEADER.unpack_from(packed)
         at, size = _HEADER.size, (first & ~_MARK) >> _SIZE_SHIFT
     else:

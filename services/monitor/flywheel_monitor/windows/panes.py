@@ -161,7 +161,11 @@ class PaneAccumulator:
         labelled = np.isfinite(rows.deltas)
         deltas = np.where(labelled, rows.deltas, 0.0)
         first = layout.extras
-        columns: list[tuple[int | Ints, Mask | None]] = [(first + Extra.PAIRS_LABELLED, labelled)]
+        columns: list[tuple[int | Ints, Mask | None]] = [
+            (first + Extra.PAIRS_LABELLED, labelled),
+            (layout.right, rows.right < 0),
+            (layout.right + 1, rows.right > 0),
+        ]
         sums: list[tuple[int, Floats]] = [
             (base + Sums.PAIR_LOSS_DELTA, deltas),
             (base + Sums.PAIR_LOSS_DELTA_SQUARED, deltas**2),

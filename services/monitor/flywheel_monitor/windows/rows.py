@@ -60,8 +60,9 @@ class LabelledRows:
 @dataclass(frozen=True)
 class PairedRows:
     """n requests that champion and shadow both answered with usable scores, at the times of the shadow.
-    `deltas` is the loss of the shadow minus that of the champion, NaN without a label. `labels_only`: the
-    requests were counted before."""
+    `deltas` is the loss of the shadow minus that of the champion, NaN without a label. `right` is 1 where
+    only the shadow was right (REGRESSION: nearer to the label), -1 where only the champion was, else 0.
+    `labels_only`: the requests were counted before."""
 
     event_times: Ints
     segments: tuple[str, ...]
@@ -69,5 +70,6 @@ class PairedRows:
     shadow_scores: Floats
     differ: Mask
     deltas: Floats
+    right: Ints
     weights: Ints
     labels_only: bool = False

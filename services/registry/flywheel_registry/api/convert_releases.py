@@ -7,6 +7,7 @@ from datetime import datetime
 from flywheel_common.value import from_python, to_python
 from flywheel_protos.registry.v1 import model_pb2 as pb
 from flywheel_registry.api.convert import to_duration, to_seconds, to_timestamp
+from flywheel_registry.api.convert_serving_policy import serving_policy, serving_policy_to_proto
 from flywheel_registry.models.names import VersionName
 from flywheel_registry.releases.errors import WrongModel
 from flywheel_registry.releases.release import (
@@ -50,6 +51,7 @@ def release(message: pb.Release, model_name: str) -> Release:
         segment_thresholds=dict(message.segment_thresholds),
         default_values=tuple(fallback.default_values),
         feature_policies=tuple(map(_policy_from_proto, message.feature_policies)),
+        serving=serving_policy(message),
     )
 
 
@@ -87,6 +89,8 @@ def release_to_proto(value: Release) -> pb.Release:
             message.calibration.isotonic.CopyFrom(pb.Calibration.Isotonic(x=x, y=y))
         case Temperature(temperature):
             message.calibration.temperature.temperature = temperature
+    if value.serving is not None:
+        message.serving_policy.CopyFrom(serving_policy_to_proto(value.serving))
     if value.has_fallback:
         fallback = pb.Fallback(
             default_score=value.default_score,

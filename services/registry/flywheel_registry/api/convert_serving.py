@@ -68,6 +68,7 @@ def _serving_to_proto(value: ServingModel) -> pb.ServingModel:
             for one in value.variants
         ],
         warm=[message for item in value.warm if (message := _reference(value.model, item)) is not None],
+        warm_since=[time for when in value.warm_since if (time := to_timestamp(when)) is not None],
     )
 
 

@@ -26,6 +26,7 @@ from flywheel_registry.permissions import (
     REQUEST_PERMISSIONS,
     SEND_EVIDENCE,
 )
+from flywheel_registry.promotion.evaluation import EvaluationLog
 from flywheel_registry.promotion.promotion import Promotions
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.stages.transitions import Stage
@@ -38,6 +39,7 @@ class ModelMethods(Mutations):
     _artifacts: ArtifactTransfer
     _checks: VersionCheck
     _promotions: Promotions
+    _evaluations: EvaluationLog
 
     # ------------------------------------------------------------------------------------------------ models
 
@@ -191,6 +193,20 @@ class ModelMethods(Mutations):
             )
 
         return await self._mutate("PromoteModelVersion", request, pb.PromoteModelVersionResponse, effect)
+
+    async def RecordEvaluation(
+        self, request: pb.RecordEvaluationRequest, context: Any
+    ) -> pb.RecordEvaluationResponse:
+        name = VersionName.parse(request.name)
+        champion = VersionName.parse(request.champion_version) if request.champion_version else None
+
+        async def effect(records: RolloutRecords) -> pb.RecordEvaluationResponse:
+            evidence = await self._evaluations.record(
+                records, name, request.values, champion, request.findings, actor()
+            )
+            return pb.RecordEvaluationResponse(evidence=convert_evidence.evidence_to_proto(evidence))
+
+        return await self._mutate("RecordEvaluation", request, pb.RecordEvaluationResponse, effect)
 
     async def RejectModelVersion(
         self, request: pb.RejectModelVersionRequest, context: Any

@@ -18,6 +18,7 @@ from flywheel_registry.evidence.names import EvidenceName
 from flywheel_registry.models.catalog import ModelCatalog
 from flywheel_registry.models.lookups import find_model
 from flywheel_registry.models.names import ModelName
+from flywheel_registry.promotion.evaluation import EvaluationLog
 from flywheel_registry.promotion.promotion import Promotions
 from flywheel_registry.releases.catalog import ReleaseCatalog
 from flywheel_registry.rollback.acknowledgement import Acknowledgements
@@ -41,6 +42,7 @@ class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistrySer
         artifacts: ArtifactTransfer,
         checks: VersionCheck,
         promotions: Promotions,
+        evaluations: EvaluationLog,
         releases: ReleaseCatalog,
         rollout_start: RolloutStart,
         rollout_lifecycle: RolloutLifecycle,
@@ -56,6 +58,7 @@ class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistrySer
         self._artifacts = artifacts
         self._checks = checks
         self._promotions = promotions
+        self._evaluations = evaluations
         self._releases = releases
         self._rollout_start = rollout_start
         self._rollout_lifecycle = rollout_lifecycle

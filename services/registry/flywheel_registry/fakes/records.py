@@ -293,7 +293,8 @@ class MemoryRecords:
         return self._data.routing.get(model, Routing())
 
     async def set_routing(self, model: str, routing: Routing) -> None:
-        self._data.routing[model] = routing
+        # A new object: the store notifies of every write.
+        self._data.routing[model] = replace(routing)
 
     async def spans(self, model: str) -> list[ServingSpan]:
         return _newest_first(self._data.spans, model)[::-1]

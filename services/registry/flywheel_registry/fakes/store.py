@@ -19,7 +19,7 @@ from flywheel_registry.rollouts.ports import RolloutRecords
 class MemoryStore:
     """`Store[RolloutRecords]` in memory; transactions run one after another.
 
-    The callbacks in `on_routing_change` receive the models whose routing a commit changed.
+    The callbacks in `on_routing_change` receive the models whose routing a commit wrote.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class MemoryStore:
             yield records
             records.send_events()
             self._tables = changed
-        if routed := {m for m, routing in changed.routing.items() if routing != before.routing.get(m)}:
+        if routed := {m for m, routing in changed.routing.items() if routing is not before.routing.get(m)}:
             for callback in self.on_routing_change:
                 callback(routed)
 

@@ -9,6 +9,7 @@ from typing import Protocol
 from flywheel_registry.evidence.evidence import Evidence
 from flywheel_registry.evidence.findings import Findings
 from flywheel_registry.evidence.ports import EvidenceRecords
+from flywheel_registry.gates.measured import newest_evaluation, with_evaluation
 from flywheel_registry.gates.offline import CHAMPION_PREFIX, NO_CHAMPION, GateResult, evaluate_offline
 from flywheel_registry.models.lookups import find_model
 from flywheel_registry.models.ports import ModelRecords
@@ -74,16 +75,24 @@ async def newest_offline_proof(
 ) -> Evidence:
     """Return evidence of the offline gate against `champion` and the policy of now, passed or not.
 
-    Stored evidence counts when it was compared with this champion under this policy; otherwise the gate is
-    evaluated again, with the version's metrics and those that the stored evidence was measured with.
+    Stored evidence counts when it was compared with this champion under this policy and is newer than the
+    version's evaluation; otherwise the gate is evaluated again, with the version's metrics, those that the
+    stored evidence was measured with, and those of the evaluation.
     """
     model = await find_model(records, version.model)
     policy = policy_snapshot(model.gate_policy)
     number = champion.number if champion else None
     stored = await records.newest_evidence_of(version.model, version.number, "OFFLINE")
-    if stored is not None and stored.passed and (stored.champion, stored.policy) == (number, policy):
+    evaluation = await newest_evaluation(records, version)
+    if (
+        stored is not None
+        and stored.passed
+        and (stored.champion, stored.policy) == (number, policy)
+        and (evaluation is None or evaluation.number < stored.number)
+    ):
         return stored
     metrics = dict(version.metrics) if stored is None else _known_metrics(version, stored, number)
+    metrics = with_evaluation(metrics, evaluation, number)
     result = evaluate_offline(model.gate_policy, metrics, champion.metrics if champion else None)
     return await records.add_evidence(
         Evidence(

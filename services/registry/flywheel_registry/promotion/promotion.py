@@ -13,6 +13,7 @@ from flywheel_common.clock import Clock
 from flywheel_registry.audit.journal import Journal
 from flywheel_registry.audit.reasons import require_reason
 from flywheel_registry.evidence.evidence import Evidence
+from flywheel_registry.gates.measured import newest_evaluation, with_evaluation
 from flywheel_registry.gates.path import EVIDENCE_KINDS, evaluate_path
 from flywheel_registry.models.errors import InvalidMetric
 from flywheel_registry.models.lookups import find_model, find_version, lock_model
@@ -65,7 +66,8 @@ class Promotions:
 
         With `override` it moves also when they fail. A failed gate is a result, not an error, and is stored
         as evidence. `check_path` raises if the caller may not move a version through these stages. `added`
-        are values that a service measured; they outrank the metrics that the version was registered with.
+        are values that a service measured; they outrank the metrics that the version was registered with, and
+        those of the newest evaluation outrank both.
         Raises IllegalTransition, ArtifactsPending, RolloutActive, NoRelease, InvalidMetric, what `check_path`
         raises, and ReasonRequired for an override without a reason.
         """
@@ -84,6 +86,8 @@ class Promotions:
 
         model = await find_model(records, name.parent)
         metrics = _merge_metrics(version.metrics, added)
+        evaluation = await newest_evaluation(records, version)
+        metrics = with_evaluation(metrics, evaluation, champion.number if champion else None)
         result = await evaluate_path(records, version, champion, path, metrics)
         kind = EVIDENCE_KINDS[path[0]]
         journal = Journal(records, name.parent, self._clock.now(), by)
@@ -93,7 +97,7 @@ class Promotions:
                 kind=kind,
                 version=version.number,
                 values=result.values,
-                findings=(*result.findings, *_outranked(version.metrics, added, by)),
+                findings=(*result.findings, *_outranked(version.metrics, metrics, by, evaluation)),
                 passed=result.passed,
                 created_at=journal.at,
                 producer=by,
@@ -137,6 +141,9 @@ class Promotions:
         await _refuse_during_rollout(records, version, ())
         await refuse_variant(records, version)
         journal = Journal(records, name.parent, self._clock.now(), by)
+        if version.stage is Stage.ARCHIVED:
+            # Equal routing, so the same generation: gateways hear that the version is no longer kept warm.
+            await records.set_routing(name.parent, await records.routing(name.parent))
         return await change_stage(records, journal, version, Stage.REJECTED, reason, action="REJECT")
 
 
@@ -173,10 +180,16 @@ def _merge_metrics(stored: Mapping[str, float], added: Mapping[str, float]) -> d
     return {**stored, **added}
 
 
-def _outranked(stored: Mapping[str, float], added: Mapping[str, float], by: str) -> list[str]:
-    """Return one line for each registered metric that a measured value outranks."""
-    return [
-        f"passed: {name}: {value:.6g} as {by} measured it counts, {stored[name]:.6g} was registered"
-        for name, value in sorted(added.items())
-        if name in stored and stored[name] != value
-    ]
+def _outranked(
+    stored: Mapping[str, float], used: Mapping[str, float], by: str, evaluation: Evidence | None
+) -> list[str]:
+    """Return one line for each registered metric that a measured value outranks, and one that names the
+    evaluation."""
+    measured = dict[str, float](evaluation.values) if evaluation else {}
+    lines = [f"passed: metrics of {evaluation.name}, measured by {evaluation.producer}"] if evaluation else []
+    for name, value in sorted(used.items()):
+        if name in stored and stored[name] != value:
+            source = evaluation.name if evaluation and measured.get(name) == value else by
+            counts = f"{value:.6g} as {source} measured it counts"
+            lines.append(f"passed: {name}: {counts}, {stored[name]:.6g} was registered")
+    return lines

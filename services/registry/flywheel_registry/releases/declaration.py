@@ -11,6 +11,7 @@ from flywheel_registry.policies.rollout_policy import LONGEST_SECONDS
 from flywheel_registry.releases.errors import InvalidCalibration, InvalidFallback, InvalidThreshold
 from flywheel_registry.releases.feature_policies import check_policies
 from flywheel_registry.releases.release import Calibration, Isotonic, Platt, Release, Temperature
+from flywheel_registry.releases.serving_policy import check_serving_policy
 
 _CALIBRATIONS: dict[OutputKind, tuple[type[Calibration], ...]] = {
     OutputKind.BINARY: (Platt, Isotonic),
@@ -22,8 +23,8 @@ _CALIBRATIONS: dict[OutputKind, tuple[type[Calibration], ...]] = {
 def check_release(release: Release, signature: Signature) -> None:
     """Check a release against the signature of its version.
 
-    Raises InvalidThreshold, InvalidCalibration, InvalidFallback, InvalidFeaturePolicy, or InvalidId for a
-    segment key.
+    Raises InvalidThreshold, InvalidCalibration, InvalidFallback, InvalidFeaturePolicy, InvalidServingPolicy,
+    or InvalidId for a segment key.
     """
     output = signature.output
     check_policies(release.feature_policies, signature.inputs)
@@ -35,6 +36,8 @@ def check_release(release: Release, signature: Signature) -> None:
     age = release.cached_max_age_seconds
     if age is not None and not 0 < age <= LONGEST_SECONDS:
         raise InvalidFallback("fallback.cached_max_age must be positive and at most ten years, or unset.")
+    if release.serving is not None:
+        check_serving_policy(release.serving, has_cached=age is not None)
 
 
 def _check_thresholds(release: Release, output: OutputSpec) -> None:

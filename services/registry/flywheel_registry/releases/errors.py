@@ -40,6 +40,13 @@ class InvalidThreshold(InvalidArgument):
     remedy = "Send thresholds from 0 to 1, and segments as `key=value` with a key of segment_keys."
 
 
+class InvalidServingPolicy(InvalidArgument):
+    """The serving policy has a limit out of range, a rule without a condition, or no cached predictions."""
+
+    reason = "INVALID_SERVING_POLICY"
+    remedy = "Keep the limits in the comments of ServingPolicy; set fallback.cached_max_age for a cost mode."
+
+
 class InvalidFeaturePolicy(InvalidArgument):
     """A feature policy names no input of the signature, repeats one, or has no default of its type."""
 

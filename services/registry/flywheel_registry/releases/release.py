@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from flywheel_registry.releases.serving_policy import ServingPolicy
+
 
 @dataclass(frozen=True, slots=True)
 class Platt:
@@ -71,6 +73,7 @@ class Release:
     segment_thresholds: Mapping[str, float] = field(default_factory=dict)
     default_values: Sequence[float] = ()
     feature_policies: Sequence[FeaturePolicy] = ()
+    serving: ServingPolicy | None = None
     created_at: datetime | None = None
     created_by: str = ""
 

@@ -21,11 +21,21 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class ExperimentVerdict:
+    """The verdict of the experiment that decides an A/B test: SHIP, ROLL_BACK, or CONTINUE."""
+
+    experiment: str
+    verdict: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Challenger against champion since a step began.
 
     The deltas are the challenger's mean log-loss minus the champion's; the score shift is in standard
-    deviations of the champion's scores. `covered_from` and `covered_until` are the event times that enough
+    deviations of the champion's scores. `p99_lower_ms` is the lower bound of the challenger's p99 latency at
+    the breach level, valid at every look. `covered_from` and `covered_until` are the event times that enough
     predictions support: single predictions with wrong times do not move them.
     """
 
@@ -38,6 +48,8 @@ class Comparison:
     log_loss_delta_upper: float = 0.0
     log_loss_delta_lower: float = 0.0
     score_shift: float = 0.0
+    p99_lower_ms: float = 0.0
+    experiment: ExperimentVerdict | None = None
 
     @property
     def bake_seconds(self) -> float:
@@ -55,6 +67,7 @@ class Comparison:
             "log_loss_delta_upper": self.log_loss_delta_upper,
             "log_loss_delta_lower": self.log_loss_delta_lower,
             "score_shift": self.score_shift,
+            "challenger.p99_lower_ms": self.p99_lower_ms,
         }
         for side, variant in (("champion", self.champion), ("challenger", self.challenger)):
             numbers |= {

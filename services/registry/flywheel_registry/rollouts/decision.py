@@ -4,9 +4,8 @@ All bounds are one-sided and hold at every look (`bounds`), at the levels of `St
 the event time that the evidence covers (`Comparison.bake_seconds`) and a least wall time of the step: a
 caller chooses event times, but not how fast the clock runs. Nothing here reads a clock.
 
-* Guardrails come first, in shadow and canary: error rate, p99 latency (from 100 predictions on) and score
-  shift. A breach ends the rollout and leaves the version as it was: errors and latency can have causes
-  outside the model.
+* Guardrails come first, in shadow and canary: error rate, p99 latency and score shift. A breach ends the
+  rollout and leaves the version as it was: errors and latency can have causes outside the model.
 * Shadow compares both on the same labelled rows. It passes when the upper bound of the log-loss delta is at
   most the limit. The version is rejected when the lower bound is above it. In between it holds.
 * Canary compares different subjects. It is rolled back, and the version rejected, when the lower bound is
@@ -15,7 +14,9 @@ caller chooses event times, but not how fast the clock runs. Nothing here reads 
   to prove non-inferiority in a reasonable time, and shadow has proven it on paired rows.
 * At 100 % the champion has no concurrent traffic, and its older answers are not comparable. The last step is
   decided by error rate, p99 latency, predictions and bake time alone.
-* An A/B test stays at its split until its verdict (ConcludeRollout); only guardrails end it earlier.
+* An A/B test stays at its split until the verdict of its experiment, which the monitor computes: SHIP
+  promotes, ROLL_BACK ends it and leaves the version as it was. Without an experiment it waits for
+  ConcludeRollout; only guardrails end it earlier.
 * A step that holds longer than `max_step` expires: the rollout ends, the version stays as it was.
 """
 
@@ -26,7 +27,7 @@ from dataclasses import replace
 from flywheel_registry.evidence.findings import Findings
 from flywheel_registry.policies.rollout_policy import RolloutPolicy, StepPolicy
 from flywheel_registry.rollouts.bounds import standard_error, standard_errors
-from flywheel_registry.rollouts.comparison import Comparison
+from flywheel_registry.rollouts.comparison import Comparison, ExperimentVerdict
 from flywheel_registry.rollouts.guardrails import evaluate_guardrails
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
 from flywheel_registry.rollouts.verdict import Decision, Verdict, duration_text, expire_after
@@ -67,8 +68,7 @@ def _judge(
     if in_shadow:
         return _decide_shadow(evidence, step, findings, bake)
     if policy.until_verdict:
-        reason = f"The A/B test at {step.percent:g} % continues until its verdict."
-        return Verdict(Decision.HOLD, reason, findings.lines())
+        return _decide_test(evidence.experiment, step, findings)
     return _decide_canary(evidence, step, findings, bake, alone=alone)
 
 
@@ -96,6 +96,23 @@ def _decide_shadow(
         return Verdict(Decision.REFUSE, reason, findings.lines(), rejects=True)
     reason = f"Undecided on {rows}: {numbers}, the interval contains {limit:g}; more labels are needed."
     return Verdict(Decision.HOLD, reason, findings.lines())
+
+
+def _decide_test(experiment: ExperimentVerdict | None, step: StepPolicy, findings: Findings) -> Verdict:
+    """The verdict on an A/B test."""
+    continues = f"The A/B test at {step.percent:g} % continues until its verdict"
+    if experiment is None:
+        reason = f"{continues}: the monitor has no running experiment of it."
+        return Verdict(Decision.HOLD, reason, findings.lines())
+    says = f"{experiment.experiment}: {experiment.verdict}: {experiment.reason}"
+    match experiment.verdict:
+        case "SHIP":
+            findings.add(True, says)
+            return Verdict(Decision.ADVANCE, says, findings.lines())
+        case "ROLL_BACK":
+            findings.add(False, says)
+            return Verdict(Decision.ROLL_BACK, says, findings.lines())
+    return Verdict(Decision.HOLD, f"{continues}. {says}", findings.lines())
 
 
 def _decide_canary(

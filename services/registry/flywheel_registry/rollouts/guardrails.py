@@ -9,9 +9,6 @@ from flywheel_registry.policies.rollout_policy import StepPolicy
 from flywheel_registry.rollouts.bounds import exceeds_rate, standard_errors
 from flywheel_registry.rollouts.comparison import Comparison
 
-MIN_PREDICTIONS_FOR_P99 = 100
-"""The 99th percentile of fewer predictions is their maximum."""
-
 
 def evaluate_guardrails(evidence: Comparison, step: StepPolicy, *, with_champion: bool = True) -> Findings:
     """Return one finding for each guardrail that the step sets.
@@ -27,11 +24,11 @@ def evaluate_guardrails(evidence: Comparison, step: StepPolicy, *, with_champion
             not exceeds_rate(round(rate * n), n, step.max_error_rate, step.breach_level),
             f"error rate {rate:.4g} over {n} answers, at most {step.max_error_rate:g}",
         )
-    if step.max_p99_ms and n >= MIN_PREDICTIONS_FOR_P99:
-        p99 = challenger.latency_p99_ms
+    if step.max_p99_ms and n:
         findings.add(
-            p99 <= step.max_p99_ms,
-            f"p99 latency {p99:.4g} ms over {n} answers, at most {step.max_p99_ms:g} ms",
+            evidence.p99_lower_ms <= step.max_p99_ms,
+            f"p99 latency {challenger.latency_p99_ms:.4g} ms (lower bound {evidence.p99_lower_ms:.4g}) over "
+            f"{n} answers, at most {step.max_p99_ms:g} ms",
         )
     comparable = n > 1 and champion.predictions > 1 and champion.score_stddev > 0
     if with_champion and step.max_score_shift and comparable:

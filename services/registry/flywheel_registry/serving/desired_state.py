@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from flywheel_registry.models.variant import Variant
 from flywheel_registry.models.version import ModelVersion
 from flywheel_registry.releases.release import Release
-from flywheel_registry.serving.history import warm_releases
+from flywheel_registry.serving.history import ServingSpan, warm_releases
 from flywheel_registry.serving.ports import ServingRecords
+from flywheel_registry.stages.transitions import Stage
 
 Digest = Callable[[Release, ModelVersion], str]
 """Release and its version → SHA-256 of the specification."""
@@ -33,7 +35,8 @@ class ServedVariant:
 
 @dataclass(frozen=True, slots=True)
 class ServingModel:
-    """The desired state of one model. `warm` are former releases to keep loaded, newest first."""
+    """The desired state of one model. `warm` are former releases to keep loaded, newest first;
+    `warm_since` is when each stopped serving."""
 
     model: str
     generation: int
@@ -44,6 +47,7 @@ class ServingModel:
     challenger_percent: float
     warm: Sequence[ServedRelease] = ()
     variants: Sequence[ServedVariant] = ()
+    warm_since: Sequence[datetime] = ()
 
     @property
     def project(self) -> str:
@@ -89,7 +93,9 @@ async def load_serving_model(
         return ServedRelease(number, digest(release, version))
 
     variants = [(variant, await served(variant.release)) for variant in routing.variants]
-    warm = [await served(number) for number in warm_releases(await records.spans(name), routing)]
+    spans = await _usable_spans(records, name)
+    newest = {span.release: span for span in spans}
+    warm = [(await served(number), newest[number]) for number in warm_releases(spans, routing)]
     return ServingModel(
         model=name,
         generation=routing.generation,
@@ -98,6 +104,18 @@ async def load_serving_model(
         rollout=routing.rollout,
         shadow_percent=routing.shadow_percent,
         challenger_percent=routing.challenger_percent,
-        warm=[item for item in warm if item is not None],
+        warm=[item for item, _ in warm if item is not None],
+        warm_since=[span.until or span.since for item, span in warm if item is not None],
         variants=[ServedVariant(variant, one) for variant, one in variants if one is not None],
     )
+
+
+async def _usable_spans(records: ServingRecords, name: str) -> list[ServingSpan]:
+    """Return the serving history without versions that were rejected since: a rollback refuses them."""
+    spans = await records.spans(name)
+    rejected = set()
+    for number in {span.version for span in spans}:
+        version = await records.version(name, number)
+        if version is None or version.stage is Stage.REJECTED:
+            rejected.add(number)
+    return [span for span in spans if span.version not in rejected]

@@ -63,11 +63,15 @@ class DesiredStateCache:
         """Follow routing changes until cancelled."""
         while True:
             try:
-                changed = await self._notifications.next(RESYNC_SECONDS)
+                notified = await self._notifications.next(RESYNC_SECONDS)
+                changed = notified or set()
                 if not changed:
                     stored = await self._notifications.generations()
                     known = {name: model.generation for name, model in self._models.items()}
                     changed = {name for name, generation in stored.items() if known.get(name) != generation}
+                if notified is None:
+                    # A rejection changes the warm releases, and no generation.
+                    changed |= {name for name, model in self._models.items() if model.warm}
                 await self._load(changed)
                 self._loaded.set()
             except FlywheelError as error:
@@ -86,7 +90,7 @@ class DesiredStateCache:
             if model is None:
                 if self._models.pop(name, None) is None:
                     continue
-            elif known is not None and model.generation <= known.generation:
+            elif known is not None and (model.generation < known.generation or model == known):
                 continue
             else:
                 self._models[name] = model

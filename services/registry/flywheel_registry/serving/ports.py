@@ -20,7 +20,7 @@ class ServingRecords(ReleaseRecords, EvidenceRecords, Protocol):
         ...
 
     async def set_routing(self, model: str, routing: Routing) -> None:
-        """Store the routing; after the commit every replica is notified."""
+        """Store the routing; after the commit every replica is notified, also of an equal one."""
         ...
 
     async def spans(self, model: str) -> list[ServingSpan]:

@@ -9,7 +9,7 @@ from datetime import timedelta
 from flywheel_job.outcome import Artifact
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_trainer.api.convert_times import duration, timestamp
-from flywheel_trainer.encoding.specs import experiment_id
+from flywheel_trainer.encoding.spec_fields import experiment_id
 from flywheel_trainer.runs.run import (
     DEFAULT_LEASE_SECONDS,
     Experiment,

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import timedelta
 from typing import Any
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from flywheel_job.recipes.tabular.spec import Hyperparameters
 from flywheel_job.tuning.messages import settings_from_proto, settings_to_proto
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
+from flywheel_trainer.encoding.model_specs import (
+    evaluate_spec_from_proto,
+    evaluate_spec_to_proto,
+    export_spec_from_proto,
+    export_spec_to_proto,
+)
 from flywheel_trainer.encoding.score_specs import score_spec_from_proto, score_spec_to_proto
+from flywheel_trainer.encoding.spec_fields import duration, experiment_id, seconds_of
 from flywheel_trainer.jobs.code import CodeRecipe, ScheduleSegment
 from flywheel_trainer.jobs.errors import InvalidSpec
+from flywheel_trainer.jobs.evaluate_spec import EvaluateSpec
+from flywheel_trainer.jobs.export_spec import ExportSpec
 from flywheel_trainer.jobs.kinds import Spec
 from flywheel_trainer.jobs.limits import MAX_ATTEMPTS, Limits
 from flywheel_trainer.jobs.score_spec import ScoreSpec
@@ -41,6 +48,10 @@ def spec_of(job: pb.Job) -> Spec:
             if not job.tune.base.limits.max_attempts:
                 base = replace(base, limits=replace(base.limits, max_attempts=MAX_ATTEMPTS))
             return TuneSpec(base, settings_from_proto(job.tune.settings))
+        case "evaluate":
+            return evaluate_spec_from_proto(job.evaluate)
+        case "export":
+            return export_spec_from_proto(job.export)
         case "score":
             return score_spec_from_proto(job.score, experiment_id(job.score.experiment))
         case _:
@@ -54,6 +65,10 @@ def job_with_spec(spec: Spec, project: str) -> pb.Job:
     if isinstance(spec, TuneSpec):
         base, settings = train_spec_to_proto(spec.base, project), settings_to_proto(spec.settings)
         return pb.Job(tune=pb.TuneSpec(base=base, settings=settings))
+    if isinstance(spec, EvaluateSpec):
+        return pb.Job(evaluate=evaluate_spec_to_proto(spec, project))
+    if isinstance(spec, ExportSpec):
+        return pb.Job(export=export_spec_to_proto(spec, project))
     if isinstance(spec, ScoreSpec):
         return pb.Job(score=score_spec_to_proto(spec, project))
     return pb.Job(train=train_spec_to_proto(spec, project))
@@ -149,8 +164,8 @@ def train_spec_to_proto(spec: TrainSpec, project: str) -> pb.TrainSpec:
         gpus_per_worker=spec.gpus_per_worker,
         cpus_per_worker=spec.cpus_per_worker,
         limits=pb.JobLimits(
-            timeout=_duration(spec.limits.timeout_seconds),
-            stall_timeout=_duration(spec.limits.stall_seconds),
+            timeout=duration(spec.limits.timeout_seconds),
+            stall_timeout=duration(spec.limits.stall_seconds),
             max_attempts=spec.limits.max_attempts,
         ),
     )
@@ -173,26 +188,9 @@ def _code_from_proto(code: pb.CodeRecipe) -> CodeRecipe:
     )
 
 
-def experiment_id(text: str) -> str:
-    """The id in the name of an experiment; also accepts the id alone."""
-    return ExperimentName.parse(text).experiment if "/" in text else text
-
-
 def _limits_from_proto(limits: pb.JobLimits) -> Limits:
-    def seconds(field: str, default: float) -> float:
-        if not limits.HasField(field):
-            return default
-        given: Duration = getattr(limits, field)
-        return given.seconds + given.nanos / 1e9
-
     return Limits(
-        seconds("timeout", _LIMITS.timeout_seconds),
-        seconds("stall_timeout", _LIMITS.stall_seconds),
+        seconds_of(limits, "timeout", _LIMITS.timeout_seconds),
+        seconds_of(limits, "stall_timeout", _LIMITS.stall_seconds),
         limits.max_attempts or _LIMITS.max_attempts,
     )
-
-
-def _duration(seconds: float) -> Duration:
-    found = Duration()
-    found.FromTimedelta(timedelta(seconds=seconds))
-    return found

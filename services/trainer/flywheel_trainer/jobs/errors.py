@@ -90,7 +90,7 @@ class ShortFeatureNames(FailedPrecondition):
 
 
 class UnknownModelVersion(NotFound):
-    """The model version of the warm start does not exist."""
+    """The model version that the job reads does not exist."""
 
     reason = "UNKNOWN_MODEL_VERSION"
     remedy = "Name a version that the registry has, or leave warm_start empty."
@@ -98,6 +98,20 @@ class UnknownModelVersion(NotFound):
     @classmethod
     def of(cls, name: str) -> Self:
         return cls(f"Model version {name!r} does not exist.")
+
+
+class NoModelFile(FailedPrecondition):
+    """The run or the version has no `model.onnx`, or the run's `report.json` does not describe it."""
+
+    reason = "NO_MODEL_FILE"
+    remedy = "Name a run that exported a model with `ctx.export`, or a version whose files are stored."
+
+
+class UnsupportedSignature(FailedPrecondition):
+    """The job cannot read the model's inputs or outputs, such as vectors."""
+
+    reason = "UNSUPPORTED_SIGNATURE"
+    remedy = "Use a model with scalar inputs and a BINARY, MULTICLASS or REGRESSION output."
 
 
 class DigestMismatch(DataLoss):

@@ -46,7 +46,7 @@ class Job:
 
     name: JobName
     spec: Any
-    """A specification of `jobs.kinds`."""
+    """The specification, of the class of the kind (`kinds.Spec`)."""
     run: RunName
     kind: str = TrainSpec.KIND
     state: JobState = JobState.QUEUED

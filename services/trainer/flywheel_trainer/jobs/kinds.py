@@ -12,6 +12,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from flywheel_common.errors import FlywheelError
 from flywheel_job.outcome import Outcome
+from flywheel_trainer.jobs.evaluate_spec import EvaluateSpec
+from flywheel_trainer.jobs.export_spec import ExportSpec
 from flywheel_trainer.jobs.job import Job
 from flywheel_trainer.jobs.limits import Limits
 from flywheel_trainer.jobs.resources import Request
@@ -19,7 +21,7 @@ from flywheel_trainer.jobs.score_spec import ScoreSpec
 from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.jobs.tune_spec import TuneSpec
 
-Spec = TrainSpec | TuneSpec | ScoreSpec
+Spec = TrainSpec | TuneSpec | EvaluateSpec | ExportSpec | ScoreSpec
 """The specifications of all kinds."""
 S_contra = TypeVar("S_contra", contravariant=True)
 
@@ -56,9 +58,7 @@ class PreparedKind(Protocol):
 
 
 class Kind(Protocol[S_contra]):
-    """One kind of job, with its specification.
-
-    Its methods get specifications of its own class.
+    """One kind of job; every `spec`, also that of a job, is of the kind's class.
 
     - `validate` checks a specification against its inputs and returns the details that `launch` needs, such
       as addresses of the inputs. Raises InvalidSpec and the errors of its peers.

@@ -1,24 +1,15 @@
-"""Reads artifacts from the object store, verifies their digests, and describes them to the registry."""
+"""Reads artifacts of runs, and describes them to the registry."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from flywheel_common.storage.objects import ObjectStore
-from flywheel_job.artifacts import artifact_key
 from flywheel_job.outcome import Artifact
-from flywheel_trainer.jobs.errors import DigestMismatch
+from flywheel_trainer.jobs.verified import read_verified
 
-
-async def read_verified(objects: ObjectStore, sha256: str) -> bytes:
-    """The artifact with this digest. Raises DigestMismatch if the stored bytes differ."""
-    data = await objects.get(artifact_key(sha256))
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise DigestMismatch(f"The stored bytes of artifact {sha256[:12]} do not match their digest.")
-    return data
+__all__ = ["read_verified", "version_fields"]
 
 
 def version_fields(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[str, Any]:

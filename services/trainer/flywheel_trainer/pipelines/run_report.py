@@ -12,7 +12,7 @@ from flywheel_common.storage.objects import ObjectStore
 from flywheel_job.artifacts import MODEL, REPORT
 from flywheel_job.evaluation.calibration import IDENTITY, Platt
 from flywheel_job.outcome import Artifact
-from flywheel_trainer.pipelines.artifacts import read_verified
+from flywheel_trainer.jobs.verified import read_verified
 from flywheel_trainer.pipelines.errors import MissingArtifact
 from flywheel_trainer.runs.run import RunName
 from flywheel_trainer.runs.use_cases import Runs

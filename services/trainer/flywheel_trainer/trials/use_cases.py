@@ -16,7 +16,8 @@ from flywheel_job.tuning.trial import Trial, best_trials
 from flywheel_trainer.jobs.job import Job, JobName
 from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.jobs.use_cases import Jobs
-from flywheel_trainer.pipelines.artifacts import read_verified, version_fields
+from flywheel_trainer.jobs.verified import read_verified
+from flywheel_trainer.pipelines.artifacts import version_fields
 from flywheel_trainer.pipelines.ports import FeaturePeer, RegistryPeer
 from flywheel_trainer.runs.errors import ForeignRun
 from flywheel_trainer.runs.use_cases import Runs

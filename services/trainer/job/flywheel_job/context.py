@@ -33,6 +33,8 @@ from flywheel_job.scoring import INPUT, SCORE, open_session
 from flywheel_job.signature import Signature
 
 P = TypeVar("P")
+BATCH_TOLERANCE = 1e-4
+"""Largest difference between a score of a row alone and in a batch."""
 
 
 class SegmentEnded(BaseException):
@@ -203,17 +205,18 @@ class Context:
         framework: str = "onnx",
         metrics: Mapping[str, float] | None = None,
         report: Mapping[str, Any] | None = None,
+        batch_tolerance: float = BATCH_TOLERANCE,
     ) -> None:
         """Store the model and its report, on rank 0; other ranks do nothing.
 
         `examples` `[rows, inputs]` become the golden rows, which a server must reproduce before it answers.
         Raises InvalidExport if the model does not compute SCORE `[rows, outputs]` for them, all together and
-        one alone.
+        one alone; the two may differ by `batch_tolerance`.
         """
         if self.rank != 0:
             return
         rows = np.ascontiguousarray(examples, dtype=np.float32)
-        scores = _check_model(onnx, signature, rows)
+        scores = _check_model(onnx, signature, rows, batch_tolerance)
         content = {
             "framework": framework,
             "inputs": [asdict(one) for one in signature.inputs],
@@ -230,7 +233,9 @@ class Context:
         self.artifact(REPORT, json.dumps(content, sort_keys=True).encode())
 
 
-def _check_model(onnx: bytes, signature: Signature, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _check_model(
+    onnx: bytes, signature: Signature, rows: npt.NDArray[np.float32], batch_tolerance: float
+) -> npt.NDArray[np.float32]:
     """The scores of the rows."""
     try:
         session = open_session(onnx)
@@ -255,6 +260,6 @@ def _check_model(onnx: bytes, signature: Signature, rows: npt.NDArray[np.float32
         raise InvalidExport(
             f"{SCORE} is {scores.dtype} {scores.shape}, not float32 {(len(rows), signature.outputs)}."
         )
-    if not np.isfinite(scores).all() or not np.allclose(alone, scores[:1], atol=1e-4):
+    if not np.isfinite(scores).all() or not np.allclose(alone, scores[:1], atol=batch_tolerance):
         raise InvalidExport("The scores are not finite, or depend on the other rows of a batch.")
     return scores

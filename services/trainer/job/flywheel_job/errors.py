@@ -130,13 +130,6 @@ class UnusableTable(FailedPrecondition):
     remedy = "Correct the column that the message names, or score with a release of the table's feature set."
 
 
-class UnusableModel(FailedPrecondition):
-    """ONNX Runtime cannot load or run the model of a SCORE job, or its files are damaged."""
-
-    reason = "UNUSABLE_MODEL"
-    remedy = "Register a version whose model.onnx runs with the tensors of its signature."
-
-
 class CacheUnavailable(FailedPrecondition):
     """The Redis of the gateways did not take the predictions of a SCORE job, which are complete on S3."""
 
@@ -177,3 +170,38 @@ class NoSuccessfulTrial(FailedPrecondition):
 
     reason = "NO_SUCCESSFUL_TRIAL"
     remedy = "Correct the training code or the search space as the errors of the trials say."
+
+
+class UnusableEvaluationSet(FailedPrecondition):
+    """The rows cannot be evaluated: none are left, a column is missing, or labels do not fit the output."""
+
+    reason = "UNUSABLE_EVALUATION_SET"
+    remedy = "Correct the rows, or the column, kind or time range of the job that the message names."
+
+
+class TooManyRows(FailedPrecondition):
+    """The evaluation has more rows than one job keeps scores of."""
+
+    reason = "TOO_MANY_ROWS"
+    remedy = "Evaluate a shorter time range, or a sample of the rows."
+
+
+class UnusableModel(FailedPrecondition):
+    """ONNX Runtime cannot load or run the model, its files are damaged, or its outputs are unusable."""
+
+    reason = "UNUSABLE_MODEL"
+    remedy = "Register a version whose model.onnx runs with the tensors and ranges of its signature."
+
+
+class NothingToQuantize(FailedPrecondition):
+    """The model has no matrix product or convolution with constant weights, such as a tree ensemble."""
+
+    reason = "NOTHING_TO_QUANTIZE"
+    remedy = "Export the model in the format FLOAT32."
+
+
+class ExportRefused(FailedPrecondition):
+    """The exported model differs from its source by more than the policy of the job allows."""
+
+    reason = "EXPORT_REFUSED"
+    remedy = "Use another format or more calibration rows, or allow the difference in the policy of the job."

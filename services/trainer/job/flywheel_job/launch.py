@@ -103,6 +103,8 @@ class LaunchSpec:
     source: Source | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, DataSet] = field(default_factory=dict)
+    models: Mapping[str, Any] = field(default_factory=dict)
+    """Models that the job reads, by name: the JSON form of `model_file.ModelFile`."""
     check: str = ""
     """Function that the driver calls before the workers start; empty: none."""
     export: str = ""

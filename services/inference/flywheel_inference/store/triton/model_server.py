@@ -45,6 +45,9 @@ class TritonModelServer:
                 ("grpc.min_reconnect_backoff_ms", 50),
                 ("grpc.max_reconnect_backoff_ms", 500),
                 ("grpc.enable_retries", 0),
+                # A machine that vanished closes no connection: its calls would time out until TCP gives up.
+                ("grpc.keepalive_time_ms", 10_000),
+                ("grpc.keepalive_timeout_ms", 2_000),
             ],
         )
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
@@ -99,6 +102,12 @@ class TritonModelServer:
             raise translated from None
         parameters = response.config.parameters
         return str(parameters[DIGEST].string_value) if DIGEST in parameters else ""
+
+    async def check_live(self, timeout: float) -> None:
+        try:
+            await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error, "the server") from None
 
     async def is_loaded(self, name: str, timeout: float) -> bool:
         try:

@@ -24,8 +24,8 @@ from flywheel_monitor.windows.support import SUPPORT, oldest_skipped
 
 _VARIANT = """
 SELECT t.id, v.minutes_from_us FROM variant t JOIN model_version v ON v.id = t.model_version_id
-WHERE t.rollout = $1 AND t.release = $2 AND t.role = $3 AND ($4::bigint = 0 OR t.generation = $4) ORDER BY
-t.id
+WHERE t.rollout = $1 AND t.release = $2 AND (t.role = $3 OR $3 = 0 AND t.role <> 3)
+    AND ($4::bigint = 0 OR t.generation = $4) ORDER BY t.id
 """
 _ROWS = """
 SELECT p.event_time, p.segment, p.score, p.source, p.decision, p.outputs, p.latency_ms, p.cost, p.failed,

@@ -20,6 +20,11 @@ from flywheel_monitor.ingest.answers import Answer, Known, Pair, answers_of, lab
 from flywheel_monitor.ingest.batches import LABEL, OutcomeColumns, PredictionColumns, Role, rows_of
 from flywheel_monitor.ingest.labels import Label
 from flywheel_monitor.store.postgres.answers import PAIRS, answer_of, pair_of, stored_outputs
+from flywheel_monitor.store.postgres.experiment_events import (
+    note_outcomes,
+    note_predictions,
+    tested_models,
+)
 from flywheel_monitor.store.postgres.late import add_late
 from flywheel_monitor.store.postgres.panes import merge_panes
 from flywheel_monitor.store.postgres.parking import lock_partition, park
@@ -149,12 +154,30 @@ class IngestRows:
                 tally.orphans -= 0 if batch.shadow else len(early)
             await conn.execute(_ARCHIVE, model_id, count, pack_kept(new), batch.payload)
         await self._count_pairs(batches, variants, kept, work)
+        await self._note_in_experiments(batches, variants, kept, labels)
         await work.write(conn, partition)
         models = {v.version.id: v.version.model_id for v in variants}
         for version_id, count in (await add_late(conn, partition, times, self._pane_us)).items():
             tallies[models[version_id]].late += count
         await self._count(partition, tallies)
         await advance(conn, partition, arrived, labels=False)
+
+    async def _note_in_experiments(
+        self,
+        batches: Sequence[PredictionColumns],
+        variants: Sequence[Variant],
+        kept: Sequence[Mask],
+        labels: dict[tuple[int, str], Known],
+    ) -> None:
+        """Note the new served predictions of models with a running experiment, and their early labels."""
+        tested = await tested_models(self._conn, {v.version.model_id for v in variants})
+        for batch, variant, new in zip(batches, variants, kept, strict=True):
+            model_id = variant.version.model_id
+            if model_id in tested and not batch.shadow and new.any():
+                await note_predictions(self._conn, model_id, variant.id, batch, new)
+                early = [i for i in compress(batch.ids, new.tolist()) if (model_id, i) in labels]
+                known = [(i, LABEL, labels[model_id, i].value) for i in early]
+                await note_outcomes(self._conn, model_id, known)
 
     async def _count_pairs(
         self,
@@ -207,6 +230,10 @@ class IngestRows:
             new = {r[0] for r in await conn.fetch(_ADD_OUTCOMES, *columns, model_id, batch.name)}
             tally.outcomes += len(new)
             tally.duplicates += len(batch.outcome_ids) - len(new)
+            if await tested_models(conn, [model_id]):
+                named = list(zip(*columns[:3], strict=True))[::-1]  # Of equal ids the first one is stored.
+                fresh = {outcome: (i, batch.name, value) for outcome, i, value in named if outcome in new}
+                await note_outcomes(conn, model_id, fresh.values())
             by_id = dict(zip(batch.outcome_ids, batch.event_times.tolist(), strict=True))
             times += [time for outcome, time in by_id.items() if outcome in new]
         await work.write(conn, partition)
@@ -297,6 +324,12 @@ class IngestRows:
             if corrected:
                 fields = _fields(latest, list(corrected))
                 await conn.execute(_CORRECT_LABELS, list(corrected), *fields, model_id)
+        if await tested_models(conn, [model_id]):
+            differences = [
+                (i, LABEL, latest[i].value - (corrected[i].value if i in corrected else 0.0))
+                for i in (*added, *corrected)
+            ]
+            await note_outcomes(conn, model_id, differences)
         found = await conn.fetch(_LABELLED_ROWS, model_id, [*added, *corrected])
         served = {r["prediction_id"] for r in found if not r["shadow_variant"]}
         tally.orphans += len(added) - len(served & added)

@@ -10,6 +10,7 @@ from flywheel_common.postgres.pool import Connection, Pool, connection, transact
 from flywheel_monitor.store.postgres.alerts import AlertRows
 from flywheel_monitor.store.postgres.archive_queue import ArchiveRows
 from flywheel_monitor.store.postgres.comparisons import ComparisonRows
+from flywheel_monitor.store.postgres.experiments import ExperimentRows
 from flywheel_monitor.store.postgres.late import LateRows
 from flywheel_monitor.store.postgres.panes import adopt_panes
 from flywheel_monitor.store.postgres.predictions import PredictionRows
@@ -19,7 +20,15 @@ from flywheel_monitor.store.postgres.waiting import WaitingRows
 
 
 class PostgresRecords(
-    VersionRows, PredictionRows, ComparisonRows, ArchiveRows, ReportRows, AlertRows, LateRows, WaitingRows
+    VersionRows,
+    PredictionRows,
+    ComparisonRows,
+    ArchiveRows,
+    ReportRows,
+    AlertRows,
+    LateRows,
+    WaitingRows,
+    ExperimentRows,
 ):
     """Every port of rows on one connection; its changes commit together or not at all."""
 

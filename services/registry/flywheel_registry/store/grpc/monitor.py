@@ -12,10 +12,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc.channel import from_rpc_error
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_protos.monitor.v1 import monitor_pb2
+from flywheel_protos.monitor.v1 import experiment_pb2, monitor_pb2
 from flywheel_protos.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
 from flywheel_registry.releases.names import ReleaseName
-from flywheel_registry.rollouts.comparison import Comparison, Variant
+from flywheel_registry.rollouts.comparison import Comparison, ExperimentVerdict, Variant
 from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.rollouts.state_machine import RolloutState
 
@@ -86,6 +86,7 @@ def compare_request(rollout: Rollout) -> monitor_pb2.CompareVariantsRequest:
         mode=monitor_pb2.COMPARISON_MODE_SHADOW if in_shadow else monitor_pb2.COMPARISON_MODE_CANARY,
         alpha=rollout.policy.level,
         generation=rollout.generation,
+        p99_alpha=rollout.policy.step(rollout.progress.challenger_percent).breach_level,
     )
 
 
@@ -101,7 +102,17 @@ def parse_comparison(message: monitor_pb2.CompareVariantsResponse) -> Comparison
         log_loss_delta_upper=message.log_loss_delta_upper,
         log_loss_delta_lower=message.log_loss_delta_lower,
         score_shift=message.score_shift,
+        p99_lower_ms=message.challenger_p99_lower_ms,
+        experiment=_experiment(message),
     )
+
+
+def _experiment(message: monitor_pb2.CompareVariantsResponse) -> ExperimentVerdict | None:
+    if not message.experiment:
+        return None
+    name = experiment_pb2.ExperimentVerdict.Name(message.experiment_verdict)
+    verdict = name.removeprefix("EXPERIMENT_VERDICT_")
+    return ExperimentVerdict(message.experiment, verdict, message.experiment_reason)
 
 
 def _utc(stamp: Timestamp) -> datetime:

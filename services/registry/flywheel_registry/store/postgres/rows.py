@@ -25,6 +25,7 @@ from flywheel_registry.releases.release import (
     Release,
     Temperature,
 )
+from flywheel_registry.releases.serving_policy import Placement, RealTimeRule, ServingCost, ServingPolicy
 from flywheel_registry.rollouts.rollout import Rollout, RolloutStep
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
 from flywheel_registry.rollouts.verdict import Decision
@@ -164,6 +165,8 @@ def release_body(value: Release) -> str:
         "default_values": list(value.default_values),
         "feature_policies": [[p.feature, p.missing, p.stale, p.default] for p in value.feature_policies],
     }
+    if value.serving is not None:
+        body["serving"] = asdict(value.serving)
     match value.calibration:
         case Platt(slope, intercept):
             body["platt"] = [slope, intercept]
@@ -198,8 +201,20 @@ def release(row: Row) -> Release:
         segment_thresholds=body.get("segment_thresholds", {}),
         default_values=tuple(body.get("default_values", ())),
         feature_policies=tuple(FeaturePolicy(*parts) for parts in body.get("feature_policies", ())),
+        serving=_serving(body["serving"]) if "serving" in body else None,
         created_at=row["created_at"],
         created_by=row["created_by"],
+    )
+
+
+def _serving(body: dict[str, Any]) -> ServingPolicy:
+    placement, rules, cost = body["placement"], body["real_time"], body["cost"]
+    return ServingPolicy(
+        Placement(**placement) if placement is not None else None,
+        tuple(RealTimeRule(**{**rule, "values": tuple(rule["values"])}) for rule in rules)
+        if rules is not None
+        else None,
+        ServingCost(**cost) if cost is not None else None,
     )
 
 

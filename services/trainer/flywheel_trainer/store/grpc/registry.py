@@ -36,11 +36,9 @@ class GrpcRegistry:
         self._stub = registry_pb2_grpc.RegistryServiceStub(channel)
 
     async def champion(self, model: str) -> ChampionModel | None:
-        found = (await response_of(PEER, self._stub.GetModel(registry_pb2.GetModelRequest(name=model)))).model
-        if not found.production_release:
+        release = await self.production_release(model)
+        if release is None:
             return None
-        request = registry_pb2.GetReleaseRequest(name=found.production_release)
-        release = (await response_of(PEER, self._stub.GetRelease(request))).release
         version = await self.version(release.model_version)
         inputs = tuple(
             Input(
@@ -56,6 +54,14 @@ class GrpcRegistry:
         return VersionOrigin(
             found.training_run, found.training_dataset, found.pipeline_run, found.parent_version
         )
+
+    async def production_release(self, model: str) -> model_pb2.Release | None:
+        """The release that production serves. Raises NotFound."""
+        found = (await response_of(PEER, self._stub.GetModel(registry_pb2.GetModelRequest(name=model)))).model
+        if not found.production_release:
+            return None
+        request = registry_pb2.GetReleaseRequest(name=found.production_release)
+        return (await response_of(PEER, self._stub.GetRelease(request))).release
 
     async def version(self, name: str) -> model_pb2.ModelVersion:
         """Raises NotFound."""
@@ -131,6 +137,19 @@ class GrpcRegistry:
         )
         promoted = await response_of(PEER, self._stub.PromoteModelVersion(request))
         return promoted.passed, list(promoted.evidence.findings)
+
+    async def record(
+        self, version: str, values: Mapping[str, float], champion: str, findings: list[str], request_id: str
+    ) -> str:
+        """`Evaluations.record`."""
+        request = registry_pb2.RecordEvaluationRequest(
+            name=version,
+            values=values,
+            champion_version=champion,
+            findings=findings,
+            request_id=request_id,
+        )
+        return str((await response_of(PEER, self._stub.RecordEvaluation(request))).evidence.name)
 
     async def create_release(self, model: str, release: Mapping[str, Any], request_id: str) -> str:
         platt = model_pb2.Calibration.Platt(slope=release["slope"], intercept=release["intercept"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from flywheel_common.errors import NotFound
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_job.artifacts import WEIGHTS, artifact_key
+from flywheel_protos.registry.v1 import model_pb2
 from flywheel_trainer.jobs.errors import UnknownModelVersion
 from flywheel_trainer.store.grpc.registry import GrpcRegistry
 
@@ -23,7 +24,15 @@ class RegisteredWeights:
         declared = next((a.sha256 for a in version.artifacts if a.name == WEIGHTS), None)
         if declared is None:
             return None
-        key = artifact_key(declared)
-        if await self._objects.head(key) is None:
-            await self._objects.put(key, await self._registry.download(version, WEIGHTS))
+        key = await stored(self._registry, self._objects, version, WEIGHTS, declared)
         return f"s3://{self._bucket}/{key}", declared
+
+
+async def stored(
+    registry: GrpcRegistry, objects: ObjectStore, version: model_pb2.ModelVersion, name: str, sha256: str
+) -> str:
+    """The key of a version's file in this service's bucket; it is downloaded if it is not there yet."""
+    key = artifact_key(sha256)
+    if await objects.head(key) is None:
+        await objects.put(key, await registry.download(version, name))
+    return key

@@ -12,7 +12,9 @@ from flywheel_common import conversion
 from flywheel_common.arrays import Array, Mask
 from flywheel_common.columns import DTYPES, VECTORS
 from flywheel_common.scoring.feature_block import NULL, PRESENT, FeatureBlock, FeatureColumn
-from flywheel_common.signature import InputSpec
+from flywheel_common.signature import FLOAT32, FLOAT64, InputSpec
+
+_FLOATS = {FLOAT32: pa.float32(), FLOAT64: pa.float64()}
 
 
 def feature_block(inputs: Sequence[InputSpec], batch: pa.RecordBatch, feature_set: str) -> FeatureBlock:
@@ -25,6 +27,10 @@ def feature_block(inputs: Sequence[InputSpec], batch: pa.RecordBatch, feature_se
 
 
 def _column(spec: InputSpec, stored: pa.Array) -> FeatureColumn:
+    if stored.type == _FLOATS.get(spec.data_type):
+        # What `convert` does with a float of the declared type, in one pass: NaN and null are null.
+        values = stored.to_numpy(zero_copy_only=False)
+        return FeatureColumn(spec.name, spec.data_type, values, values == values)
     array = conversion.convert(stored, spec.data_type, vector_size=spec.vector_size, column=spec.name)
     if array.null_count:
         valid = pc.is_valid(array).to_numpy(zero_copy_only=False)

@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-import pyarrow as pa
-
 from flywheel_common.scoring.rules import ScoringRules, scoring_rules
 from flywheel_job import objects
 from flywheel_job.artifacts import MODEL
@@ -95,15 +93,14 @@ class Scoring:
             self.rules.signature.output, [stored.field(name) for name in self.params.carried]
         )
         read = batches_of(self._store, partition, list(dict.fromkeys(columns)), model.batch_rows)
+        output = self.rules.signature.output
         # Reading, scoring and writing overlap: their libraries release the interpreter's lock.
         with (
-            prefetched(read) as batches,
-            prefetched(self._scored(model, schema, one) for one in batches) as scored,
+            prefetched((batch, model.features(batch)) for batch in read) as batches,
+            prefetched((batch, model.answers(batch, block)) for batch, block in batches) as answered,
         ):
-            self.output.write(partition, schema, scored)
-
-    def _scored(self, model: ReleaseModel, schema: pa.Schema, batch: pa.RecordBatch) -> pa.RecordBatch:
-        return predictions(self.rules.signature.output, schema, batch, model.answers(batch))
+            made = (predictions(output, schema, batch, answers) for batch, answers in answered)
+            self.output.write(partition, schema, made)
 
     def _content(self, uri: str, sha256: str) -> bytes:
         content = objects.read(self._store, uri)

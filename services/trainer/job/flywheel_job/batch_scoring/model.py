@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from flywheel_common.arrays import Array, Floats, Mask
 from flywheel_common.scoring.decision import decisions, scores
+from flywheel_common.scoring.feature_block import FeatureBlock
 from flywheel_common.scoring.input_tensors import MissingFeature, TensorBuilder, Tensors
 from flywheel_common.scoring.output_values import output_values
 from flywheel_common.scoring.preparation import BAD_SCORE, prepare
@@ -65,9 +66,12 @@ class ReleaseModel:
         widest = max(self._output.width, *(one.elements for one in self.rules.signature.input_tensors))
         return max(64, min(BATCH_ROWS, BATCH_ELEMENTS // widest))
 
-    def answers(self, batch: pa.RecordBatch) -> Answers:
-        """The answers for a batch that has the columns of the inputs and of the segment keys."""
-        block = feature_block(self.rules.signature.inputs, batch, "the table")
+    def features(self, batch: pa.RecordBatch) -> FeatureBlock:
+        """The features of a batch that has the columns of the inputs. Raises WrongType."""
+        return feature_block(self.rules.signature.inputs, batch, "the table")
+
+    def answers(self, batch: pa.RecordBatch, block: FeatureBlock) -> Answers:
+        """The answers for a batch that has the columns of the segment keys, with these features."""
         try:
             prepared = prepare(self.rules.policies, self._builder, block)
         except MissingFeature as error:

@@ -6,7 +6,9 @@ calibration rows number thousands and the fit must equal an unpenalised logistic
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,4 +102,45 @@ class Isotonic:
         return np.interp(np.asarray(scores, dtype=np.float64), self.x, self.y)
 
 
+@dataclass(frozen=True)
+class Temperature:
+    """Probabilities of classes, raised to 1 / temperature and scaled to the sum 1 (Guo et al. 2017)."""
+
+    temperature: float
+
+    def apply(self, scores: npt.ArrayLike) -> Floats:
+        """Calibrated probabilities `[rows, classes]`."""
+        logs = np.log(np.clip(np.asarray(scores, dtype=np.float64), EPSILON, None)) / self.temperature
+        powers = np.exp(logs - logs.max(axis=1, keepdims=True))
+        calibrated: Floats = powers / powers.sum(axis=1, keepdims=True)
+        return calibrated
+
+
 Calibration = Platt | Isotonic
+"""Of the probability of one class."""
+
+KINDS: Mapping[str, type[Platt | Isotonic | Temperature]] = {
+    "platt": Platt,
+    "isotonic": Isotonic,
+    "temperature": Temperature,
+}
+
+
+def calibration_to_json(calibration: Calibration | Temperature) -> dict[str, Any]:
+    """One field with the name of the kind."""
+    name = next(name for name, kind in KINDS.items() if isinstance(calibration, kind))
+    return {name: asdict(calibration)}
+
+
+def calibration_from_json(fields: Mapping[str, Any]) -> Calibration | Temperature:
+    """The inverse of `calibration_to_json`; also after a round trip through JSON.
+
+    Raises KeyError, TypeError or ValueError for anything else.
+    """
+    ((name, values),) = fields.items()
+    kind: Callable[..., Calibration | Temperature] = KINDS[name]
+    return kind(**{key: _numbers(value) for key, value in values.items()})
+
+
+def _numbers(value: Any) -> float | tuple[float, ...]:
+    return tuple(map(float, value)) if isinstance(value, list | tuple) else float(value)

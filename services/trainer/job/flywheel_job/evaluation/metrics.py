@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flywheel_common.arrays import Floats
+from flywheel_job.evaluation.ranking import Ranking
+from flywheel_job.evaluation.thresholds import by_f_beta
 
 EPSILON = 1e-7
 """Smallest distance of a probability from 0 and 1 in a logarithm; float32 scores resolve about 6e-8."""
@@ -27,13 +29,7 @@ def auc(labels: npt.ArrayLike, scores: npt.ArrayLike, weights: Weights = None) -
     A tie counts as half a pair; the weight of a pair is the product of both weights. NaN if a class has none.
     """
     y, s, w = _checked(labels, scores, weights)
-    _, group = np.unique(s, return_inverse=True)
-    positives, negatives = np.bincount(group, weights=w * y), np.bincount(group, weights=w * (1 - y))
-    pairs = positives.sum() * negatives.sum()
-    if pairs == 0:
-        return float("nan")
-    below = np.cumsum(negatives) - negatives / 2
-    return float((positives * below).sum() / pairs)
+    return Ranking(s).auc(y, w)
 
 
 def log_loss(labels: npt.ArrayLike, scores: npt.ArrayLike, weights: Weights = None) -> float:
@@ -77,15 +73,7 @@ def best_threshold(labels: npt.ArrayLike, scores: npt.ArrayLike, weights: Weight
     0.5 if no label is positive.
     """
     y, s, w = _checked(labels, scores, weights)
-    positive = float((w * y).sum())
-    if positive == 0:
-        return 0.5
-    order = np.argsort(-s, kind="stable")
-    ranked = s[order]
-    hits = np.cumsum((w * y)[order])
-    values = 2 * hits / (np.cumsum(w[order]) + positive)
-    last_of_value = np.append(ranked[1:] != ranked[:-1], True)
-    return float(ranked[last_of_value][np.argmax(values[last_of_value])])
+    return by_f_beta(Ranking(s), y, w).threshold
 
 
 @dataclass(frozen=True)

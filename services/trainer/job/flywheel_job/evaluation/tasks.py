@@ -10,46 +10,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flywheel_job.evaluation.metrics import EPSILON
-
-Weights = npt.NDArray[np.float64] | None
+from flywheel_common.arrays import Floats, Ints
+from flywheel_job.evaluation.outputs import MulticlassOutputs, Outputs, RegressionOutputs
 
 
 def multiclass_metrics(
-    labels: npt.NDArray[np.int64], probabilities: npt.NDArray[Any], weights: Weights = None
+    labels: Ints, probabilities: npt.NDArray[Any], weights: Floats | None = None
 ) -> dict[str, float]:
-    """Accuracy, log-loss in nats, and the mean of the F1 scores of the classes that occur.
+    """The metrics of `MulticlassOutputs`, and the number of rows.
 
     `labels` are indices of columns of `probabilities` `[rows, classes]`.
     """
-    chosen = probabilities.argmax(axis=1)
-    of_label = np.clip(probabilities[np.arange(len(labels)), labels], EPSILON, 1.0)
-    used = np.ones(len(labels)) if weights is None else weights
-    scores = []
-    for label in np.unique(labels):
-        both = used[(chosen == label) & (labels == label)].sum()
-        scores.append(2 * both / (used[chosen == label].sum() + used[labels == label].sum()))
-    return {
-        "accuracy": float(np.average(chosen == labels, weights=weights)),
-        "log_loss": float(np.average(-np.log(of_label), weights=weights)),
-        "macro_f1": float(np.mean(scores)),
-        "rows": float(len(labels)),
-    }
+    return _metrics(MulticlassOutputs.of(labels, np.asarray(probabilities, dtype=np.float64)), weights)
 
 
-def regression_metrics(
-    labels: npt.NDArray[np.float64], values: npt.NDArray[np.float64], weights: Weights = None
-) -> dict[str, float]:
-    """Root of the mean squared error, mean absolute error, and the share of the variance that is explained.
+def regression_metrics(labels: Floats, values: Floats, weights: Floats | None = None) -> dict[str, float]:
+    """The metrics of `RegressionOutputs`, and the number of rows. `r2` is 0 if all labels are equal."""
+    return _metrics(RegressionOutputs(labels, values), weights)
 
-    The share is 0 if all labels are equal.
-    """
-    errors = values - labels
-    spread = np.average((labels - np.average(labels, weights=weights)) ** 2, weights=weights)
-    squared = np.average(errors**2, weights=weights)
-    return {
-        "rmse": float(np.sqrt(squared)),
-        "mae": float(np.average(np.abs(errors), weights=weights)),
-        "r2": float(1 - squared / spread) if spread else 0.0,
-        "rows": float(len(labels)),
-    }
+
+def _metrics(outputs: Outputs, weights: Floats | None) -> dict[str, float]:
+    used = np.ones(len(outputs)) if weights is None else weights
+    return outputs.metrics(used) | {"rows": float(len(outputs))}

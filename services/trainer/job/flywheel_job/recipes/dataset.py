@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -150,9 +151,11 @@ def most_frequent(values: pl.Series, limit: int = MAX_VOCABULARY) -> tuple[str, 
     return tuple(ranked[values.name].to_list())
 
 
-def encode(frame: pl.DataFrame, inputs: Sequence[Input]) -> npt.NDArray[np.float32]:
+def encode(
+    frame: pl.DataFrame, inputs: Sequence[Input], dtype: npt.DTypeLike = np.float32
+) -> npt.NDArray[Any]:
     """The tensor INPUT `[rows, inputs]`: null numbers are NaN; unknown and null categories are -1."""
-    tensor = np.empty((frame.height, len(inputs)), dtype=np.float32)
+    tensor = np.empty((frame.height, len(inputs)), dtype=dtype)
     for position, one in enumerate(inputs):
         column = frame[one.name]
         if one.categorical:

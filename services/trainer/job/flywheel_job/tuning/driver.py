@@ -109,6 +109,8 @@ class Study:
         self._ended = {trial.number: trial for trial in stored if trial.ended}
         self._running: dict[int, Work] = {}
         self._losses: dict[int, int] = {}
+        self._continued = {trial.number for trial in stored if not trial.ended}
+        """Trials that may begin from a checkpoint of an earlier execution."""
 
     def run(self) -> Outcome:
         """Run all trials and return the outcome of the job.
@@ -139,12 +141,12 @@ class Study:
 
     def _start(self, work: Work) -> None:
         self._trials.record(work.trial)
-        if work.until_step:  # a segment begins from the checkpoint before it, never from within
-            self._trials.forget_checkpoints(work.checkpoints)
         self._launch_work(work)
 
     def _launch_work(self, work: Work) -> None:
         number = work.trial.number
+        if work.until_step:  # a segment begins from the checkpoint before it, never from within
+            self._trials.forget_checkpoints(work.checkpoints)
         spec = self._launch.trial(
             work.trial,
             until_step=work.until_step,
@@ -157,7 +159,13 @@ class Study:
         self._workers.start(number, spec)
 
     def _end(self, number: int, outcome: Outcome) -> None:
-        del self._running[number]
+        work = self._running.pop(number)
+        if outcome.succeeded and self._absent(outcome) and number in self._continued:
+            # It restored a checkpoint after which it logs a metric no more.
+            self._continued.remove(number)
+            self._trials.forget_checkpoints(work.checkpoints)
+            self._launch_work(work)
+            return
         result, error = self._result(self._search.trial(number), outcome)
         trial = self._search.end(result)
         self._trials.record(trial, outcome)
@@ -173,6 +181,7 @@ class Study:
     def _lose(self, number: int, message: str) -> None:
         """Repeat a piece whose process was lost; it continues from its last checkpoint."""
         self._losses[number] = self._losses.get(number, 0) + 1
+        self._continued.add(number)
         if self._losses[number] < MAX_LOSSES:
             self._launch_work(self._running[number])
             return
@@ -191,8 +200,7 @@ class Study:
             )
             fatal = outcome.error_reason in SAME_FOR_ALL
             return failed, _FatalError(outcome.error_reason, outcome.error_message) if fatal else None
-        last = last_values(outcome)
-        absent = [name for name in self._settings.metrics if name not in last]
+        last, absent = last_values(outcome), self._absent(outcome)
         if absent:
             logged = ", ".join(last) or "none"
             error = UnknownMetric(f"The trial logged no metric {absent[0]!r}; it logged: {logged}.")
@@ -213,6 +221,11 @@ class Study:
             ),
             None,
         )
+
+    def _absent(self, outcome: Outcome) -> list[str]:
+        """The metrics that a successful trial should have logged and did not."""
+        last = last_values(outcome)
+        return [name for name in self._settings.metrics if name not in last]
 
     def _report_progress(self) -> None:
         finished = len(self._ended)

@@ -1,0 +1,1 @@
+"""Intervals that hold at every look: differences of means, proportions and ratios, and quantiles."""

@@ -1,0 +1,68 @@
+"""Events of experiments, written in the transaction that counts predictions and outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from itertools import compress
+
+import numpy as np
+
+from flywheel_common.arrays import Mask
+from flywheel_common.postgres.pool import Connection
+from flywheel_monitor.experiments.metric import COUNT
+from flywheel_monitor.ingest.batches import PredictionColumns
+
+_MODELS = "SELECT DISTINCT model_id FROM experiment WHERE state = 1 AND model_id = ANY($1::integer[])"
+# arrived_at is the time of the transaction, as in the row of the prediction.
+_PREDICTIONS = """
+INSERT INTO experiment_event (subject, event_time, latency_ms, failed, cost, model_id, variant_id, name,
+    value, arrived_at)
+SELECT *, $6, $7, $8, 1, now() FROM unnest($1::text[], $2::bigint[], $3::real[], $4::boolean[], $5::real[])
+"""
+_EARLY = """
+SELECT prediction_id, name, value FROM outcome WHERE model_id = $1 AND prediction_id = ANY($2::text[])
+ORDER BY outcome_id
+"""
+# Three equalities on the primary key for each outcome, whatever the planner knows of the table.
+_OUTCOMES = """
+INSERT INTO experiment_event (model_id, variant_id, subject, event_time, arrived_at, name, value, latency_ms,
+    failed)
+SELECT $1, p.*, n.name, n.value, 0, false
+FROM unnest($2::text[], $3::text[], $4::float8[]) AS n (prediction_id, name, value), LATERAL (
+    SELECT variant_id, coalesce(nullif(subject, ''), prediction_id), event_time, arrived_at FROM prediction
+    WHERE model_id = $1 AND prediction_id = n.prediction_id AND shadow_variant = 0 LIMIT 1
+) p
+WHERE n.value <> 'NaN' AND n.value <> 0
+"""
+
+
+async def tested_models(conn: Connection, models: Collection[int]) -> set[int]:
+    """Those of the models that have a running experiment."""
+    return {r["model_id"] for r in await conn.fetch(_MODELS, sorted(models))}
+
+
+async def note_predictions(
+    conn: Connection, model_id: int, variant_id: int, batch: PredictionColumns, new: Mask
+) -> None:
+    """Note the new rows of a served batch, with the business outcomes that had arrived before them."""
+    ids, subjects = (list(compress(column, new.tolist())) for column in (batch.ids, batch.subjects))
+    await conn.execute(
+        _PREDICTIONS,
+        [subject or i for i, subject in zip(ids, subjects, strict=True)],
+        batch.event_times[new].tolist(),
+        batch.latencies_ms[new].tolist(),
+        batch.failed[new].tolist(),
+        [None if np.isnan(c) else c for c in batch.costs[new].tolist()],
+        model_id,
+        variant_id,
+        COUNT,
+    )
+    early = await conn.fetch(_EARLY, model_id, ids)
+    await note_outcomes(conn, model_id, [(r["prediction_id"], r["name"], r["value"]) for r in early])
+
+
+async def note_outcomes(conn: Connection, model_id: int, outcomes: Iterable[tuple[str, str, float]]) -> None:
+    """Note outcomes (prediction id, name, value or its change) whose prediction is stored."""
+    columns = list(zip(*outcomes, strict=True))
+    if columns:
+        await conn.execute(_OUTCOMES, model_id, *map(list, columns))

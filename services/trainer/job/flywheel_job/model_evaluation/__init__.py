@@ -1,0 +1,1 @@
+"""The kind EVALUATE: metrics of a model on labelled rows."""
