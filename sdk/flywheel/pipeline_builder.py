@@ -6,7 +6,7 @@ The function runs where it is compiled, never in a service.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -18,6 +18,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from flywheel.connection import Connection
 from flywheel.definitions import load_module
 from flywheel.errors import PipelineError
+from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.score_job import ScoreJob, score_spec
 from flywheel.source_archive import SourceArchive
 from flywheel.train_job import TrainJob, pack_job, train_spec
@@ -92,6 +93,8 @@ class Step:
         return Output(self.id, output)
 
 
+LATER = "later"
+"""Stands for a name that only the run knows."""
 Given = str | Output | Param | Item
 """A text now, or a value that the run sets."""
 
@@ -175,6 +178,35 @@ class PipelineBuilder:
         spec = trainer_pb2.TuneSpec(base=base, settings=settings_message(job))
         added = self.job(step, trainer_pb2.Job(tune=spec), _values=values, **options)
         return Step(added.id, "best_run")
+
+    def evaluate(
+        self,
+        step: str,
+        job: EvaluateJob,
+        *,
+        trained: Step | None = None,
+        registered: Step | None = None,
+        data: Step | str | None = None,
+        **options: Unpack[Options],
+    ) -> Step:
+        """Runs an EVALUATE job on the model of a run or of a registered version. Outputs: those of a job.
+
+        With `record_evidence` of the job the registry's gates read the result.
+        """
+        return self._model_job(step, job, (trained, registered, data), options)
+
+    def export(
+        self,
+        step: str,
+        job: ExportJob,
+        *,
+        trained: Step | None = None,
+        registered: Step | None = None,
+        data: Step | str | None = None,
+        **options: Unpack[Options],
+    ) -> Step:
+        """Runs an EXPORT job. Outputs: those of a job; `register` takes its run."""
+        return self._model_job(step, job, (trained, registered, data), options)
 
     def score(
         self, step: str, job: ScoreJob, *, released: Step | None = None, **options: Unpack[Options]
@@ -270,6 +302,29 @@ class PipelineBuilder:
     def approval(self, step: str, message: str, **options: Unpack[Options]) -> Step:
         """Waits until a person approves. Outputs: `approved_by`, `reason`."""
         return self._add(pb.GraphStep(id=step, approval=pb.ApprovalStep(message=message)), {}, options)
+
+    def _model_job(
+        self,
+        step: str,
+        job: EvaluateJob | ExportJob,
+        given: tuple[Step | None, Step | None, Step | str | None],
+        options: Options,
+    ) -> Step:
+        trained, registered, data = given
+        values: dict[str, Any] = {}
+        if trained is not None:
+            job, values["run"] = replace(job, run=LATER), trained[trained.run_output]
+        if registered is not None:
+            job, values["model_version"] = replace(job, model_version=LATER), registered["model_version"]
+        if isinstance(data, Step):
+            job, values["training_set"] = replace(job, training_set=LATER), data["training_set"]
+        elif data is not None:
+            job = replace(job, training_set=data)
+        message = job.message(self._path)
+        kind = message.WhichOneof("spec")
+        return self.job(
+            step, message, _values={f"{kind}.{name}": one for name, one in values.items()}, **options
+        )
 
     def _train_spec(self, spec: TrainJob | trainer_pb2.TrainSpec) -> trainer_pb2.TrainSpec:
         if isinstance(spec, TrainJob):

@@ -170,10 +170,18 @@ async def test_every_kind_of_job_can_be_a_step(trainer: MemoryTrainer) -> None:
         tuned = p.tune("tune", tuning, data="t")
         score = fw.ScoreJob("late/releases/1", "s3://bucket/tonight/", "late")
         p.score("score", score, after=[tuned])
+        small = p.export("export", fw.ExportJob("late", format="INT8_DYNAMIC"), trained=tuned, data="t")
+        registered = p.register("register", model="late", trained=small)
+        checked = fw.EvaluateJob("late", slices=("origin",), record_evidence=True)
+        p.evaluate("evaluate", checked, registered=registered, data="t")
 
     compiled = fw.compile_pipeline(jobs, "p")
     request = graph_pb.ApplyPipelineRequest(parent=P, pipeline_id="jobs", graph=compiled.graph)
     assert (await trainer.stub.ApplyPipeline(request)).created
+    steps = {step.id: step for step in compiled.graph.steps}
+    assert "best_run" == steps["export"].inputs["export.run"].step.output
+    assert "model_version" == steps["evaluate"].inputs["evaluate.model_version"].step.output
+    assert f"{P}/trainingSets/t" == steps["evaluate"].job["evaluate"]["training_set"]
 
 
 async def test_a_step_that_waits_is_shown_and_approved(trainer: MemoryTrainer) -> None:
