@@ -34,7 +34,7 @@ from flywheel.experiments import Experiment, Latency, Metric, cost_per_predictio
 from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.model_watch import Activity, ModelWatch
 from flywheel.pipeline_builder import PipelineBuilder, compile_pipeline, pipeline
-from flywheel.pipeline_builder import Step as PipelineStep
+from flywheel.pipeline_values import Step as PipelineStep
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
 from flywheel.score_job import ScoreJob

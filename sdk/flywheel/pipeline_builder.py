@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict, ParseDict
@@ -19,6 +18,7 @@ from flywheel.connection import Connection
 from flywheel.definitions import load_module
 from flywheel.errors import PipelineError
 from flywheel.model_jobs import EvaluateJob, ExportJob
+from flywheel.pipeline_values import LATER, Given, Item, Options, Param, Step, source_of
 from flywheel.score_job import ScoreJob, score_spec
 from flywheel.source_archive import SourceArchive
 from flywheel.train_job import TrainJob, pack_job, train_spec
@@ -27,94 +27,6 @@ from flywheel_protos.feature.v1 import training_set_pb2
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.trainer.v1 import pipeline_graph_pb2 as pb
 from flywheel_protos.trainer.v1 import trainer_pb2
-
-
-@dataclass(frozen=True)
-class Output:
-    """An output of a step, as a value for a later step or in a condition."""
-
-    step: str
-    output: str
-
-    def equals(self, value: Any) -> Condition:
-        return Condition(self, "==", value)
-
-    def differs(self, value: Any) -> Condition:
-        return Condition(self, "!=", value)
-
-    def __lt__(self, value: float) -> Condition:
-        return Condition(self, "<", value)
-
-    def __le__(self, value: float) -> Condition:
-        return Condition(self, "<=", value)
-
-    def __gt__(self, value: float) -> Condition:
-        return Condition(self, ">", value)
-
-    def __ge__(self, value: float) -> Condition:
-        return Condition(self, ">=", value)
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A comparison of an output with a value; the step that has it runs only if it holds."""
-
-    left: Output
-    operator: str
-    right: Any
-
-    def __bool__(self) -> bool:
-        raise PipelineError("A condition has no value before the run: pass it as `when`.")
-
-
-@dataclass(frozen=True)
-class Param:
-    """A parameter of the run."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Item:
-    """The value of an instance of a fan-out, or a field of it."""
-
-    field: str = ""
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step of the graph; `step["metrics.auc"]` is an output."""
-
-    id: str
-    run_output: str = "run"
-    """The output with the run whose model can be registered."""
-
-    def __getitem__(self, output: str) -> Output:
-        return Output(self.id, output)
-
-
-LATER = "later"
-"""Stands for a name that only the run knows."""
-Given = str | Output | Param | Item
-"""A text now, or a value that the run sets."""
-
-
-class Options(TypedDict, total=False):
-    """What every step can have."""
-
-    after: Sequence[Step]
-    """Steps that must have succeeded, beside those whose outputs are used."""
-    when: Sequence[Condition]
-    """The step runs if all hold."""
-    for_each: Sequence[Any] | Param
-    """One instance of the step for each value, which is read with `p.item()`."""
-    retries: int
-    retry_delay: timedelta
-    timeout: timedelta
-    cache: bool
-    """Use the outputs of an earlier step of the same content."""
-    values: Mapping[str, Output | Param | Item]
-    """Values by the path of a field of the step's message, such as `train.tabular.epochs`."""
 
 
 @dataclass
@@ -361,12 +273,12 @@ class PipelineBuilder:
 
     def _add(self, step: pb.GraphStep, values: Mapping[str, Any], options: Options) -> Step:
         for path, value in {**values, **options.get("values", {})}.items():
-            step.inputs[path].CopyFrom(_source(value))
+            step.inputs[path].CopyFrom(source_of(value))
         step.after.extend(one.id for one in options.get("after", ()))
         for one in options.get("when", ()):
             step.conditions.append(
                 pb.StepCondition(
-                    left=_source(one.left).step, operator=one.operator, right=ParseDict(one.right, Value())
+                    left=source_of(one.left).step, operator=one.operator, right=ParseDict(one.right, Value())
                 )
             )
         each = options.get("for_each")
@@ -443,18 +355,6 @@ def pipelines_in(file: str | Path) -> list[Pipeline]:
     if not found:
         raise PipelineError(f"{file} declares no pipeline: use @fw.pipeline.")
     return found
-
-
-def _source(value: Any) -> pb.ValueSource:
-    match value:
-        case Output():
-            return pb.ValueSource(step=pb.StepOutput(step=value.step, output=value.output))
-        case Param():
-            return pb.ValueSource(param=value.name)
-        case Item():
-            return pb.ValueSource(item=pb.FanOutItem(field=value.field))
-        case _:
-            raise PipelineError(f"{value!r} is no output, parameter or item.")
 
 
 def _named(data: Step | str, output: str) -> Given:
