@@ -82,8 +82,9 @@ class PipelineBuilder:
         data: Step | str | Mapping[str, Step | str] | None = None,
         **options: Unpack[Options],
     ) -> Step:
-        """Runs a TUNE job. Outputs: those of `train`, and `best_run`, the run of the best trial, which
-        `register` takes. Paths of `values` begin with `tune.`.
+        """Runs a TUNE job. Outputs: those of `train`, and `best_run`.
+
+        `register` takes the run of the best trial. Paths of `values` begin with `tune.`.
         """
         base = self._train_spec(job.job)
         values = self._data(step, base, "tune.base", data)
@@ -166,8 +167,7 @@ class PipelineBuilder:
         compared: Step | None = None,
         **options: Unpack[Options],
     ) -> Step:
-        """Registers the model of a run and asks the offline gate. Outputs: `model_version`, `passed`,
-        `findings`.
+        """Registers the model of a run. Outputs: `model_version`, `passed` (the offline gate), `findings`.
 
         The evidence has the metrics of `compared`, or of the run's report. The training set is `data`, or
         that of the run.
@@ -206,8 +206,7 @@ class PipelineBuilder:
     def select(
         self, step: str, of: Step, output: str, *, smallest: bool = False, **options: Unpack[Options]
     ) -> Step:
-        """Chooses the instance of a fan-out with the largest (or smallest) output; its outputs are passed
-        on."""
+        """Chooses the instance of a fan-out with the largest (or smallest) output, and has its outputs."""
         message = pb.SelectStep(step=of.id, output=output, smallest=smallest)
         return self._add(pb.GraphStep(id=step, select=message), {}, options)
 

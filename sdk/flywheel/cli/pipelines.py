@@ -1,5 +1,4 @@
-"""Commands for pipelines: `flywheel pipelines apply | list | runs | show | run | rerun | approve | reject |
-cancel | backfill`."""
+"""The commands `flywheel pipelines …`: apply, list, show, run, rerun, approve, backfill and others."""
 
 from __future__ import annotations
 
@@ -146,8 +145,7 @@ def backfill(
     every: Annotated[str, typer.Option(help="Length of an interval, e.g. 7d")] = "1d",
     params: Params = "{}",
 ) -> None:
-    """Run a pipeline for each interval of a date range, one after the other, as its parameters `start` and
-    `end`."""
+    """Run a pipeline for each interval of a date range, as its parameters `start` and `end`."""
 
     async def work(client: Client) -> None:
         ended = await client.backfill(pipeline, start, end, duration(every), params=_params(params))

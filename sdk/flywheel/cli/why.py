@@ -14,8 +14,7 @@ from flywheel_protos.trainer.v1 import origin_pb2
 
 
 def why(version: Annotated[str, typer.Argument(help="MODEL/VERSION, such as late-arrival/3")]) -> None:
-    """Show where a version comes from, as a tree: policy, event, pipeline, run, training set, views,
-    sources."""
+    """Show where a version comes from: policy, event, pipeline, run, training set, views, sources."""
     model, _, number = version.removesuffix("/").rpartition("/")
     model = model.removesuffix("/versions")
     if not model or not number.isdigit():

@@ -67,8 +67,7 @@ async def test_a_pipeline_survives_a_kill_during_each_step(
         await trainer.start()
 
     async def kill_during(method: str, hold: str) -> None:
-        """Kill the trainer after the effect of a call, before its answer; then hold calls of another
-        method."""
+        """Kill the trainer between the effect and the answer of a call; then hold another method."""
         assert requests.hold == method
         await eventually(lambda: requests.held > 0, within=180, every=0.1)
         requests.held = 0

@@ -29,7 +29,6 @@ class StepCache(Protocol):
 
 
 def cache_key(kind: str, contents: Mapping[str, Any]) -> str:
-    """SHA-256 of the kind and the specification, in which the content of a training set stands for its
-    name."""
+    """SHA-256 of kind and specification; the content of a training set stands for its name."""
     text = json.dumps([kind, contents], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

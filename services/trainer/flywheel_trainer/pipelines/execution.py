@@ -1,5 +1,4 @@
-"""Executes the steps of pipeline runs: inputs, conditions, cache, retries, timeouts, and the records of it
-all.
+"""Executes the steps of pipeline runs: inputs, conditions, cache, retries, timeouts, records.
 
 A step can be repeated after a crash: what it has recorded is not done again, and its requests to other
 services carry a request id made of the pipeline run's id, the step's id and the number of the try, so that

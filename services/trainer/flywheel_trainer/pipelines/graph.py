@@ -9,8 +9,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class Source:
-    """Where the value of an input comes from: an output of a step, a parameter of the run, or the value of an
-    instance of a fan-out."""
+    """Where the value of an input comes from: an output, a parameter, or the value of an instance."""
 
     step: str = ""
     output: str = ""

@@ -138,8 +138,7 @@ def _check_references(
 
 
 def _known_values(step: GraphStep, graph: Graph) -> dict[str, Any]:
-    """The values of inputs by their path, as far as defaults of parameters and values of instances give
-    them."""
+    """The values of inputs by their path that defaults of parameters and values of instances give."""
     found = {}
     first: Any = None
     if step.for_each is not None:

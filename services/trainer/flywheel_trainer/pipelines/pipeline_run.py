@@ -73,15 +73,16 @@ class Approval:
 
 @dataclass(frozen=True)
 class Step:
-    """The state of one step; `output` is the name of the resource that it created, `message` its result in
-    one line."""
+    """The state and the result of one step."""
 
     step: str
     state: JobState = JobState.QUEUED
     started_at: datetime | None = None
     ended_at: datetime | None = None
     output: str = ""
+    """Name of the resource that it created."""
     message: str = ""
+    """The result in one line."""
     outputs: Mapping[str, Any] = field(default_factory=dict)
     attempt: int = 0
     error_reason: str = ""

@@ -1,5 +1,4 @@
-"""Where a model version comes from: policy, event, pipeline, run, training set, views and sources as a
-tree."""
+"""Where a model version comes from, as a tree from its policy to its sources."""
 
 from __future__ import annotations
 

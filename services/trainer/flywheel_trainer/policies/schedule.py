@@ -1,5 +1,4 @@
-"""When a policy runs by itself: at the times of a cron expression, or at the end of each window of event
-time."""
+"""When a policy runs by itself: at times of a cron expression, or at the ends of windows."""
 
 from __future__ import annotations
 

@@ -24,8 +24,7 @@ def decision_and_run(
 def timed_decision_and_run(
     policy: Policy, trigger: Trigger, time: datetime, reason: Reason, job_json: JobJson
 ) -> tuple[Decision, PipelineRun | None]:
-    """The decision to record on a time of the schedule or on a window, and the run to start if there is
-    one."""
+    """The decision to record on a time or a window, and the run to start if there is one."""
     run = timed_run(policy, trigger, time, job_json) if reason is Reason.STARTED else None
     return _decision(policy, trigger, "", time, reason, run), run
 

@@ -15,8 +15,7 @@ from flywheel_trainer.pipelines.step_kind import Begun, Result
 
 
 class RegisterStep:
-    """`StepKind` that creates a model version, uploads its files, and requests STAGING from the offline
-    gate."""
+    """`StepKind` that creates a model version with its files, and asks the offline gate."""
 
     required = ("model", "run")
     outputs = ("model_version", "passed", "findings", "metrics")

@@ -51,8 +51,7 @@ class ReleaseStep:
 
 
 class RolloutStep:
-    """`StepKind` that starts shadow → canary → promotion; without a champion the registry promotes at
-    once."""
+    """`StepKind` that starts the rollout, which loads the release first."""
 
     required = ("release",)
     outputs = ("rollout", "state")

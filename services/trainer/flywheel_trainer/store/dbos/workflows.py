@@ -142,8 +142,7 @@ class Workflows(DBOSConfiguredInstance):
         await asyncio.to_thread(DBOS._recover_pending_workflows, dead)  # noqa: SLF001
 
     async def _begin_anew(self, workflow: str, dead: list[str]) -> None:
-        """Start a workflow of another version from its beginning, unless another replica has done so
-        meanwhile."""
+        """Start a workflow of another version anew, unless another replica has done so."""
         now = await DBOS.get_workflow_status_async(workflow)
         if now is not None and now.executor_id in dead:
             await DBOS.delete_workflow_async(workflow)
