@@ -97,7 +97,7 @@ async def test_the_guide_trains_registers_and_releases_a_model_of_ones_own_code(
         jobs = (await client.trainer.ListJobs(pb.ListJobsRequest(parent="projects/default"))).jobs
         runs = [(await client.trainer.GetRun(pb.GetRunRequest(name=job.run))).run for job in jobs]
         assert best == max(found.metrics["accuracy"] for found in runs)
-        assert sorted(found.params["c"] for found in runs) == ["0.1", "1.0"]
+        assert sorted(found.params["c"] for found in runs) == ["0.1", "1"]
 
         rerun = (await shell.command(again[0], run)).strip()
         again_ended = await client.wait_pipeline(rerun)

@@ -127,5 +127,7 @@ def test_a_path_continues_into_the_parameters_of_code() -> None:
     found = with_values(spec, {"train.code.params_json.b": 2, "train.workers": 3})
     assert {"train": {"code": {"params_json": '{"a": 1, "b": 2}'}, "workers": 3}} == found
     assert {"train": {"code": {"params_json": '{"a": 1}'}}} == spec
+    sizes = with_values({}, {"params_json.sizes": [8.0, {"x": 0.5, "y": 2.0}], "params_json.n": 3.0})
+    assert {"params_json": '{"n": 3, "sizes": [8, {"x": 0.5, "y": 2}]}'} == sizes, "whole numbers"
     with pytest.raises(InvalidPipeline):
         with_values({"a": "text"}, {"a.b": 1})

@@ -31,13 +31,22 @@ def _set(at: dict[str, Any], keys: list[str], value: Any, path: str) -> None:
         return
     if key == PARAMS:
         params = json.loads(at.get(key) or "{}")
-        _set(params, rest, value, path)
+        _set(params, rest, _with_integers(value), path)
         at[key] = json.dumps(params, sort_keys=True)
         return
     inner = at.setdefault(key, {})
     if not isinstance(inner, dict):
         raise InvalidPipeline(f"The path {path!r} goes through {key!r}, which is no object.", field=path)
     _set(inner, rest, value, path)
+
+
+def _with_integers(value: Any) -> Any:
+    """The value with integers for whole numbers: a google.protobuf.Value has made floats of them."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {key: _with_integers(one) for key, one in value.items()}
+    return [_with_integers(one) for one in value] if isinstance(value, list) else value
 
 
 def value_at(outputs: Mapping[str, Any], path: str, owner: str) -> Any:
