@@ -11,6 +11,7 @@ from flywheel.feature_calls import FeatureCalls
 from flywheel.governance_calls import GovernanceCalls
 from flywheel.mlflow_import import MlflowCalls
 from flywheel.model_archive import ArchiveCalls
+from flywheel.pipeline_calls import PipelineCalls
 from flywheel.rollout_calls import RolloutCalls
 from flywheel.tracking.run_calls import RunCalls
 from flywheel.tune_calls import TuneCalls
@@ -20,6 +21,7 @@ from flywheel.variant_calls import VariantCalls
 class Client(
     FeatureCalls,
     TuneCalls,
+    PipelineCalls,
     RunCalls,
     RolloutCalls,
     VariantCalls,

@@ -12,7 +12,7 @@ from flywheel.connection import request_id, timestamp
 from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.score_job import ScoreJob, score_spec
 from flywheel.source_archive import SourceArchive
-from flywheel.train_job import PackedJob, TrainJob, pack_job
+from flywheel.train_job import PackedJob, TrainJob, pack_job, train_spec
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
@@ -167,26 +167,7 @@ class ModelCalls(BulkPredictions):
 
     def code_spec(self, packed: PackedJob) -> trainer_pb2.TrainSpec:
         """The specification of a packed job."""
-        job = packed.job
-        return trainer_pb2.TrainSpec(
-            experiment=self.path("experiments", job.experiment),
-            workers=job.workers,
-            gpus_per_worker=job.gpus_per_worker,
-            cpus_per_worker=job.cpus_per_worker,
-            code=trainer_pb2.CodeRecipe(
-                function=job.function,
-                source_sha256=packed.archive.sha256 if packed.archive else "",
-                params_json=packed.params_json,
-                training_sets={name: self.path("trainingSets", one) for name, one in job.data.items()},
-                check=job.check,
-                export=job.export,
-                seed=job.seed,
-                provenance=packed.provenance,
-                environment=job.environment,
-                memory_bytes_per_worker=job.memory_bytes_per_worker,
-                accelerator_type=job.accelerator_type,
-            ),
-        )
+        return train_spec(packed, self.path)
 
     # serving
 
