@@ -12,7 +12,7 @@ import sys
 
 from bench import measure
 
-SUITES = ("feature", "inference", "monitor", "trainer")
+SUITES = ("feature", "inference", "monitor", "registry", "trainer")
 """Each suite is a package of this folder with `run(only) -> list[Row]`."""
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.trainer import export, scoring, tracking
+from bench.trainer import export, scoring, tracking, tuning
 
 Part = Callable[[str], Iterable[measure.Row]]
-PARTS: dict[str, Part] = {"export": export.run, "scoring": scoring.run, "tracking": tracking.run}
+PARTS: dict[str, Part] = {
+    "export": export.run,
+    "scoring": scoring.run,
+    "tracking": tracking.run,
+    "tuning": tuning.run,
+}
 
 
 def run(only: str) -> list[measure.Row]:

@@ -33,6 +33,8 @@ from flywheel.errors import FlywheelError, JobFailedError, NotFound, SourceError
 from flywheel.experiments import Experiment, Latency, Metric, cost_per_prediction, error_rate
 from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.model_watch import Activity, ModelWatch
+from flywheel.pipeline_builder import PipelineBuilder, compile_pipeline, pipeline
+from flywheel.pipeline_values import Step as PipelineStep
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
 from flywheel.score_job import ScoreJob
@@ -100,6 +102,8 @@ __all__ = [
     "NotFound",
     "OnDemandView",
     "ParquetSource",
+    "PipelineBuilder",
+    "PipelineStep",
     "PopulationBased",
     "Replay",
     "RequestSource",
@@ -120,6 +124,7 @@ __all__ = [
     "approx_distinct",
     "autolog",
     "compile_definitions",
+    "compile_pipeline",
     "connect",
     "cost_per_prediction",
     "count",
@@ -132,6 +137,7 @@ __all__ = [
     "mean",
     "minimum",
     "now",
+    "pipeline",
     "read_table",
     "run",
     "std",

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from flywheel.experiment_calls import ExperimentCalls
 from flywheel.feature_calls import FeatureCalls
-from flywheel.registration import RegistrationCalls
+from flywheel.governance_calls import GovernanceCalls
+from flywheel.mlflow_import import MlflowCalls
+from flywheel.model_archive import ArchiveCalls
+from flywheel.pipeline_calls import PipelineCalls
 from flywheel.rollout_calls import RolloutCalls
 from flywheel.tracking.run_calls import RunCalls
 from flywheel.tune_calls import TuneCalls
@@ -16,6 +19,15 @@ from flywheel.variant_calls import VariantCalls
 
 
 class Client(
-    FeatureCalls, TuneCalls, RegistrationCalls, RolloutCalls, VariantCalls, ExperimentCalls, RunCalls
+    FeatureCalls,
+    TuneCalls,
+    PipelineCalls,
+    RunCalls,
+    RolloutCalls,
+    VariantCalls,
+    ExperimentCalls,
+    GovernanceCalls,
+    ArchiveCalls,
+    MlflowCalls,
 ):
     """Use as `async with Client() as client:`."""

@@ -9,6 +9,7 @@ __all__ = [
     "InvalidModelError",
     "JobFailedError",
     "NotFound",
+    "PipelineError",
     "SourceError",
     "Unavailable",
 ]
@@ -37,3 +38,7 @@ class DefinitionError(ValueError):
 
 class SourceError(ValueError):
     """The source folder, function or parameters of a training job cannot be submitted."""
+
+
+class PipelineError(ValueError):
+    """A pipeline function builds no valid graph."""

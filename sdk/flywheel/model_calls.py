@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from flywheel.bulk_predictions import BulkPredictions, Priority
 from flywheel.connection import request_id, timestamp
 from flywheel.model_jobs import EvaluateJob, ExportJob
-from flywheel.paging import list_items
 from flywheel.score_job import ScoreJob, score_spec
 from flywheel.source_archive import SourceArchive
-from flywheel.train_job import PackedJob, TrainJob, pack_job
+from flywheel.train_job import PackedJob, TrainJob, pack_job, train_spec
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
@@ -168,26 +167,7 @@ class ModelCalls(BulkPredictions):
 
     def code_spec(self, packed: PackedJob) -> trainer_pb2.TrainSpec:
         """The specification of a packed job."""
-        job = packed.job
-        return trainer_pb2.TrainSpec(
-            experiment=self.path("experiments", job.experiment),
-            workers=job.workers,
-            gpus_per_worker=job.gpus_per_worker,
-            cpus_per_worker=job.cpus_per_worker,
-            code=trainer_pb2.CodeRecipe(
-                function=job.function,
-                source_sha256=packed.archive.sha256 if packed.archive else "",
-                params_json=packed.params_json,
-                training_sets={name: self.path("trainingSets", one) for name, one in job.data.items()},
-                check=job.check,
-                export=job.export,
-                seed=job.seed,
-                provenance=packed.provenance,
-                environment=job.environment,
-                memory_bytes_per_worker=job.memory_bytes_per_worker,
-                accelerator_type=job.accelerator_type,
-            ),
-        )
+        return train_spec(packed, self.path)
 
     # serving
 
@@ -269,14 +249,10 @@ class ModelCalls(BulkPredictions):
 
     async def served_at(self, model: str, moment: datetime) -> registry_pb2.ServingSpan | None:
         """What served at a moment of wall time (UTC without a zone), None before the first release."""
-        request = registry_pb2.ListServingHistoryRequest(parent=self.path("models", model))
-        at = moment.replace(tzinfo=moment.tzinfo or UTC)
-        for span in (await list_items(self.registry.ListServingHistory, request, "spans")).items:
-            # `from` is a keyword, so the field is not an attribute.
-            if getattr(span, "from").ToDatetime(UTC) <= at:
-                found: registry_pb2.ServingSpan = span
-                return found
-        return None
+        request = registry_pb2.ListServingHistoryRequest(
+            parent=self.path("models", model), at=timestamp(moment)
+        )
+        return next(iter((await self.registry.ListServingHistory(request)).spans), None)
 
     async def rollback(
         self, model: str, reason: str, *, to: str = "", timeout: float = 30.0

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from flywheel.connection import Connection, request_id
+from flywheel.artifact_calls import ArtifactCalls
+from flywheel.connection import request_id
 from flywheel.errors import InvalidModelError, NotFound
 from flywheel.onnx_signature import Feature, OnnxFile, Tensors, generated_rows, output_spec
 from flywheel_common.signature import FLOAT32, FLOAT64, Signature
@@ -19,13 +20,11 @@ from flywheel_common.signature_messages import signature_message, tensor_message
 from flywheel_protos.feature.v1 import feature_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 
-CHUNK_BYTES = 1024 * 1024
-UPLOAD_SECONDS = 600.0
 MODEL_FILE = "model.onnx"
 """Name of the artifact that gateways load."""
 
 
-class RegistrationCalls(Connection):
+class RegistrationCalls(ArtifactCalls):
     """Registers models that were trained outside of the platform."""
 
     async def register(
@@ -85,7 +84,7 @@ class RegistrationCalls(Connection):
             description=description,
         )
         version = await self._create_version(model, message)
-        version = await self._upload(version.name, graph.content)
+        version = await self.upload_artifact(version.name, MODEL_FILE, graph.content)
         if version.artifact_state == model_pb2.ARTIFACT_STATE_INVALID:
             raise InvalidModelError(version.name, list(version.check_problems))
         return version
@@ -113,15 +112,6 @@ class RegistrationCalls(Connection):
             registry_pb2.CreateModelRequest(parent=parent, model_id=model_id, request_id=request_id())
         )
         return (await self.registry.CreateModelVersion(request)).model_version
-
-    async def _upload(self, version: str, content: bytes) -> model_pb2.ModelVersion:
-        async def parts() -> AsyncIterator[registry_pb2.UploadArtifactRequest]:
-            target = registry_pb2.UploadArtifactRequest.Target(model_version=version, artifact=MODEL_FILE)
-            yield registry_pb2.UploadArtifactRequest(target=target)
-            for start in range(0, len(content), CHUNK_BYTES):
-                yield registry_pb2.UploadArtifactRequest(data=content[start : start + CHUNK_BYTES])
-
-        return (await self.registry.UploadArtifact(parts(), timeout=UPLOAD_SECONDS)).model_version
 
 
 def _rows(signature: Signature, samples: Tensors | npt.NDArray[Any] | None) -> Tensors:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flywheel.errors import SourceError
 from flywheel.source_archive import SourceArchive, check_function, pack, provenance
+from flywheel_protos.trainer.v1 import trainer_pb2
 
 MAX_PARAMS_BYTES = 256 * 1024
 
@@ -76,6 +77,30 @@ def pack_job(job: TrainJob) -> PackedJob:
     lock = None if job.lock is None else Path(job.lock)
     recorded = provenance(folder, lock) | {"source_sha256": archive.sha256, "seed": str(job.seed)}
     return PackedJob(job, archive, text, recorded)
+
+
+def train_spec(packed: PackedJob, path: Callable[[str, str], str]) -> trainer_pb2.TrainSpec:
+    """The specification of a packed job; `path` makes full names of (collection, short name)."""
+    job = packed.job
+    return trainer_pb2.TrainSpec(
+        experiment=path("experiments", job.experiment),
+        workers=job.workers,
+        gpus_per_worker=job.gpus_per_worker,
+        cpus_per_worker=job.cpus_per_worker,
+        code=trainer_pb2.CodeRecipe(
+            function=job.function,
+            source_sha256=packed.archive.sha256 if packed.archive else "",
+            params_json=packed.params_json,
+            training_sets={name: path("trainingSets", one) for name, one in job.data.items()},
+            check=job.check,
+            export=job.export,
+            seed=job.seed,
+            provenance=packed.provenance,
+            environment=job.environment,
+            memory_bytes_per_worker=job.memory_bytes_per_worker,
+            accelerator_type=job.accelerator_type,
+        ),
+    )
 
 
 def params_json(params: Mapping[str, Any]) -> str:

@@ -36,13 +36,14 @@ DEGRADED = ("cached", "default")
 @dataclass(frozen=True, slots=True)
 class Call:
     """One call. `sent`: on time.monotonic. `outcome`: model, cached, default, or the code of its error.
-    `labelled`: the answer is degraded exactly when the model did not give it."""
+    `labelled`: the answer is degraded exactly when the model did not give it. `reason`: why it is."""
 
     sent: float
     seconds: float
     outcome: str
     labelled: bool = True
     retry_seconds: float = 0.0
+    reason: str = ""
 
     @property
     def answered(self) -> bool:
@@ -110,7 +111,8 @@ class PredictionLoad:
             return
         outcome = _SOURCES.get(answer.source, "?")
         labelled = answer.degraded == (outcome in DEGRADED) == bool(answer.degraded_reason)
-        self.calls.append(Call(sent, time.monotonic() - sent, outcome, labelled))
+        seconds = time.monotonic() - sent
+        self.calls.append(Call(sent, seconds, outcome, labelled, reason=answer.degraded_reason))
 
 
 def outcomes(calls: Iterable[Call]) -> Counter[str]:

@@ -18,7 +18,9 @@ from flywheel.cli.models import models
 from flywheel.cli.monitor import monitor
 from flywheel.cli.operations import alerts, runs
 from flywheel.cli.output import call, show, show_all, state
+from flywheel.cli.pipelines import pipelines
 from flywheel.cli.tuning import tune
+from flywheel.cli.why import why
 from flywheel.client import Client
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
@@ -34,11 +36,13 @@ groups = {
 }
 for name, group in groups.items():
     app.add_typer(group, name=name)
+app.add_typer(pipelines, name="pipelines")
 definitions.add_commands(app, features)
 tracking.add_commands(runs)
 alert_sinks.add_silence(alerts)
 alerts.add_typer(alert_sinks.sinks, name="sinks")
 app.command()(tune)
+models.command()(why)
 
 
 @app.callback()

@@ -10,17 +10,21 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from flywheel.cli import archives, catalog, governance, stages
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show, show_list
 from flywheel.cli.rollouts import rollout
 from flywheel.cli.variants import variants
 from flywheel.client import Client
-from flywheel.connection import request_id
 from flywheel.model_watch import ModelWatch
 from flywheel.report import alerts_table, versions_table
 from flywheel_protos.registry.v1 import registry_pb2
 
 models = typer.Typer(no_args_is_help=True, help="Models, versions, rollouts, rollback, audit.")
 models.add_typer(rollout, name="rollout")
+stages.add_commands(models)
+catalog.add_commands(models)
+governance.add_commands(models)
+archives.add_commands(models)
 models.add_typer(variants, name="variants")
 
 
@@ -135,18 +139,6 @@ def check(version: str) -> None:
     async def work(client: Client) -> None:
         request = registry_pb2.CheckModelVersionRequest(name=version)
         show((await client.registry.CheckModelVersion(request, timeout=120.0)).model_version)
-
-    call(work)
-
-
-@models.command("delete")
-def delete(version: str, reason: Annotated[str, typer.Option(help="Written to the audit log")] = "") -> None:
-    """Delete a version in stage NONE or REJECTED that nothing refers to."""
-
-    async def work(client: Client) -> None:
-        request = registry_pb2.DeleteModelVersionRequest(name=version, reason=reason, request_id=request_id())
-        await client.registry.DeleteModelVersion(request)
-        console.print(f"deleted {version}", highlight=False)
 
     call(work)
 

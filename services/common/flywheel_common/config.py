@@ -44,6 +44,9 @@ class ServiceSettings(Settings):
     """Largest request accepted."""
     max_concurrent_rpcs: int = 512
     """Limit of concurrent unary calls; above it calls fail with RESOURCE_EXHAUSTED. Health is exempt."""
+    max_calls_per_connection: int = 1024
+    """Maximum number of open calls of one connection, also of those that wait to be accepted; further calls
+    wait at the client. It bounds the memory and the backlog of an overloaded process."""
     max_concurrent_streams: int = 1024
     """Limit of concurrent streaming calls; above it calls fail with RESOURCE_EXHAUSTED."""
     default_deadline_seconds: float = 30.0

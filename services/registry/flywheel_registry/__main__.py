@@ -16,7 +16,7 @@ from flywheel_registry.api.convert_events import to_event
 from flywheel_registry.config import RegistrySettings
 from flywheel_registry.server import MIGRATIONS, build
 from flywheel_registry.store.kafka.sent_heads import sent_heads
-from flywheel_registry.store.postgres.store import PostgresStore
+from flywheel_registry.store.postgres.store import PostgresStore, registry_identity
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
@@ -52,7 +52,8 @@ def verify_audit(
 
     async def work() -> list[str]:
         async with create_pool(settings.dsn, application_name="flywheel-registry") as pool:
-            sent = await sent_heads(settings.kafka_bootstrap) if events else {}
+            identity = await registry_identity(pool)
+            sent = await sent_heads(settings.kafka_bootstrap, identity) if events else {}
             return await PostgresStore(pool, to_event).broken_audits(sent)
 
     broken = asyncio.run(work())

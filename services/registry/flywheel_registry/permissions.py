@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flywheel_common.grpc.auth import MEASURE, OPERATE, PROMOTE, READ, WRITE, Permission, Permissions
+from flywheel_common.grpc.auth import APPROVE, MEASURE, OPERATE, PROMOTE, READ, WRITE, Permission, Permissions
 
 SERVICE = "flywheel.registry.v1.RegistryService"
 
@@ -15,12 +15,14 @@ OVERRIDE_GATE = "PromoteModelVersion with `override` (although a gate failed, or
 PROMOTE_TO_PRODUCTION = "PromoteModelVersion to PRODUCTION"
 SEND_EVIDENCE = "PromoteModelVersion with `evidence.values`"
 CHANGE_POLICY = "UpdateModel of `gate_policy` or `rollout_policy`"
+CHANGE_PROTECTED_ALIAS = "SetModelAlias or DeleteModelAlias of a protected alias"
 
 REQUEST_PERMISSIONS: Mapping[str, Permission] = {
     OVERRIDE_GATE: PROMOTE,
     PROMOTE_TO_PRODUCTION: PROMOTE,
     CHANGE_POLICY: PROMOTE,
     SEND_EVIDENCE: MEASURE,
+    CHANGE_PROTECTED_ALIAS: PROMOTE,
 }
 """Property of a request → roles: its caller needs one of them, in addition to a role of the method. Checked
 after parsing and before any effect."""
@@ -41,6 +43,12 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "GetEvidence",
         "ListAuditEntries",
         "ListGateways",
+        "GetModelAlias",
+        "ListModelAliases",
+        "SearchModelVersions",
+        "GetLineage",
+        "ListApprovals",
+        "VerifyAudit",
     ),
     WRITE: (
         "CreateModel",
@@ -50,6 +58,12 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "CheckModelVersion",
         "PromoteModelVersion",
         "CreateRelease",
+        "SetModelAlias",
+        "DeleteModelAlias",
+        "TagModelVersion",
+        "GetArtifactUpload",
+        "UploadArtifactPart",
+        "CompleteArtifactUpload",
     ),
     PROMOTE: (
         "RejectModelVersion",
@@ -62,13 +76,24 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "ConcludeRollout",
         "RollbackModel",
         "SetModelVariants",
+        "RestoreModelVersion",
+        "DeleteRelease",
+        "RestoreRelease",
+        "DeleteModel",
+        "RestoreModel",
     ),
     MEASURE: ("RecordEvaluation",),
     OPERATE: (
         "WatchServing",
         "GetServingSpec",
         "ReportServing",
+        "CollectArtifacts",
+        "CreateWebhook",
+        "DeleteWebhook",
+        "ListWebhooks",
+        "ListWebhookDeliveries",
     ),
+    APPROVE: ("ApproveModelVersion",),
 }
 
 PERMISSIONS: Permissions = {

@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import aiohttp
 
 from flywheel_common.clock import Clock, SystemClock
 from flywheel_common.errors import FlywheelError
@@ -24,16 +27,23 @@ from flywheel_common.postgres.transactions import Store
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_common.storage.s3 import object_store
 from flywheel_common.telemetry.logs import get_logger
+from flywheel_common.webhooks.delivery import WebhookDeliveries
 from flywheel_protos.registry.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
 from flywheel_registry.api.convert_events import to_event
 from flywheel_registry.api.convert_serving import spec_digest
 from flywheel_registry.api.servicer import RegistryServicer
 from flywheel_registry.artifacts.check import VersionCheck
+from flywheel_registry.artifacts.parts import PartUploads
 from flywheel_registry.artifacts.ports import FeatureSets, GraphRunner
 from flywheel_registry.artifacts.transfer import ArtifactTransfer
+from flywheel_registry.collection.collection import ArtifactCollection
 from flywheel_registry.config import RegistrySettings
+from flywheel_registry.deletion.deletion import Deletion
+from flywheel_registry.models.alias_changes import Aliases
 from flywheel_registry.models.catalog import ModelCatalog
+from flywheel_registry.models.tags import VersionTags
 from flywheel_registry.permissions import PERMISSIONS, SERVICE
+from flywheel_registry.promotion.approvals import Approvals
 from flywheel_registry.promotion.evaluation import EvaluationLog
 from flywheel_registry.promotion.promotion import Promotions
 from flywheel_registry.releases.catalog import ReleaseCatalog
@@ -51,13 +61,16 @@ from flywheel_registry.store.grpc.monitor import GrpcMonitor
 from flywheel_registry.store.onnxruntime.graphs import OnnxGraphs
 from flywheel_registry.store.postgres.gateways import PostgresGateways
 from flywheel_registry.store.postgres.routing_notifications import PostgresRoutingNotifications
-from flywheel_registry.store.postgres.store import PostgresStore
+from flywheel_registry.store.postgres.store import PostgresStore, registry_identity
+from flywheel_registry.webhooks.catalog import WebhookCatalog
 
 log = get_logger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 HOUSEKEEPING_SECONDS = 3600.0
 RETRY_SECONDS = 1.0
+JOIN_SECONDS = 600.0
+"""How long joining the parts of an upload may take when its caller sets no deadline."""
 ROLLBACK_RESERVE_SECONDS = 5.0
 """How much longer than its wait for gateways a rollback without a deadline may take."""
 
@@ -68,7 +81,7 @@ class Ports:
 
     `prepare_objects` makes the object store writable; `ready` returns whether the service can serve.
     `relay_events` sends stored events to Kafka for ever; `delete_old` deletes old answers of idempotent
-    requests and old gateways.
+    requests and old gateways; `send_webhooks` sends what webhooks are to be told, for ever.
     """
 
     store: Store[RolloutRecords]
@@ -83,6 +96,7 @@ class Ports:
     ready: Callable[[], bool | Awaitable[bool]]
     relay_events: Callable[[], Awaitable[None]]
     delete_old: Callable[[], Awaitable[None]]
+    send_webhooks: Callable[[], Awaitable[None]]
 
 
 async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
@@ -106,7 +120,12 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
     stack.push_async_callback(feature_channel.close)
     notifications = PostgresRoutingNotifications(pool)
     stack.push_async_callback(notifications.close)
-    store, gateways, idempotency = PostgresStore(pool, to_event), PostgresGateways(pool), Idempotency(pool)
+    identity = await registry_identity(pool)
+    store, gateways, idempotency = (
+        PostgresStore(pool, partial(to_event, registry_id=identity)),
+        PostgresGateways(pool),
+        Idempotency(pool),
+    )
 
     async def delete_old() -> None:
         await idempotency.trim()
@@ -132,6 +151,7 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
         ready=store.ready,
         relay_events=lambda: _relay_events(settings, pool, producer),
         delete_old=delete_old,
+        send_webhooks=_webhook_sender(pool, await stack.enter_async_context(aiohttp.ClientSession())),
     )
     return wire(settings, SystemClock(), ports)
 
@@ -141,10 +161,13 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
     desired_state = DesiredStateCache(ports.store, ports.notifications, spec_digest)
     lifecycle = RolloutLifecycle(clock)
     checks = VersionCheck(ports.store, ports.graphs, ports.features, clock)
+    transfer = ArtifactTransfer(
+        ports.store, ports.objects, clock, ports.prepare_objects, checks, settings.uploads_at_once
+    )
     servicer = RegistryServicer(
         store=ports.store,
         models=ModelCatalog(clock, settings.max_artifact_bytes),
-        artifacts=ArtifactTransfer(ports.store, ports.objects, clock, ports.prepare_objects, checks),
+        artifacts=transfer,
         checks=checks,
         promotions=Promotions(clock),
         evaluations=EvaluationLog(clock),
@@ -156,6 +179,14 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
         desired_state=desired_state,
         gateways=ports.gateways,
         variants=Variants(clock),
+        aliases=Aliases(clock),
+        tags=VersionTags(clock),
+        deletion=Deletion(clock),
+        parts=PartUploads(transfer, ports.objects),
+        collection=ArtifactCollection(ports.store, ports.objects, clock),
+        idle_seconds=settings.stream_idle_seconds,
+        approvals=Approvals(clock),
+        webhooks=WebhookCatalog(clock, settings.webhook_hosts),
         rollback_wait_seconds=settings.rollback_wait_seconds,
     )
     server = Server(
@@ -163,13 +194,17 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
         servicers=[(add_RegistryServiceServicer_to_server, servicer)],
         full_service_names=[SERVICE],
         permissions=PERMISSIONS,
-        deadlines={f"/{SERVICE}/RollbackModel": settings.rollback_wait_seconds + ROLLBACK_RESERVE_SECONDS},
+        deadlines={
+            f"/{SERVICE}/RollbackModel": settings.rollback_wait_seconds + ROLLBACK_RESERVE_SECONDS,
+            f"/{SERVICE}/CompleteArtifactUpload": JOIN_SECONDS,
+        },
         readiness=ports.ready,
     )
     ticker = Ticker(ports.store, lifecycle, ports.monitor, ports.gateways, clock, settings.tick_seconds)
     server.add_background("desired state", desired_state.run)
     server.add_background("rollout ticker", lambda: ports.ticker_lease.run(lambda _: ticker.run()))
     server.add_background("housekeeping", lambda: _housekeeping(ports.delete_old))
+    server.add_background("webhooks", ports.send_webhooks)
     server.add_background("outbox relay", ports.relay_events, stops_last=True)
     return server
 
@@ -187,6 +222,12 @@ async def _relay_events(settings: RegistrySettings, pool: Pool, producer: Produc
             log.warning("waiting for kafka", reason=error.reason)
             await asyncio.sleep(RETRY_SECONDS)
     await Relay(pool, producer).run()
+
+
+def _webhook_sender(pool: Pool, session: aiohttp.ClientSession) -> Callable[[], Awaitable[None]]:
+    """Return what sends deliveries for ever, in one replica at a time."""
+    deliveries, lease = WebhookDeliveries(pool, session), Lease(pool, "webhooks")
+    return lambda: lease.run(lambda _: deliveries.run())
 
 
 async def _housekeeping(delete_old: Callable[[], Awaitable[None]]) -> None:

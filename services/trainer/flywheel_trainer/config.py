@@ -38,10 +38,11 @@ class TrainerSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
     """host:port of the Prometheus /metrics page; empty for none."""
     workflow_dsn: SecretStr = SecretStr("")
     """DSN of the DBOS system database; empty: the service's own database name with `_dbos` appended."""
-    pipeline_version: str = "pipeline-1"
-    """Version of the pipeline's order of steps.
+    pipeline_version: str = "graph-1"
+    """Version of the code of pipeline workflows.
 
-    Change it only when that order changes: a replica does not continue runs that another version started.
+    Change it only when that code changes. Replicas finish the runs that they started; when they have ended,
+    replicas of another version continue what they left from the records of the steps.
     """
     feature_address: str = "127.0.0.1:7101"
     """host:port of the feature service."""
@@ -75,6 +76,8 @@ class TrainerSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
     """Seconds between two checks for changes in a Watch stream."""
     lease_check_seconds: float = 5.0
     """Seconds between two checks for runs whose lease has expired."""
+    schedule_poll_seconds: float = 5.0
+    """Seconds between two checks for times of retraining policies that have come."""
     consume_drift: bool = True
     """Whether to consume drift.detected and retrain models."""
     cached_predictions_url: SecretStr = SecretStr("")

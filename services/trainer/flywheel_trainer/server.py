@@ -34,6 +34,7 @@ from flywheel_trainer.api.attempt_tokens import WithAttemptTokens
 from flywheel_trainer.api.drift_events import DriftHandler
 from flywheel_trainer.api.servicer import TrainerServicer
 from flywheel_trainer.config import TrainerSettings
+from flywheel_trainer.encoding.specs import spec_from_step, spec_to_json
 from flywheel_trainer.jobs.engine import Engine
 from flywheel_trainer.jobs.evaluate import EvaluateKind, EvaluatePeers
 from flywheel_trainer.jobs.evaluate_spec import EvaluateSpec
@@ -55,11 +56,16 @@ from flywheel_trainer.jobs.tune import TuneKind
 from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.jobs.use_cases import Jobs
 from flywheel_trainer.permissions import PERMISSIONS, SERVICE
+from flywheel_trainer.pipelines.cache import StepCache
 from flywheel_trainer.pipelines.comparison import TableReader, comparison_with
+from flywheel_trainer.pipelines.definition import PipelineDefinitions
+from flywheel_trainer.pipelines.execution import Execution
+from flywheel_trainer.pipelines.kinds.all import step_kinds as all_step_kinds
 from flywheel_trainer.pipelines.ports import FeaturePeer, PipelineStore, RegistryPeer
-from flywheel_trainer.pipelines.steps import PipelineSteps
 from flywheel_trainer.pipelines.use_cases import Pipelines
+from flywheel_trainer.policies.origin import Origins
 from flywheel_trainer.policies.ports import PolicyStore
+from flywheel_trainer.policies.timetable import Timetable
 from flywheel_trainer.policies.use_cases import Policies
 from flywheel_trainer.runs.editing import RunEditing
 from flywheel_trainer.runs.lease import LeaseExpiry
@@ -75,6 +81,7 @@ from flywheel_trainer.store.grpc.releases import RegisteredReleases
 from flywheel_trainer.store.grpc.weights import RegisteredWeights
 from flywheel_trainer.store.postgres.connection import prepare
 from flywheel_trainer.store.postgres.jobs import PostgresJobs
+from flywheel_trainer.store.postgres.pipeline_definitions import PostgresPipelineDefinitions
 from flywheel_trainer.store.postgres.pipelines import PostgresPipelines
 from flywheel_trainer.store.postgres.policies import PostgresDecisions, PostgresPolicies
 from flywheel_trainer.store.postgres.replicas import executor_lease, live_executors, read_installation
@@ -108,6 +115,8 @@ class Ports:
     run_edits: RunEdits
     jobs: JobStore
     pipelines: PipelineStore
+    definitions: PipelineDefinitions
+    step_cache: StepCache
     policies: PolicyStore
     trials: TrialStore
     engine: Engine
@@ -119,7 +128,7 @@ class Ports:
     scoring: ScoringPeers
     models: RegistryModels
     evaluations: Evaluations
-    workflows: Callable[[PipelineSteps, PipelineStore], AbstractAsyncContextManager[WorkflowEngine]]
+    workflows: Callable[[Execution, PipelineStore], AbstractAsyncContextManager[WorkflowEngine]]
     supervision: Callable[[int], Supervision]
     """The jobs under the fencing token of a supervisor."""
     run_in_one_replica: Callable[[Callable[[int], Awaitable[None]]], Awaitable[None]]
@@ -172,6 +181,8 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         run_edits=PostgresRunEdits(pool),
         jobs=PostgresJobs(pool),
         pipelines=PostgresPipelines(pool),
+        definitions=PostgresPipelineDefinitions(pool),
+        step_cache=PostgresPipelines(pool),
         policies=PostgresPolicies(pool),
         trials=PostgresTrials(pool),
         engine=RayEngine(ray, installation.id),
@@ -188,8 +199,8 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         ),
         models=RegisteredModels(registry, objects, settings.s3_bucket),
         evaluations=registry,
-        workflows=lambda steps, store: dbos_workflows(
-            steps,
+        workflows=lambda execution, store: dbos_workflows(
+            execution,
             store,
             dsn=settings.workflow_database,
             executor_id=replica,
@@ -244,20 +255,23 @@ async def wire(
         supervisor = Supervisor(store, ports.engine, ports.objects, kinds, rules, clock)
         await supervisor.run(settings.job_poll_seconds)
 
-    pipelines = Pipelines(ports.pipelines, ids, clock)
-    policies = Policies(ports.policies, clock)
-    steps = PipelineSteps(
-        store=ports.pipelines,
+    step_kinds = all_step_kinds(
         feature=ports.feature,
         registry=ports.registry,
+        weights=ports.weights,
         jobs=jobs,
         runs=runs,
         objects=ports.objects,
         compare=comparison_with(ports.tables),
-        clock=clock,
-        poll_seconds=settings.pipeline_poll_seconds,
+        parse_job=spec_from_step,
     )
-    workflows = await stack.enter_async_context(ports.workflows(steps, ports.pipelines))
+    pipelines = Pipelines(ports.pipelines, ports.definitions, step_kinds, spec_to_json, ids, clock)
+    policies = Policies(ports.policies, clock)
+    execution = Execution(
+        ports.pipelines, step_kinds, ports.step_cache, clock, settings.pipeline_poll_seconds
+    )
+    workflows = await stack.enter_async_context(ports.workflows(execution, ports.pipelines))
+    origins = Origins(ports.registry, ports.feature, ports.runs, ports.pipelines, ports.policies)
     trials = Trials(ports.trials, jobs, runs, ports.objects, ports.feature, ports.registry, clock)
     servicer = TrainerServicer(
         runs,
@@ -265,6 +279,7 @@ async def wire(
         sources,
         pipelines,
         policies,
+        origins,
         trials,
         run_editing=RunEditing(ports.run_edits, clock),
         run_artifacts=RunArtifacts(
@@ -284,6 +299,8 @@ async def wire(
     server.add_background("replica", ports.keep_alive)
     server.add_background("job supervisor", lambda: ports.run_in_one_replica(supervise))
     server.add_background("pipelines", lambda: workflows.start_accepted_runs(settings.pipeline_poll_seconds))
+    timetable = Timetable(ports.policies, clock)
+    server.add_background("retraining times", lambda: timetable.run(settings.schedule_poll_seconds))
     server.add_background("run leases", lambda: lease_expiry.run(settings.lease_check_seconds))
     server.add_background("bucket", lambda: _ensure_bucket(ports.prepare_objects), ends=True)
     if ports.consume_drift is not None:

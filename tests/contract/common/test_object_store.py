@@ -75,6 +75,15 @@ async def test_an_empty_object_is_an_object(store: ObjectStore) -> None:
     assert info.size == 0
 
 
+@pytest.mark.parametrize("start", [0, 1, 999_999, 1_500_000, 2_000_000, 3_000_000])
+async def test_a_stream_begins_at_any_byte(store: ObjectStore, start: int) -> None:
+    data = os.urandom(2_000_000)
+    await store.put("long", data)
+    parts = [chunk async for chunk in store.stream("long", 700_000, start)]
+    assert data[start:] == b"".join(parts)
+    assert all(len(part) <= 700_000 for part in parts)
+
+
 async def test_a_missing_object_is_not_found(store: ObjectStore) -> None:
     for read in (store.get("nope"), store.stream("nope").__anext__()):
         with pytest.raises(errors.NotFound) as caught:

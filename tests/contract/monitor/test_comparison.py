@@ -144,6 +144,34 @@ async def test_named_variants_are_compared_whatever_their_role(monitor: LocalMon
             )
 
 
+async def test_a_named_variant_shadows_champions_of_any_source(
+    monitor: LocalMonitor,
+) -> None:
+    source = f"{MODEL}/variants/next"
+    ids, scores, labels = scored_labels(90)
+    other = np.clip(scores + 0.1, 0.02, 0.98)
+    copies = predictions(ids, other, rollout=source, version=2, release=2, role=SHADOW, generation=9)
+    await monitor.labelled(outcomes(ids[:20], labels[:20]))
+    await monitor.predicted(predictions(ids[:30], scores[:30]))
+    await monitor.predicted(copies)
+    await monitor.predicted(
+        predictions(ids[30:60], scores[30:60], rollout=ROLLOUT, generation=8),
+        predictions(ids[60:70], scores[60:70]),
+        predictions(ids[70:], scores[70:], role=CHALLENGER, rollout=ROLLOUT, generation=8),
+    )
+    await monitor.labelled(outcomes(ids[20:70], labels[20:70]))
+    releases = f"{MODEL}/releases/1", f"{MODEL}/releases/2"
+    evidence = await rollout_evidence(
+        monitor.store, source, *releases, shadow=True, start_us=None, alpha=0.0, generation=0
+    )
+    found = evidence.comparison
+    assert (40, 90, 70) == (found.champion.predictions, found.challenger.predictions, found.labelled)
+    difference = log_losses(other[:70], labels[:70]) - log_losses(scores[:70], labels[:70])
+    assert difference.mean() == pytest.approx(found.loss.delta, abs=1e-9)
+    assert ((other >= 0.5) != (scores >= 0.5))[:70].mean() == pytest.approx(found.disagreement_rate)
+    assert evidence.covered is not None
+
+
 async def test_the_p99_latency_has_a_lower_bound(monitor: LocalMonitor) -> None:
     """3 % of the answers are slow: too few of 200 answers to prove it, enough of 20,000."""
     for n, generation, expected in ((200, 1, 3.0), (20_000, 2, 80.0)):

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from flywheel_common.grpc.channel import channel, from_rpc_error
-from flywheel_protos.registry.v1 import model_pb2, registry_pb2_grpc
+from flywheel_protos.registry.v1 import model_pb2, registry_pb2_grpc, search_pb2
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.fakes.store import MemoryStore
 from tests.support.builders.registry import ModelClient
@@ -187,3 +187,27 @@ async def test_only_operators_reject_roll_out_and_roll_back(
         "service": "INVALID_NAME",
         "admin": "INVALID_NAME",
     }
+
+
+async def test_only_promoters_change_protected_aliases(clients: dict[str, ModelClient]) -> None:
+    await clients["editor"].create()
+    versions = [(await clients["editor"].version()).name for _ in range(2)]
+
+    async def alias(role: str, number: int, **fields: object) -> str:
+        request = search_pb2.SetModelAliasRequest(
+            parent=clients[role].model, alias_id="best", model_version=versions[number], **fields
+        )
+        return await reason_for(clients[role].stub.SetModelAlias(request))
+
+    async def delete(role: str) -> str:
+        request = search_pb2.DeleteModelAliasRequest(name=f"{clients[role].model}/aliases/best")
+        return await reason_for(clients[role].stub.DeleteModelAlias(request))
+
+    assert "" == await alias("editor", 0)
+    assert "ROLE_REQUIRED" == await alias("editor", 0, protected=True)
+    assert "" == await alias("editor+promoter", 0, protected=True)
+    assert "ROLE_REQUIRED" == await alias("editor", 1)
+    assert "ROLE_REQUIRED" == await alias("editor", 1, protected=False)
+    assert "ROLE_REQUIRED" == await delete("editor")
+    assert "" == await alias("operator", 1)
+    assert "" == await delete("editor+promoter")

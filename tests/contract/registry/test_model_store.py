@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,12 +15,14 @@ from flywheel_common.tensors import Tensor
 from flywheel_registry.audit.chain import AuditEntry, AuditHead, first_break
 from flywheel_registry.events.lifecycle import StageChanged
 from flywheel_registry.evidence.evidence import Evidence
+from flywheel_registry.models.alias import Alias
 from flywheel_registry.models.errors import (
     ConcurrentArtifactChange,
     ConcurrentChampionChange,
     ConcurrentStageChange,
 )
 from flywheel_registry.models.model import Model
+from flywheel_registry.models.search import MetricBounds, VersionQuery
 from flywheel_registry.models.version import Artifact, FeatureUse, GoldenRows, ModelVersion
 from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
 from flywheel_registry.policies.rollout_policy import RolloutPolicy
@@ -334,21 +337,116 @@ async def test_a_check_is_recorded_and_replaced(store: Store[RolloutRecords]) ->
     assert replace(expected, check_problems=()) == await recorded([])
 
 
-async def test_a_version_without_dependents_is_deleted_for_ever(store: Store[RolloutRecords]) -> None:
+async def test_a_version_without_dependents_is_hidden_and_restored(store: Store[RolloutRecords]) -> None:
     await add_model(store, versions=1, template=VERSION)
     async with store.transaction() as records:
         released = await records.version(MODEL, 1)
         lone = await records.add_version(VERSION)
-        judged = await records.add_version(VERSION)
-        await records.add_evidence(Evidence(MODEL, "OFFLINE", 3, {}, (), False, created_at=CREATED_AT))
+        named = await records.add_version(VERSION)
+        await records.put_alias(Alias(MODEL, "best", 3, False, CREATED_AT, "ann"))
     async with store.transaction() as records:
         assert released is not None
-        assert [True, False, True] == [await records.has_dependents(v) for v in (released, lone, judged)]
-        await records.delete_version(lone)
+        assert [True, False, True] == [await records.has_dependents(v) for v in (released, lone, named)]
+        await records.delete_version(lone, CREATED_AT)
     async with store.transaction() as records:
         assert await records.version(MODEL, 2) is None
         assert [3, 1] == [v.number for v in await records.versions(MODEL, 99, None, {}, 9)]
         assert 4 == (await records.add_version(VERSION)).number
+        assert [True, False] == [await records.restore_version(MODEL, 2) for _ in range(2)]
+        assert lone == await records.version(MODEL, 2)
+
+
+async def test_a_model_is_hidden_and_restored_with_what_went_with_it(store: Store[RolloutRecords]) -> None:
+    await add_model(store, versions=3, template=VERSION)
+    async with store.transaction() as records:
+        early = await records.version(MODEL, 1)
+        release = await records.release(MODEL, 2)
+        assert early is not None
+        assert release is not None
+        await records.delete_version(early, CREATED_AT)
+        await records.delete_release(release, CREATED_AT)
+    async with store.transaction() as records:
+        await records.delete_model(MODEL, CREATED_AT + timedelta(hours=1))
+    async with store.transaction() as records:
+        assert (None, False) == (await records.model(MODEL), await records.lock(MODEL))
+        assert not await records.versions(MODEL, 99, None, {}, 9)
+        assert not await records.releases(MODEL, 99, 9)
+        assert not await records.models("p", "", {}, 9)
+        assert not await records.add_model(Model(MODEL, created_at=CREATED_AT))
+        assert [True, False] == [await records.restore_model(MODEL) for _ in range(2)]
+        assert [3, 2] == [v.number for v in await records.versions(MODEL, 99, None, {}, 9)]
+        assert [3, 1] == [r.number for r in await records.releases(MODEL, 99, 9)]
+        assert [True, False] == [await records.restore_release(MODEL, 2) for _ in range(2)]
+        assert [2] == [r.number for r in await records.releases_of(MODEL, 2, 9)]
+
+
+async def test_versions_are_found_by_metric_tag_stage_and_source(store: Store[RolloutRecords]) -> None:
+    aucs = {MODEL: (0.5, 0.9, 0.7), OTHER_MODEL: (0.8, 0.7)}
+    async with store.transaction() as records:
+        for model, values in aucs.items():
+            await records.add_model(Model(model, created_at=CREATED_AT))
+            for i, auc in enumerate(values):
+                await records.add_version(
+                    replace(
+                        VERSION,
+                        model=model,
+                        metrics={"auc": auc, **({"loss": 1.0} if i else {})},
+                        tags={"n": str(i), "team": "a"},
+                        parent_version=f"{MODEL}/versions/1" if i == 2 else "",
+                        registered_at=CREATED_AT + timedelta(minutes=i),
+                    )
+                )
+    late, other = MODEL, OTHER_MODEL
+
+    async def found(**conditions: Any) -> list[tuple[str, int]]:
+        query = VersionQuery("p", **conditions)
+        async with store.reading() as records:
+            whole = await records.search_versions(query, 99)
+            paged: list[ModelVersion] = []
+            while page := await records.search_versions(query, 2):
+                paged += page
+                query = replace(query, after=query.position(page[-1]))
+        assert whole == paged
+        assert all(v.golden_rows.output is None for v in whole)
+        return [(v.model, v.number) for v in whole]
+
+    assert [(late, 3), (other, 2), (late, 2), (other, 1), (late, 1)] == await found()
+    assert [(late, 1), (late, 3), (other, 2), (other, 1), (late, 2)] == await found(order_by="auc")
+    assert [(late, 2), (other, 1), (other, 2), (late, 3), (late, 1)] == await found(
+        order_by="auc", descending=True
+    )
+    assert [(late, 2), (late, 3), (other, 2)] == await found(order_by="loss")
+    assert [(other, 2), (other, 1)] == await found(models=[other])
+    bounds = (MetricBounds("auc", 0.7, 0.8), MetricBounds("loss", high=1.0))
+    assert [(late, 3), (other, 2)] == await found(metrics=bounds)
+    assert [(late, 3)] == await found(tags={"n": "2", "team": "a"})
+    assert [] == await found(stages=[Stage.STAGING])
+    assert 5 == len(await found(stages=[Stage.STAGING, Stage.NONE]))
+    assert [(late, 3)] == await found(sources=[f"{MODEL}/versions/1", "projects/p/runs/r"])
+    async with store.reading() as records:
+        assert [] == await records.search_versions(VersionQuery("q"), 9)
+
+
+async def test_aliases_and_tags_read_back(store: Store[RolloutRecords]) -> None:
+    await add_model(store, versions=2, template=VERSION)
+    first = Alias(MODEL, "best", 1, False, CREATED_AT, "ann")
+    moved = replace(first, version=2, protected=True)
+    async with store.transaction() as records:
+        await records.put_alias(first)
+        await records.put_alias(replace(first, alias="eu"))
+        await records.put_alias(moved)
+        version = await records.version(MODEL, 1)
+        assert version is not None
+        await records.change_tags(version, {"k": "v"})
+    async with store.transaction() as records:
+        assert moved == await records.alias(MODEL, "best")
+        assert ["best", "eu"] == [a.alias for a in await records.aliases(MODEL, "", 9)]
+        assert ["eu"] == [a.alias for a in await records.aliases(MODEL, "best", 9)]
+        await records.delete_alias(moved)
+        assert await records.alias(MODEL, "best") is None
+        tagged = await records.version(MODEL, 1)
+        assert tagged is not None
+        assert {"k": "v"} == tagged.tags
 
 
 async def test_evidence_reads_back_and_the_newest_of_a_kind_is_found(store: Store[RolloutRecords]) -> None:

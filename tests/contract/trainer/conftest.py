@@ -20,6 +20,7 @@ from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.events.v1.lifecycle_pb2 import DriftDetected, TrainingCompleted
 from flywheel_trainer.api.drift_events import DriftHandler
 from flywheel_trainer.fakes.jobs import MemoryJobs
+from flywheel_trainer.fakes.pipeline_definitions import MemoryPipelineDefinitions
 from flywheel_trainer.fakes.pipelines import MemoryPipelines
 from flywheel_trainer.fakes.policies import MemoryPolicies
 from flywheel_trainer.fakes.run_edits import MemoryRunEdits
@@ -29,6 +30,8 @@ from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.fakes.trials import MemoryTrials
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.jobs.ports import JobStore, Supervision
+from flywheel_trainer.pipelines.cache import StepCache
+from flywheel_trainer.pipelines.definition import PipelineDefinitions
 from flywheel_trainer.pipelines.ports import PipelineStore
 from flywheel_trainer.policies.decision import Drift
 from flywheel_trainer.policies.ports import PolicyStore
@@ -36,6 +39,7 @@ from flywheel_trainer.runs.ports import RunEdits, RunStore
 from flywheel_trainer.server import MIGRATIONS
 from flywheel_trainer.store.postgres.connection import prepare
 from flywheel_trainer.store.postgres.jobs import PostgresJobs
+from flywheel_trainer.store.postgres.pipeline_definitions import PostgresPipelineDefinitions
 from flywheel_trainer.store.postgres.pipelines import PostgresPipelines
 from flywheel_trainer.store.postgres.policies import PostgresDecisions, PostgresPolicies
 from flywheel_trainer.store.postgres.run_edits import PostgresRunEdits
@@ -53,6 +57,8 @@ class Stores:
     run_edits: RunEdits
     jobs: JobStore
     pipelines: PipelineStore
+    definitions: PipelineDefinitions
+    cache: StepCache
     policies: PolicyStore
     decide: Callable[[Drift, datetime], Awaitable[object]]
     """Consumes a drift event."""
@@ -72,7 +78,7 @@ def memory_stores() -> Stores:
         return [
             TrainingCompleted(
                 pipeline_run=str(run.name),
-                model=run.spec.model,
+                model=run.model,
                 model_version=run.model_version,
                 succeeded=run.state is JobState.SUCCEEDED,
                 message=message,
@@ -87,8 +93,11 @@ def memory_stores() -> Stores:
         return MemorySupervision(tracking, next(tokens))
 
     runs, edits, jobs = MemoryRuns(tracking), MemoryRunEdits(tracking), MemoryJobs(tracking)
-    trials = MemoryTrials(tracking)
-    return Stores(runs, edits, jobs, pipelines, policies, policies.decide, completed, supervise, trials)
+    definitions, trials = MemoryPipelineDefinitions(), MemoryTrials(tracking)
+    decide = policies.decide
+    return Stores(
+        runs, edits, jobs, pipelines, definitions, pipelines, policies, decide, completed, supervise, trials
+    )
 
 
 async def postgres_stores(stack: AsyncExitStack, dsn: str) -> Stores:
@@ -119,8 +128,11 @@ async def postgres_stores(stack: AsyncExitStack, dsn: str) -> Stores:
         return PostgresSupervision(pool, token)
 
     runs, edits, jobs = PostgresRuns(pool), PostgresRunEdits(pool), PostgresJobs(pool)
-    pipelines, policies, trials = PostgresPipelines(pool), PostgresPolicies(pool), PostgresTrials(pool)
-    return Stores(runs, edits, jobs, pipelines, policies, decide, completed, supervise, trials)
+    pipelines, definitions = PostgresPipelines(pool), PostgresPipelineDefinitions(pool)
+    policies, trials = PostgresPolicies(pool), PostgresTrials(pool)
+    return Stores(
+        runs, edits, jobs, pipelines, definitions, pipelines, policies, decide, completed, supervise, trials
+    )
 
 
 @pytest.fixture(params=["memory", "postgres"])

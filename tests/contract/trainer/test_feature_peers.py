@@ -17,7 +17,7 @@ from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.jobs.ports import TrainingSet
 from flywheel_trainer.pipelines.ports import FeaturePeer
 from flywheel_trainer.store.grpc.feature import GrpcFeature
-from tests.support.peers.trainer import FEATURE_SET, TRAINING_SET, FeatureServer, serve
+from tests.support.peers.trainer import FEATURE_SET, LINEAGE, TRAINING_SET, FeatureServer, serve
 
 SPINE = {"file": {"uri": "s3://b/spine.parquet"}}
 URI = "s3://b/sets/one/"
@@ -50,6 +50,7 @@ class Feature:
 def memory_feature() -> Feature:
     memory = MemoryFeature({FEATURE_SET: TRAINING_SET}, running_reads=1)
     memory.known[TRAINING_SET] = BUILT
+    memory.edges[FEATURE_SET] = LINEAGE
 
     def fail_builds() -> None:
         memory.failure = "NO_ROWS: The spine is empty."
@@ -117,6 +118,12 @@ async def test_unknown_resources_are_not_found(feature: Feature) -> None:
     assert "UNKNOWN_JOB" == job.value.reason
     with pytest.raises(UnknownTrainingSet):
         await feature.peer.get("projects/default/trainingSets/none")
+    with pytest.raises(NotFound):
+        await feature.peer.upstream("projects/default/featureSets/none/versions/1")
+
+
+async def test_the_lineage_of_a_feature_set_reaches_its_sources(feature: Feature) -> None:
+    assert LINEAGE == tuple(await feature.peer.upstream(FEATURE_SET))
 
 
 async def test_naive_joins_are_marked_and_short_names_rejected(feature: Feature) -> None:
@@ -133,6 +140,7 @@ async def test_every_method_raises_unavailable_while_the_service_is_down(feature
         feature.peer.build("default", FEATURE_SET, SPINE, "r"),
         feature.peer.job("projects/default/jobs/build-1"),
         feature.peer.get(TRAINING_SET),
+        feature.peer.upstream(FEATURE_SET),
     ):
         with pytest.raises(Unavailable) as unavailable:
             await call

@@ -12,8 +12,25 @@ from flywheel_common.errors import InvalidPageToken
 from flywheel_common.postgres.errors import RequestIdReused
 from flywheel_protos.events.v1.lifecycle_pb2 import TrainingCompleted
 from flywheel_trainer.jobs.job import JobState
-from flywheel_trainer.pipelines.errors import PipelineRunEnded, UnknownPipelineRun
-from flywheel_trainer.pipelines.pipeline_run import FILTER_FIELDS, STEPS, PipelineRun, PipelineRunName, Step
+from flywheel_trainer.pipelines.cache import CachedStep
+from flywheel_trainer.pipelines.definition import Pipeline, PipelineName, PipelineVersionName
+from flywheel_trainer.pipelines.errors import (
+    PipelineRunEnded,
+    StepNotWaiting,
+    UnknownPipelineRun,
+    UnknownStep,
+)
+from flywheel_trainer.pipelines.expansion import queued
+from flywheel_trainer.pipelines.graph import Graph, GraphStep
+from flywheel_trainer.pipelines.pipeline_run import (
+    FILTER_FIELDS,
+    STEPS,
+    Approval,
+    PipelineRun,
+    PipelineRunName,
+    Step,
+)
+from flywheel_trainer.pipelines.ports import Ended
 from flywheel_trainer.runs.filter_terms import parse_terms
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import AT, SECOND
@@ -116,12 +133,11 @@ async def test_repeated_steps_write_the_same_state(stores: Any) -> None:
         await stores.pipelines.begin_step(name, "training_set", AT + (1 + 10 * again) * SECOND)
     begun = await stores.pipelines.get(name)
     assert JobState.RUNNING == begun.state
-    assert Step("training_set", JobState.RUNNING, AT + SECOND) == begun.steps[0]
+    assert Step("training_set", JobState.RUNNING, AT + SECOND, attempt=1) == begun.steps[0]
     assert ALL_QUEUED[1:] == begun.steps[1:]
     for again in range(2):
-        await stores.pipelines.end_step(
-            name, "training_set", fields["training_set"], "7 rows", fields, AT + (2 + 10 * again) * SECOND
-        )
+        done = Ended(JobState.SUCCEEDED, fields["training_set"], "7 rows", fields)
+        await stores.pipelines.end_step(name, "training_set", done, AT + (2 + 10 * again) * SECOND)
     await stores.pipelines.begin_step(name, "training_set", AT + 99 * SECOND)
     ended = await stores.pipelines.get(name)
     assert fields["training_set"] == ended.training_set
@@ -132,6 +148,8 @@ async def test_repeated_steps_write_the_same_state(stores: Any) -> None:
         ended_at=AT + 2 * SECOND,
         output=fields["training_set"],
         message="7 rows",
+        outputs=fields,
+        attempt=1,
     )
 
 
@@ -140,10 +158,12 @@ async def test_steps_set_fields_of_the_run_and_keep_the_others(stores: Any) -> N
     await stores.pipelines.begin_step(name, "train", AT + 3 * SECOND)
     await stores.pipelines.set_fields(name, {"training_set": "t", "run": "projects/p/runs/run-1"})
     found = await stores.pipelines.get(name)
-    assert Step("train", JobState.RUNNING, AT + 3 * SECOND) == found.steps[1]
+    assert Step("train", JobState.RUNNING, AT + 3 * SECOND, attempt=1) == found.steps[1]
     assert ("t", "projects/p/runs/run-1") == (found.training_set, found.run)
-    fields = {"model_version": "v", "release": "r", "rollout": "o", "gate_passed": True}
-    await stores.pipelines.end_step(name, "train", "", "", fields, AT + 4 * SECOND)
+    outputs = {"model_version": "v", "release": "r", "rollout": "o", "passed": True}
+    await stores.pipelines.end_step(
+        name, "train", Ended(JobState.SUCCEEDED, outputs=outputs), AT + 4 * SECOND
+    )
     found = await stores.pipelines.get(name)
     assert ("v", "r", "o", True) == (found.model_version, found.release, found.rollout, found.gate_passed)
     assert ("t", JobState.RUNNING) == (found.training_set, found.state)
@@ -153,7 +173,8 @@ async def test_a_run_ends_once_and_closes_its_open_steps(stores: Any) -> None:
     name = (await start(stores)).name
     for step in ("training_set", "train"):
         await stores.pipelines.begin_step(name, step, AT + SECOND)
-    await stores.pipelines.end_step(name, "training_set", "t", "built", {}, AT + 2 * SECOND)
+    built = Ended(JobState.SUCCEEDED, "t", "built")
+    await stores.pipelines.end_step(name, "training_set", built, AT + 2 * SECOND)
     end = AT + 9 * SECOND
     await stores.pipelines.finish(name, JobState.FAILED, "OUT_OF_MEMORY", "too large", end)
     await stores.pipelines.finish(name, JobState.SUCCEEDED, "", "well", end)
@@ -161,8 +182,8 @@ async def test_a_run_ends_once_and_closes_its_open_steps(stores: Any) -> None:
     assert (JobState.FAILED, "OUT_OF_MEMORY") == (found.state, found.error_reason)
     assert ("too large", end) == (found.error_message, found.ended_at)
     assert (
-        Step("training_set", JobState.SUCCEEDED, AT + SECOND, AT + 2 * SECOND, "t", "built"),
-        Step("train", JobState.FAILED, AT + SECOND, end, "", "too large"),
+        Step("training_set", JobState.SUCCEEDED, AT + SECOND, AT + 2 * SECOND, "t", "built", attempt=1),
+        Step("train", JobState.FAILED, AT + SECOND, end, "", "too large", attempt=1),
         *(Step(step, JobState.CANCELLED, message="not run") for step in STEPS[2:]),
     ) == found.steps
     event = TrainingCompleted(pipeline_run=str(name), model=MODEL, message="too large")
@@ -195,3 +216,120 @@ async def test_unfinished_runs_of_all_projects_are_returned(stores: Any) -> None
     await stores.pipelines.request_cancel(names[2])
     await stores.pipelines.finish(names[3], JobState.SUCCEEDED, "", "", AT)
     assert names[:3] == list(await stores.pipelines.unfinished())
+
+
+GRAPH = Graph((GraphStep("ok", "approval"), GraphStep("end", "approval", after=("ok",))), {"p": [1, None]})
+
+
+async def test_versions_of_a_pipeline_are_numbered_and_kept(stores: Any) -> None:
+    name, other = PipelineName("p", "weekly"), PipelineName("p", "daily")
+    results = await asyncio.gather(*(stores.definitions.apply(name, GRAPH, "me", AT) for _ in range(8)))
+    assert 1 == sum(created for _, created in results)
+    first = results[0][0]
+    assert Pipeline(PipelineVersionName("p", "weekly", 1), GRAPH, "me", AT) == first
+    changed = replace(GRAPH, params={})
+    second, created = await stores.definitions.apply(name, changed, "you", AT)
+    assert (2, True, changed) == (second.name.version, created, second.graph)
+    back, created = await stores.definitions.apply(name, GRAPH, "me", AT)
+    assert (3, True) == (back.name.version, created), "an older graph is a new version again"
+    assert first == await stores.definitions.get(name, 1)
+    assert back == await stores.definitions.get(name)
+    for absent in ((name, 4), (name, 10**17), (other, None), (PipelineName("q", "weekly"), None)):
+        assert await stores.definitions.get(*absent) is None
+    daily, _ = await stores.definitions.apply(other, GRAPH, "me", AT)
+    await stores.definitions.apply(PipelineName("q", "x"), GRAPH, "me", AT)
+    page = await stores.definitions.list("p", 1, "")
+    rest = await stores.definitions.list("p", 1, page.next_page_token)
+    assert ([daily], [back], "") == (list(page.items), list(rest.items), rest.next_page_token)
+
+
+async def test_a_repeated_request_makes_no_version_after_a_newer_one(stores: Any) -> None:
+    name, apply = PipelineName("p", "weekly"), stores.definitions.apply
+    first = await apply(name, GRAPH, "me", AT, "once", b"body")
+    await apply(name, replace(GRAPH, params={}), "me", AT)
+    assert first == await apply(name, GRAPH, "me", AT, "once", b"body")
+    assert 2 == (await stores.definitions.get(name)).name.version
+    with pytest.raises(RequestIdReused):
+        await apply(name, GRAPH, "me", AT, "once", b"other")
+
+
+async def approving(stores: Any) -> PipelineRunName:
+    run = queued(PipelineRun(PipelineRunName("p", "pipe-1"), AT, replace(GRAPH, params={})))
+    return (await stores.pipelines.create(run, "", b"", AT)).name
+
+
+async def test_a_run_of_a_graph_reads_back(stores: Any) -> None:
+    run = queued(
+        PipelineRun(
+            PipelineRunName("p", "pipe-1"),
+            AT,
+            replace(GRAPH, params={}),
+            pipeline="projects/p/pipelines/weekly/versions/1",
+            params={"p": [1, None]},
+            rerun_of="projects/p/pipelineRuns/pipe-0",
+            policy="projects/p/retrainingPolicies/late",
+            training_set="t",
+        )
+    )
+    reused = Step("ok", JobState.SUCCEEDED, AT, AT, "o", "m", {"a": [1.5]}, 2, reused_from="x")
+    run = replace(run, steps=(reused, run.steps[1]), created_at=AT)
+    assert run == await stores.pipelines.create(run, "", b"", AT)
+    assert run == await stores.pipelines.get(run.name)
+
+
+async def test_a_decision_is_stored_once_on_a_waiting_step(stores: Any) -> None:
+    name, yes = await approving(stores), Approval(True, "me", "fine")
+
+    def decide(step: str, approval: Approval = yes, request: str = "", body: bytes = b"") -> Any:
+        return stores.pipelines.decide(name, step, approval, request, body)
+
+    with pytest.raises(StepNotWaiting):
+        await decide("ok")
+    await stores.pipelines.begin_step(name, "ok", AT)
+    for step, error in (("end", StepNotWaiting), ("none", UnknownStep)):
+        with pytest.raises(error):
+            await decide(step)
+    with pytest.raises(UnknownPipelineRun):
+        await stores.pipelines.decide(PipelineRunName("p", "none"), "ok", yes, "", b"")
+    first = await decide("ok", request="once", body=b"body")
+    assert yes == first.steps[0].approval
+    assert first == await decide("ok", request="once", body=b"body")
+    with pytest.raises(RequestIdReused):
+        await decide("ok", request="once", body=b"other")
+    with pytest.raises(StepNotWaiting):
+        await decide("ok", Approval(False, "you", ""))
+    await stores.pipelines.end_step(name, "ok", Ended(JobState.SUCCEEDED), AT)
+    with pytest.raises(StepNotWaiting):
+        await decide("ok")
+
+
+async def test_a_further_try_is_recorded_once(stores: Any) -> None:
+    name = await approving(stores)
+    await stores.pipelines.begin_step(name, "ok", AT)
+    for attempt in (2, 2, 1):
+        await stores.pipelines.begin_attempt(name, "ok", attempt, "no rows")
+    await stores.pipelines.begin_step(name, "ok", AT + SECOND)
+    (step, _) = (await stores.pipelines.get(name)).steps
+    assert Step("ok", JobState.RUNNING, AT, None, "", "no rows", attempt=2) == step
+
+
+async def test_a_step_ends_once_and_its_success_is_found_by_its_key(stores: Any) -> None:
+    name = await approving(stores)
+    assert await stores.cache.find("p", "key") is None
+    failed = Ended(JobState.FAILED, message="no", reason="X")
+    await stores.pipelines.begin_step(name, "ok", AT)
+    await stores.pipelines.end_step(name, "ok", failed, AT, "key")
+    await stores.pipelines.end_step(name, "ok", Ended(JobState.SUCCEEDED), AT + SECOND, "key")
+    assert await stores.cache.find("p", "key") is None
+    step = (await stores.pipelines.get(name)).steps[0]
+    assert (JobState.FAILED, "X", AT) == (step.state, step.error_reason, step.ended_at)
+    await stores.pipelines.end_step(name, "end", Ended(JobState.SUCCEEDED, "o", "m", {"a": 1}), AT, "key")
+    assert CachedStep(str(name), "o", "m", {"a": 1}) == await stores.cache.find("p", "key")
+    assert await stores.cache.find("q", "key") is None
+
+
+async def test_the_end_of_a_run_without_a_model_is_no_event(stores: Any) -> None:
+    name = await approving(stores)
+    await stores.pipelines.finish(name, JobState.SUCCEEDED, "", "done", AT)
+    assert JobState.SUCCEEDED == (await stores.pipelines.get(name)).state
+    assert [] == await stores.completed()

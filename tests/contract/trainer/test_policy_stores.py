@@ -14,8 +14,11 @@ from flywheel_common.errors import InvalidPageToken
 from flywheel_common.postgres.errors import RequestIdReused
 from flywheel_protos.feature.v1.training_set_pb2 import Spine
 from flywheel_trainer.jobs.job import JobState
-from flywheel_trainer.policies.decision import Decision, Reason
+from flywheel_trainer.pipelines.pipeline_run import PipelineRunName
+from flywheel_trainer.policies.decision import Decision, Reason, Trigger
 from flywheel_trainer.policies.policy import PolicyName
+from flywheel_trainer.policies.ports import TimedPolicy
+from flywheel_trainer.policies.schedule import Continuous, Due, Misfire, Schedule
 from tests.support.builders.trainer import AT, DAY, WINDOW_END, drift, policy
 
 POLICY = policy()
@@ -146,3 +149,61 @@ async def test_decisions_are_listed_newest_first_page_by_page(stores: Any) -> No
     token = (await stores.policies.decisions(NAME, 2, "")).next_page_token
     with pytest.raises(InvalidPageToken):
         await stores.policies.decisions(PolicyName("q", "late"), 2, token)
+
+
+SCHEDULE = Schedule("0 3 * * *", "Europe/Berlin", Misfire.SKIP, timedelta(minutes=7), timedelta(minutes=3))
+CONTINUOUS = Continuous(timedelta(hours=6), timedelta(hours=1), min_rows=100, daily_budget=3)
+
+
+async def test_policies_with_times_are_listed_with_their_newest_decisions(stores: Any) -> None:
+    timed = policy(schedule=SCHEDULE, continuous=CONTINUOUS, ignore_drift=True)
+    await stores.policies.set(timed, "", b"", AT)
+    await stores.policies.set(policy("q"), "", b"", AT)
+    await stores.policies.set(policy("r", schedule=SCHEDULE, disabled=True), "", b"", AT)
+    assert timed == await stores.policies.get(NAME)
+    assert [TimedPolicy(timed, AT, {})] == list(await stores.policies.timed())
+    for days in (2, 1):
+        due = Due(WINDOW_END + days * DAY)
+        decided = await stores.policies.decide_time(NAME, Trigger.SCHEDULE, due, AT)
+        assert (Trigger.SCHEDULE, due.time) == (decided.trigger, decided.event_time)
+    newest = {Trigger.SCHEDULE: WINDOW_END + 2 * DAY}
+    assert [TimedPolicy(timed, AT, newest)] == list(await stores.policies.timed())
+
+
+async def test_a_time_is_decided_once_with_the_run_that_it_starts(stores: Any) -> None:
+    await stores.policies.set(policy(schedule=SCHEDULE, continuous=CONTINUOUS), "", b"", AT)
+    due = Due(WINDOW_END)
+    found = await asyncio.gather(
+        *(stores.policies.decide_time(NAME, Trigger.SCHEDULE, due, AT) for _ in range(8))
+    )
+    (decision,) = [one for one in found if one is not None]
+    assert [decision] == await decisions(stores)
+    (run,) = (await stores.pipelines.list("p", (), 9, "")).items
+    assert (str(run.name), str(NAME), WINDOW_END, "") == (
+        decision.pipeline_run,
+        run.policy,
+        run.event_time,
+        run.cause_alert,
+    )
+    active = await stores.policies.decide_time(NAME, Trigger.CONTINUOUS, due, AT)
+    assert Reason.RUN_ACTIVE == active.reason
+    await stores.pipelines.finish(run.name, JobState.SUCCEEDED, "", "", AT)
+    later = Due(WINDOW_END + timedelta(hours=6))
+    await stores.policies.decide_time(NAME, Trigger.CONTINUOUS, later, AT)
+    continuous = (await stores.pipelines.list("p", (), 9, "")).items
+    (spec,) = [one.spec for one in continuous if one.name != run.name]
+    assert (True, 100) == (spec.warm_start_from_champion, spec.min_rows)
+    assert await stores.policies.decide_time(PolicyName("q", "late"), Trigger.SCHEDULE, due, AT) is None
+
+
+async def test_a_failed_run_does_not_consume_the_cooldown(stores: Any) -> None:
+    await stores.policies.set(policy(cooldown=timedelta(days=7), daily_budget=2), "", b"", AT)
+    await stores.decide(drift("a1"), AT)
+    (run,) = (await stores.pipelines.list("p", (), 9, "")).items
+    await stores.pipelines.finish(run.name, JobState.FAILED, "TRAINING_SET_FAILED", "", AT)
+    await stores.decide(drift("a2", WINDOW_END + timedelta(hours=1)), AT)
+    second = next(d.pipeline_run for d in await decisions(stores) if d.alert.endswith("a2"))
+    await stores.pipelines.finish(PipelineRunName.parse(second), JobState.FAILED, "X", "", AT)
+    await stores.decide(drift("a3", WINDOW_END + timedelta(hours=2)), AT)
+    found = {d.alert.rsplit("/", 1)[1]: d.reason for d in await decisions(stores)}
+    assert {"a1": Reason.STARTED, "a2": Reason.STARTED, "a3": Reason.BUDGET} == found

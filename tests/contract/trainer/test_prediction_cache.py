@@ -49,8 +49,10 @@ def read(url: str, keys: str) -> CachedPrediction | None:
 
 
 def test_rows_with_answers_are_cached_by_their_entity_keys(redis_url: str) -> None:
-    filled = fill(redis_url, BINARY, ("UA", 7, 0.25, NOON), ("D|L", 8, 0.5, NOON), ("AA", 9, None, NOON))
-    assert filled == 2
+    rows = [("UA", 7, 0.25, NOON), ("D|L", 8, 0.5, NOON), ("AA", 9, None, NOON), (None, 1, 0.5, NOON)]
+    assert fill(redis_url, BINARY, *rows) == 2
+    with Redis.from_url(redis_url) as redis:
+        assert len(redis.keys("prediction:*")) == 2
     assert read(redis_url, "UA|7") == CachedPrediction((0.25,), MICROS, BINARY.fingerprint)
     assert read(redis_url, "D\\|L|8") == CachedPrediction((0.5,), MICROS, BINARY.fingerprint)
     assert read(redis_url, "AA|9") is None

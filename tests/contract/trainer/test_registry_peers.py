@@ -27,7 +27,7 @@ from flywheel_trainer.fakes.registry import MemoryRegistry, MemoryWeights
 from flywheel_trainer.jobs.errors import UnknownModelVersion
 from flywheel_trainer.jobs.ports import Weights
 from flywheel_trainer.pipelines.comparison import ChampionModel
-from flywheel_trainer.pipelines.ports import RegistryPeer
+from flywheel_trainer.pipelines.ports import RegistryPeer, VersionOrigin
 from flywheel_trainer.store.grpc.registry import GrpcRegistry
 from flywheel_trainer.store.grpc.weights import RegisteredWeights
 from tests.support.peers.trainer import FEATURE_SET, MODEL, TRAINING_SET, RegistryServer, serve
@@ -183,11 +183,20 @@ async def test_a_version_that_the_gate_rejected_is_not_released(registry: Regist
     assert "REJECTED_VERSION" == rejected.value.reason
 
 
+async def test_the_origin_of_a_version_is_what_was_registered(registry: Registry) -> None:
+    parent = f"{MODEL}/versions/7"
+    version = await registry.peer.create_version(MODEL, model_version(parent_version=parent), "r")
+    assert VersionOrigin(
+        "projects/default/runs/run-1", TRAINING_SET, "projects/default/pipelineRuns/run-1", parent
+    ) == await registry.peer.origin(version)
+
+
 async def test_unknown_resources_are_not_found(registry: Registry) -> None:
     none = f"{MODEL}/versions/99"
     for call in (
         registry.peer.champion("projects/default/models/none"),
         registry.peer.create_version("projects/default/models/none", model_version(), "r"),
+        registry.peer.origin(none),
         registry.peer.upload(none, MODEL_FILE, GRAPH),
         registry.peer.promote_to_staging(none, {}, [], "", "r"),
         registry.peer.create_release(MODEL, release_of(none), "r"),
@@ -222,6 +231,7 @@ async def test_every_method_raises_unavailable_while_the_service_is_down(registr
     for call in (
         registry.peer.champion(MODEL),
         registry.peer.create_version(MODEL, model_version(), "r"),
+        registry.peer.origin(version),
         registry.peer.upload(version, MODEL_FILE, GRAPH),
         registry.peer.promote_to_staging(version, {}, [], "", "r"),
         registry.peer.create_release(MODEL, release_of(version), "r"),

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flywheel_protos.registry.v1 import model_pb2
+from flywheel_common.grpc.channel import channel
+from flywheel_protos.registry.v1 import (
+    approval_pb2,
+    artifact_pb2,
+    model_pb2,
+    registry_pb2_grpc,
+    search_pb2,
+    webhook_pb2,
+)
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.config import RegistrySettings
 from tests.support.builders.registry import ModelClient
@@ -58,7 +66,7 @@ async def test_every_mutation_is_idempotent_by_its_request_id(
     settings: Callable[..., RegistrySettings], database: str
 ) -> None:
     # A tick could change a rollout between two reads of the database.
-    async with running_registry(settings(**NO_TICKS)) as stub:
+    async with running_registry(settings(**NO_TICKS, webhook_hosts=("hooks.example",))) as stub:
         client, once = ModelClient(stub), Repeater(stub, database)
         plain, owned = model_pb2.Model(), model_pb2.Model(owner="bob")
         create = pb.CreateModelRequest(parent="projects/default", model_id="late", model=plain)
@@ -79,10 +87,13 @@ async def test_every_mutation_is_idempotent_by_its_request_id(
         await once("RejectModelVersion", pb.RejectModelVersionRequest(name=rejected, reason="a"), reason="b")
         deleted = pb.DeleteModelVersionRequest(name=rejected, reason="a")
         await once("DeleteModelVersion", deleted, reason="b")
+        restored = artifact_pb2.RestoreModelVersionRequest(name=rejected, reason="a")
+        await once("RestoreModelVersion", restored, reason="b")
 
         first, second, third = [await client.version() for _ in range(3)]
         measured = pb.RecordEvaluationRequest(name=first.name, values={"auc": 0.8})
         await once("RecordEvaluation", measured, champion_version=second.name)
+        await _catalog_mutations(stub, once, client, second.name)
         await once("PromoteModelVersion", pb.PromoteModelVersionRequest(name=first.name), reason="another")
         for version in (second, third):
             await client.promote(version.name)
@@ -121,4 +132,30 @@ async def test_every_mutation_is_idempotent_by_its_request_id(
         back = pb.RollbackModelRequest(name=client.model, reason="a")
         answer = await once("RollbackModel", back, to_release=champion.name)
         assert champion.name == answer.model.production_release
+
+        spare = (await client.release(first.name)).name
+        unused = artifact_pb2.DeleteReleaseRequest(name=spare, reason="a")
+        await once("DeleteRelease", unused, reason="b")
+        await once("RestoreRelease", artifact_pb2.RestoreReleaseRequest(name=spare, reason="a"), reason="b")
+        retired = artifact_pb2.DeleteModelRequest(name=client.model, reason="a", stop_serving=True)
+        await once("DeleteModel", retired, reason="b")
+        await once("RestoreModel", artifact_pb2.RestoreModelRequest(name=client.model), reason="b")
     assert MUTATIONS == once.methods
+
+
+async def _catalog_mutations(stub: Any, once: Repeater, client: ModelClient, version: str) -> None:
+    """Aliases, tags, approvals and webhooks."""
+    alias = search_pb2.SetModelAliasRequest(parent=client.model, alias_id="best", model_version=version)
+    named = (await once("SetModelAlias", alias, reason="b")).alias.name
+    await once("DeleteModelAlias", search_pb2.DeleteModelAliasRequest(name=named), reason="b")
+    tag = search_pb2.TagModelVersionRequest(name=version, set={"k": "v"})
+    await once("TagModelVersion", tag, name=f"{client.model}/versions/2")
+    async with channel(stub.address, client_name="author", health_check=False) as opened:
+        authored = await ModelClient(registry_pb2_grpc.RegistryServiceStub(opened)).version()
+    approval = approval_pb2.ApproveModelVersionRequest(name=authored.name, reason="a")
+    await once("ApproveModelVersion", approval, reason="b")
+    hook = webhook_pb2.Webhook(url="http://hooks.example/", secret="0123456789abcdef")
+    create = webhook_pb2.CreateWebhookRequest(parent="projects/default", webhook_id="ops", webhook=hook)
+    made = (await once("CreateWebhook", create, webhook_id="other")).webhook.name
+    gone = "projects/default/webhooks/other"
+    await once("DeleteWebhook", webhook_pb2.DeleteWebhookRequest(name=made), name=gone)

@@ -12,6 +12,7 @@ import polars as pl
 from flywheel_job.outcome import Artifact, MetricPoint
 from flywheel_job.recipes.tabular.spec import Hyperparameters
 from flywheel_job.tuning.settings import Direction, FloatRange, IntRange, Objective, Tpe, TuneSettings
+from flywheel_trainer.encoding.specs import spec_to_json
 from flywheel_trainer.jobs.evaluate_spec import EvaluateSpec
 from flywheel_trainer.jobs.export_spec import ExportPolicy, ExportSpec
 from flywheel_trainer.jobs.job import Job, JobName
@@ -20,6 +21,7 @@ from flywheel_trainer.jobs.model_spec import ModelSource
 from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName, PipelineSpec
+from flywheel_trainer.pipelines.standard import standard_run
 from flywheel_trainer.policies.decision import Drift
 from flywheel_trainer.policies.policy import Policy, PolicyName
 from flywheel_trainer.runs.run import Experiment, ExperimentName, RunName
@@ -112,7 +114,7 @@ def pipeline_spec(project: str = "p", **fields: Any) -> PipelineSpec:
 
 def pipeline_run(run: str = "pipe-1", project: str = "p", **spec_fields: Any) -> PipelineRun:
     spec = pipeline_spec(project, **spec_fields)
-    return PipelineRun(PipelineRunName(project, run), spec, event_time=AT)
+    return standard_run(PipelineRunName(project, run), spec, AT, spec_to_json)
 
 
 def policy(project: str = "p", **fields: Any) -> Policy:

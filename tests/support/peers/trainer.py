@@ -29,6 +29,10 @@ MODEL = "projects/default/models/late"
 FEATURE_SET = "projects/default/featureSets/late/versions/1"
 TRAINING_SET = "projects/default/trainingSets/one"
 BUILD_JOB = "projects/default/jobs/build-1"
+LINEAGE = (
+    ("projects/default/views/v/versions/2", FEATURE_SET),
+    ("projects/default/sources/landed", "projects/default/views/v/versions/2"),
+)
 COLUMNS = {
     "v__x": value_pb2.DATA_TYPE_FLOAT64,
     "v__z": value_pb2.DATA_TYPE_FLOAT64,
@@ -46,6 +50,15 @@ class Requests:
     conflicts: list[str] = field(default_factory=list)
     """Request ids that were used with different bodies."""
     results: MemoryRequests = field(default_factory=MemoryRequests)
+    hold: str = ""
+    """Method whose calls get no answer, after their effect."""
+    held: int = 0
+    """Number of calls without an answer."""
+
+    async def wait_if_held(self, method: str) -> None:
+        if method == self.hold:
+            self.held += 1
+            await asyncio.Event().wait()
 
     async def once(self, method: str, request: Any, context: Any, effect: Callable[[], Any]) -> Any:
         """The first response for a request id; aborts the call if its body differs."""
@@ -57,7 +70,9 @@ class Requests:
 
         body = request.SerializeToString(deterministic=True)
         try:
-            return self.results.once(method, request.request_id, body, counted)
+            answer = self.results.once(method, request.request_id, body, counted)
+            await self.wait_if_held(method)
+            return answer
         except RequestIdReused as error:
             self.conflicts.append(f"{method} {request.request_id}")
             await abort(context, error)
@@ -131,6 +146,11 @@ class FeatureServer(feature_pb2_grpc.FeatureServiceServicer):
         )
         return feature_pb2.GetTrainingSetResponse(training_set=training_set)
 
+    async def GetLineage(self, request: Any, context: Any) -> feature_pb2.GetLineageResponse:
+        await check_known(request.name, {FEATURE_SET: None}, context)
+        edges = [feature_pb2.LineageEdge(read=read, reader=reader) for read, reader in LINEAGE]
+        return feature_pb2.GetLineageResponse(upstream=edges)
+
 
 class RegistryServer(registry_pb2_grpc.RegistryServiceServicer):
     """A registry with one model, whose first rollout is promoted at once and whose later ones start in
@@ -149,6 +169,7 @@ class RegistryServer(registry_pb2_grpc.RegistryServiceServicer):
 
     async def GetModel(self, request: Any, context: Any) -> registry_pb2.GetModelResponse:
         await check_known(request.name, {MODEL: None}, context)
+        await self.requests.wait_if_held("GetModel")
         return registry_pb2.GetModelResponse(
             model=model_pb2.Model(name=request.name, production_release=self.production)
         )

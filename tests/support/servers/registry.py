@@ -88,6 +88,7 @@ def memory_ports(store: MemoryStore) -> tuple[Ports, Clock]:
         ready=lambda: True,
         relay_events=no_events_to_send,
         delete_old=nothing_to_do,
+        send_webhooks=no_events_to_send,
     )
     return ports, clock
 

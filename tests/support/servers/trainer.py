@@ -29,6 +29,7 @@ from flywheel_trainer.fakes.engine import MemoryEngine
 from flywheel_trainer.fakes.feature import MemoryFeature
 from flywheel_trainer.fakes.jobs import MemoryJobs
 from flywheel_trainer.fakes.models import MemoryEvaluations, MemoryModels
+from flywheel_trainer.fakes.pipeline_definitions import MemoryPipelineDefinitions
 from flywheel_trainer.fakes.pipelines import MemoryPipelines
 from flywheel_trainer.fakes.policies import MemoryPolicies
 from flywheel_trainer.fakes.registry import MemoryRegistry, MemoryWeights
@@ -151,6 +152,8 @@ def memory_ports() -> Ports:
         run_edits=MemoryRunEdits(tracking),
         jobs=MemoryJobs(tracking),
         pipelines=pipelines,
+        definitions=MemoryPipelineDefinitions(),
+        step_cache=pipelines,
         policies=policies,
         trials=MemoryTrials(tracking),
         engine=engine,

@@ -296,7 +296,7 @@ def test_unusable_models_are_refused(store: Store) -> None:
         assert text in outcome.error_message
 
 
-def test_a_null_where_a_tensor_has_none_is_refused(store: Store) -> None:
+def test_rows_that_a_tensor_cannot_hold_are_left_out_as_in_the_gateway(store: Store) -> None:
     nodes = [
         helper.make_node("Cast", ["N"], ["number"], to=TensorProto.FLOAT),
         helper.make_node("Sigmoid", ["number"], ["SCORE"]),
@@ -305,10 +305,41 @@ def test_a_null_where_a_tensor_has_none_is_refused(store: Store) -> None:
         nodes, [("N", TensorProto.INT64, ["rows", 1])], [("SCORE", TensorProto.FLOAT, ["rows", 1])]
     )
     model = store.put_model(graph, tensors=(InputTensor("N", "INT64", (Input("n", "INT64"),)),))
-    numbers = pl.Series([None if n % 7 == 0 else n for n in range(100)])
-    outcome = run(store, model, store.put_rows(rows(100).with_columns(n=numbers)))
+    champion = store.put_model(
+        linear(np.ones((1, 1)), ["Sigmoid"]),
+        tensors=(InputTensor("INPUT", "FLOAT32", (Input("m", "INT64"),)),),
+    )
+    frame = rows(100).with_columns(
+        label=pl.Series([n % 2 for n in range(100)]),
+        n=pl.Series([None if n % 10 == 0 else n % 5 for n in range(100)]),
+        m=pl.Series([2**24 + 1 if n == 7 else 1 for n in range(100)]),
+    )
+    found = report_of(store, run(store, model, store.put_rows(frame), champion))
+    assert (found["rows"], found["left_out_rows"]) == (89, 11)
+    kept = frame.filter(pl.col("n").is_not_null() & (pl.col("m") == 1))
+    expected = sk.roc_auc_score(kept["label"], kept["n"])
+    assert found["metrics"]["auc"]["value"] == pytest.approx(expected)
+
+
+def test_rows_of_which_none_fits_are_refused(store: Store) -> None:
+    frame = rows(100).with_columns(v__x=pl.lit(2**24 + 1), label=pl.lit(1))
+    tensors = (InputTensor("INPUT", "FLOAT32", (Input("v__x", "INT64"),)),)
+    model = store.put_model(linear(np.ones((1, 1)), ["Sigmoid"]), tensors=tensors)
+    outcome = run(store, model, store.put_rows(frame))
     assert outcome.error_reason == "UNUSABLE_EVALUATION_SET"
-    assert "'n' has nulls" in outcome.error_message
+    assert "100 rows do not fit" in outcome.error_message
+
+
+def test_an_integer_with_a_vocabulary_is_an_index(store: Store) -> None:
+    inputs = (Input("code", "INT64", ("7", "3")),)
+    model = store.put_model(
+        linear(np.ones((1, 1)), ["Sigmoid"]), tensors=(InputTensor("INPUT", "FLOAT32", inputs),)
+    )
+    codes = [(3, 7, 9)[n % 3] for n in range(100)]
+    frame = rows(100).with_columns(code=pl.Series(codes), label=pl.Series([n % 2 for n in range(100)]))
+    found = report_of(store, run(store, model, store.put_rows(frame)))
+    z = np.array([{7: 0, 3: 1}.get(code, -1) for code in codes])
+    assert found["metrics"]["score_mean"]["value"] == pytest.approx((1 / (1 + np.exp(-z))).mean())
 
 
 def test_the_json_form_of_a_model_is_complete(store: Store) -> None:

@@ -6,15 +6,22 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
+import grpc
+import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct
 
+from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_job.outcome import Outcome
 from flywheel_protos.registry.v1 import model_pb2
+from flywheel_protos.trainer.v1 import retraining_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from flywheel_trainer.jobs.attempt import Watch
 from flywheel_trainer.jobs.job import JobName, JobState
 from flywheel_trainer.pipelines.pipeline_run import STEPS, PipelineRunName
+from flywheel_trainer.pipelines.ports import Ended
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import ARTIFACT, AT, SECOND, TRAINING_SET, WINDOW_END
 from tests.support.builders.trainer_requests import (
@@ -200,7 +207,22 @@ async def test_a_pipeline_run_is_converted_from_its_start_to_its_end(trainer: Me
         name=f"{P}/pipelineRuns/pipe-n-000001",
         spec=spec,
         state=queued,
-        steps=[pb.PipelineStep(step=step, state=queued) for step in STEPS],
+        steps=[
+            pb.PipelineStep(step=step, kind=kind, needs=needs, state=queued)
+            for step, kind, needs in zip(
+                STEPS,
+                ["training_set", "job", "compare", "register", "release", "rollout"],
+                [
+                    [],
+                    ["training_set"],
+                    ["train", "training_set"],
+                    ["train", "training_set", "evaluate"],
+                    ["register", "train"],
+                    ["release"],
+                ],
+                strict=True,
+            )
+        ],
         created_at=timestamp(AT),
         event_time=timestamp(AT),
     )
@@ -208,15 +230,17 @@ async def test_a_pipeline_run_is_converted_from_its_start_to_its_end(trainer: Me
     assert expected == (await trainer.stub.StartPipelineRun(request)).pipeline_run
     name, store = PipelineRunName.parse(expected.name), trainer.ports.pipelines
     await store.begin_step(name, "training_set", AT + SECOND)
-    fields = {
+    outputs = {
         "training_set": TRAINING_SET,
         "run": "r",
         "model_version": "v",
         "release": "l",
         "rollout": "o",
-        "gate_passed": True,
     }
-    await store.end_step(name, "training_set", TRAINING_SET, "7 rows", fields, AT + 2 * SECOND)
+    fields = outputs | {"gate_passed": True}
+    outputs |= {"passed": True}
+    ended = Ended(JobState.SUCCEEDED, TRAINING_SET, "7 rows", outputs)
+    await store.end_step(name, "training_set", ended, AT + 2 * SECOND)
     cancel = pb.CancelPipelineRunRequest(name=expected.name)
     expected.MergeFrom(pb.PipelineRun(state=job_pb2.JOB_STATE_RUNNING, cancel_requested=True, **fields))
     expected.steps[0].MergeFrom(
@@ -226,6 +250,8 @@ async def test_a_pipeline_run_is_converted_from_its_start_to_its_end(trainer: Me
             ended_at=timestamp(AT + 2 * SECOND),
             output=TRAINING_SET,
             message="7 rows",
+            attempt=1,
+            outputs=ParseDict(outputs, Struct()),
         )
     )
     assert expected == (await trainer.stub.CancelPipelineRun(cancel)).pipeline_run
@@ -259,9 +285,52 @@ async def test_a_policy_and_its_decisions_are_converted(trainer: MemoryTrainer) 
     decisions = await trainer.stub.ListRetrainingDecisions(pb.ListRetrainingDecisionsRequest(parent=POLICY))
     assert [
         pb.RetrainingDecision(
-            alert=f"{P}/alerts/a1", model=MODEL, event_time=timestamp(WINDOW_END), reason="DRY_RUN"
+            alert=f"{P}/alerts/a1",
+            model=MODEL,
+            event_time=timestamp(WINDOW_END),
+            reason="DRY_RUN",
+            trigger="DRIFT",
         )
     ] == list(decisions.decisions)
+
+
+async def test_the_times_of_a_policy_are_converted(trainer: MemoryTrainer) -> None:
+    request = set_policy(
+        ignore_drift=True,
+        schedule=retraining_pb2.RetrainingSchedule(
+            cron="0 3 * * *",
+            time_zone="Europe/Berlin",
+            misfire=retraining_pb2.MISFIRE_RULE_SKIP,
+            misfire_grace=Duration(seconds=60),
+            jitter=Duration(seconds=30),
+        ),
+        continuous=retraining_pb2.ContinuousRetraining(
+            window=Duration(seconds=3600), delay=Duration(seconds=60), min_rows=7, daily_budget=3
+        ),
+    )
+    stored = (await trainer.stub.SetRetrainingPolicy(request)).policy
+    assert request.policy.schedule == stored.schedule
+    assert request.policy.continuous == stored.continuous
+    assert stored.ignore_drift
+    with pytest.raises(grpc.RpcError) as caught:
+        await trainer.stub.SetRetrainingPolicy(
+            set_policy(schedule=retraining_pb2.RetrainingSchedule(cron="0 0 30 2 *"))
+        )
+    assert "INVALID_POLICY" == from_rpc_error(caught.value).reason
+    unset = set_policy(
+        schedule=retraining_pb2.RetrainingSchedule(cron="0 3 * * *"),
+        continuous=retraining_pb2.ContinuousRetraining(window=Duration(seconds=3600)),
+    )
+    policy = (await trainer.stub.SetRetrainingPolicy(unset)).policy
+    assert ("UTC", 300, 0) == (
+        policy.schedule.time_zone,
+        policy.schedule.misfire_grace.seconds,
+        policy.schedule.jitter.seconds,
+    )
+    assert (retraining_pb2.MISFIRE_RULE_LATEST, 24) == (
+        policy.schedule.misfire,
+        policy.continuous.daily_budget,
+    )
 
 
 async def test_a_decision_names_the_run_that_it_started(trainer: MemoryTrainer) -> None:

@@ -32,10 +32,10 @@ class MemoryObjectStore:
             raise object_not_found(key)
         return found[0]
 
-    async def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> AsyncIterator[bytes]:
+    async def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES, start: int = 0) -> AsyncIterator[bytes]:
         data = await self.get(key)
-        for start in range(0, len(data), chunk_bytes):
-            yield data[start : start + chunk_bytes]
+        for at in range(start, len(data), chunk_bytes):
+            yield data[at : at + chunk_bytes]
 
     async def head(self, key: str) -> ObjectInfo | None:
         found = self._objects.get(check_key(key))

@@ -25,6 +25,7 @@ from flywheel_common.grpc.errors import (
 
 __all__ = [
     "ADMIN",
+    "APPROVE",
     "ATTEMPT",
     "AUTHENTICATED",
     "MEASURE",
@@ -65,6 +66,8 @@ PROMOTE: Permission = OPERATE | {"promoter"}
 """To change what answers callers. A promoter has this beside another role, such as editor."""
 MEASURE: Permission = frozenset({"service"})
 """To report what only a service measures."""
+APPROVE: Permission = PROMOTE - MEASURE
+"""To approve what others have made: people, no services."""
 ADMIN: Permission = frozenset({"admin"})
 AUTHENTICATED: Permission = frozenset({ROLE_ANY})
 """Any authenticated caller."""

@@ -34,6 +34,7 @@ CLEAN_UP_SECONDS = 60.0
 CLOSE_SECONDS = 2.0
 """How long `close` waits for these removals."""
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
+_PAST_THE_END = {"InvalidRange", "416"}
 
 
 @asynccontextmanager
@@ -124,11 +125,12 @@ class S3ObjectStore:
                     upload = (await self._client.create_multipart_upload(**where))["UploadId"]
                 number = len(parts) + 1
                 body = bytes(buffer)
+                # One copy at a time: uploads run side by side.
+                buffer.clear()
                 answer = await self._client.upload_part(
                     **where, UploadId=upload, PartNumber=number, Body=body
                 )
             parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-            buffer.clear()
 
         try:
             async for chunk in chunks:
@@ -159,9 +161,15 @@ class S3ObjectStore:
                 data: bytes = await body.read()
         return data
 
-    async def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> AsyncIterator[bytes]:
+    async def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES, start: int = 0) -> AsyncIterator[bytes]:
+        part = {"Range": f"bytes={start}-"} if start else {}
         async with _request(key):
-            answer = await self._client.get_object(Bucket=self._bucket, Key=self._at(key))
+            try:
+                answer = await self._client.get_object(Bucket=self._bucket, Key=self._at(key), **part)
+            except ClientError as error:
+                if _code(error) in _PAST_THE_END:
+                    return
+                raise
         async with answer["Body"] as body:
             while True:
                 async with _request(key):

@@ -18,8 +18,8 @@ class Routes(Protocol):
 
 
 class CachedPredictions(Protocol):
-    """Batch predictions by model and entity keys (`requests.joined_keys`). A read returns the value written
-    last. Never raises and never waits long: a value that is absent, unreadable or late is None."""
+    """Batch predictions by model and entity keys (`cached_prediction.joined_keys`). A read returns the value
+    written last. Never raises and never waits long: a value that is absent, unreadable or late is None."""
 
     async def connect(self) -> None:
         """Prepare for the first read. Does not raise while the store is down."""

@@ -49,11 +49,14 @@ async def rollout_evidence(
 ) -> RolloutEvidence:
     """Compare two releases of a rollout since `start_us`, in the step that began with `generation` of the
     routing (0: in all steps); `alpha` 0 is DEFAULT_ALPHA. `rollout` may be a named variant, and
-    `champion_source` what routed the champion's answers if it is another one. Raises InvalidAlpha,
-    InvalidReleases, InvalidName."""
-    champion_source = champion_source or rollout
+    `champion_source` what routed the champion's answers if it is another one; for the shadow of a named
+    variant it is empty: the champion's statistics are those of requests outside rollouts. Raises
+    InvalidAlpha, InvalidReleases, InvalidName."""
     model = _model_of(rollout)
-    if _model_of(champion_source) != model:
+    named_shadow = shadow and "/variants/" in rollout
+    if not named_shadow:
+        champion_source = champion_source or rollout
+    if champion_source and _model_of(champion_source) != model:
         raise InvalidReleases(f"{champion_source} does not belong to {model}.", field="champion_source")
     alpha = _level(alpha, "alpha", DEFAULT_ALPHA)
     p99_alpha = _level(p99_alpha, "p99_alpha", alpha)
@@ -70,6 +73,8 @@ async def rollout_evidence(
         # A shadow answers copies of the champion's requests: each request counts once.
         names = [champion_name] if shadow else [champion_name, challenger_name]
         total = champion_window.predictions + (0 if shadow else challenger_window.predictions)
+        if named_shadow:  # Its requests have champions of any source.
+            names, total = [challenger_name], challenger_window.predictions
         covered = await records.covered(names, since, total)
         experiment = await rollout_verdict(records, model, rollout, champion, challenger, generation)
     return RolloutEvidence(
@@ -103,4 +108,4 @@ def _model_of(source: str) -> str:
 def _served_role(source: str, role: Role) -> Role:
     """The role of the answers that a rollout routed. A named variant serves any release, also the champion's:
     any role that answers callers."""
-    return role if "/rollouts/" in source else Role.UNSPECIFIED
+    return Role.UNSPECIFIED if "/variants/" in source else role

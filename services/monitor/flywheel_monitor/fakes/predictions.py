@@ -293,10 +293,7 @@ def _known(stored: StoredLabel) -> Known:
 
 def _is_pair(champion: StoredPrediction, shadow: StoredPrediction) -> bool:
     a, b = champion.batch, shadow.batch
-    step = a.key.rollout, a.key.generation
-    return (
-        a.key.role == Role.CHAMPION and step == (b.key.rollout, b.key.generation) and a.output.same(b.output)
-    )
+    return b.key.shadows(a.key) and a.output.same(b.output)
 
 
 def _by_batch(predictions: Iterable[StoredPrediction]) -> Iterator[tuple[PredictionColumns, np.ndarray]]:

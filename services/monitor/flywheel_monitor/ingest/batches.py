@@ -32,6 +32,17 @@ class VariantKey:
     role: Role
     generation: int = 0
 
+    @property
+    def named(self) -> bool:
+        """Whether a named variant routed the rows, not a rollout."""
+        return "/variants/" in self.rollout
+
+    def shadows(self, champion: VariantKey) -> bool:
+        """Whether this is a shadow of the champion: in its step of the rollout. A named variant shadows every
+        champion, whatever routed its request."""
+        step = champion.rollout == self.rollout and champion.generation == self.generation
+        return self.role == Role.SHADOW and champion.role == Role.CHAMPION and (self.named or step)
+
 
 @dataclass(frozen=True)
 class PredictionColumns:

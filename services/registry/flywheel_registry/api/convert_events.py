@@ -17,7 +17,9 @@ from flywheel_registry.rollouts.names import RolloutName
 SOURCE = "flywheel-registry"
 
 
-def to_event(event: StageChanged | RolloutChanged, at: datetime, head: AuditHead) -> tuple[str, Event]:
+def to_event(
+    event: StageChanged | RolloutChanged, at: datetime, head: AuditHead, *, registry_id: str = ""
+) -> tuple[str, Event]:
     """Return (topic, envelope). The key is the model, which keeps a model's events in order."""
     if isinstance(event, StageChanged):
         stage = lifecycle_pb2.ModelStageChanged(
@@ -29,6 +31,7 @@ def to_event(event: StageChanged | RolloutChanged, at: datetime, head: AuditHead
             release=ReleaseName.of(event.model, event.release),
             audit_sequence=head.sequence,
             audit_hash=head.hash,
+            registry_id=registry_id,
         )
         return topics.MODEL_STAGE_CHANGED, build_event(stage, source=SOURCE, key=event.model, event_time=at)
     rollout = lifecycle_pb2.RolloutChanged(
@@ -41,5 +44,6 @@ def to_event(event: StageChanged | RolloutChanged, at: datetime, head: AuditHead
         alert=event.alert,
         audit_sequence=head.sequence,
         audit_hash=head.hash,
+        registry_id=registry_id,
     )
     return topics.ROLLOUT_CHANGED, build_event(rollout, source=SOURCE, key=event.model, event_time=at)

@@ -21,6 +21,7 @@ def gate_policy(message: pb.GatePolicy) -> GatePolicy:
             for t in message.offline
         ),
         _count(message.min_evaluation_rows, "gate_policy.min_evaluation_rows"),
+        message.min_approvals,
     )
 
 
@@ -38,7 +39,11 @@ def gate_policy_to_proto(policy: GatePolicy) -> pb.GatePolicy:
         )
         for t in policy.offline
     ]
-    return pb.GatePolicy(offline=thresholds, min_evaluation_rows=policy.min_evaluation_rows)
+    return pb.GatePolicy(
+        offline=thresholds,
+        min_evaluation_rows=policy.min_evaluation_rows,
+        min_approvals=policy.min_approvals,
+    )
 
 
 def rollout_policy(message: pb.RolloutPolicy) -> RolloutPolicy:

@@ -5,7 +5,9 @@ Raises InvalidPageToken and InvalidPageSize, and InvalidFilter where a method ha
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import TypeVar
 
 from flywheel_common.errors import InvalidPageToken
@@ -13,8 +15,12 @@ from flywheel_common.paging import Page, cut, decode_token, page_size
 from flywheel_registry.api.filters import parse_filter
 from flywheel_registry.audit.chain import AuditEntry
 from flywheel_registry.audit.ports import AuditRecords
+from flywheel_registry.models.alias import Alias
+from flywheel_registry.models.approval import Approval
 from flywheel_registry.models.model import Model
+from flywheel_registry.models.names import VersionName
 from flywheel_registry.models.ports import ModelRecords
+from flywheel_registry.models.search import Position, VersionQuery
 from flywheel_registry.models.version import FeatureUse, ModelVersion
 from flywheel_registry.releases.ports import ReleaseRecords
 from flywheel_registry.releases.release import Release
@@ -23,6 +29,8 @@ from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.serving.gateways import Gateway
 from flywheel_registry.serving.history import ServingSpan
 from flywheel_registry.serving.ports import Gateways, ServingRecords
+from flywheel_registry.webhooks.ports import WebhookRecords
+from flywheel_registry.webhooks.webhook import Delivery, Webhook
 
 Item = TypeVar("Item")
 
@@ -45,15 +53,81 @@ async def list_models(
 
 
 async def list_versions(
-    records: ModelRecords, model: str, filter_: str, size: int, token: str
+    records: ModelRecords, model: str, filter_: str, size: int, token: str, *, golden: bool = False
 ) -> Page[ModelVersion]:
-    """Read versions, newest first. The filter supports `stage=…` and `tag:key=value`, joined by AND."""
+    """Read versions, newest first. The filter supports `stage=…` and `tag:key=value`, joined by AND.
+
+    They have no golden rows unless `golden`.
+    """
     wanted = parse_filter(filter_, ("stage",))
 
     async def read(before: int, limit: int) -> list[ModelVersion]:
-        return await records.versions(model, before, wanted.stage, wanted.tags, limit)
+        return await records.versions(model, before, wanted.stage, wanted.tags, limit, golden=golden)
 
     return await _newest_first(read, lambda v: v.number, f"versions {model} {filter_}", size, token)
+
+
+async def list_aliases(records: ModelRecords, model: str, size: int, token: str) -> Page[Alias]:
+    """Read aliases by name."""
+    query = f"aliases {model}"
+    after, size = _text_key(token, query), page_size(size, default=DEFAULT_PAGE_SIZE)
+    return cut(await records.aliases(model, after, size + 1), size, lambda a: [a.alias], query=query)
+
+
+async def search_versions(
+    records: ModelRecords, query: VersionQuery, size: int, token: str
+) -> Page[ModelVersion]:
+    """Read the versions that match a search, in its order."""
+    text, size = f"search {query}", page_size(size, default=DEFAULT_PAGE_SIZE)
+
+    def key(version: ModelVersion) -> list[str | int | float]:
+        at = query.position(version)
+        value = at.value.isoformat() if isinstance(at.value, datetime) else at.value
+        return [value, at.model, at.number]
+
+    after = _position(decode_token(token, query=text))
+    return cut(await records.search_versions(replace(query, after=after), size + 1), size, key, query=text)
+
+
+async def list_approvals(records: ModelRecords, name: VersionName, size: int, token: str) -> Page[Approval]:
+    """Read the approvals of a version, oldest first."""
+    query = f"approvals {name}"
+    after, size = _text_key(token, query), page_size(size, default=DEFAULT_PAGE_SIZE)
+    found = await records.approvals(name.parent, name.number)
+    rest = [one for one in found if (one.approved_at.isoformat() + one.approver) > after]
+    return cut(rest[: size + 1], size, lambda a: [a.approved_at.isoformat() + a.approver], query=query)
+
+
+async def list_webhooks(records: WebhookRecords, project: str, size: int, token: str) -> Page[Webhook]:
+    """Read webhooks by name."""
+    query = f"webhooks {project}"
+    after, size = _text_key(token, query), page_size(size, default=DEFAULT_PAGE_SIZE)
+    return cut(await records.webhooks(project, after, size + 1), size, lambda w: [w.id], query=query)
+
+
+async def list_deliveries(records: WebhookRecords, webhook: str, size: int, token: str) -> Page[Delivery]:
+    """Read deliveries, newest first."""
+
+    async def read(before: int, limit: int) -> list[Delivery]:
+        return await records.deliveries(webhook, before, limit)
+
+    return await _newest_first(read, lambda d: d.number, f"deliveries {webhook}", size, token)
+
+
+def _position(key: Sequence[object] | None) -> Position | None:
+    match key:
+        case None:
+            return None
+        case [str(time), str(model), int(number)] if "\0" not in model and 0 < number <= NEWEST:
+            try:
+                return Position(datetime.fromisoformat(time), model, number)
+            except ValueError:
+                raise _foreign_token() from None
+        case [int() | float() as value, str(model), int(number)] if (
+            "\0" not in model and 0 < number <= NEWEST
+        ):
+            return Position(float(value), model, number)
+    raise _foreign_token()
 
 
 async def list_feature_uses(records: ModelRecords, project: str, size: int, token: str) -> Page[FeatureUse]:

@@ -1,8 +1,8 @@
-"""The methods of RegistryService about models and versions: registration, artifacts and stages."""
+"""The methods of RegistryService about models and versions: registration and stages."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from flywheel_common.grpc.auth import actor, require_role
@@ -10,11 +10,7 @@ from flywheel_common.names import check_id, parse_project
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.api import convert_evidence, convert_models, listing
 from flywheel_registry.api.convert import check_texts
-from flywheel_registry.api.errors import TargetMissing, TargetRepeated
 from flywheel_registry.api.mutations import Mutations
-from flywheel_registry.artifacts.check import VersionCheck
-from flywheel_registry.artifacts.transfer import ArtifactTransfer
-from flywheel_registry.artifacts.verification import CHUNK_BYTES
 from flywheel_registry.models.catalog import POLICY_FIELDS, ModelCatalog
 from flywheel_registry.models.lookups import find_model, find_version
 from flywheel_registry.models.names import ModelName, VersionName
@@ -36,8 +32,6 @@ class ModelMethods(Mutations):
     """Part of the servicer."""
 
     _models: ModelCatalog
-    _artifacts: ArtifactTransfer
-    _checks: VersionCheck
     _promotions: Promotions
     _evaluations: EvaluationLog
 
@@ -109,7 +103,12 @@ class ModelMethods(Mutations):
         async with self._store.reading() as records:
             await find_model(records, parent)
             page = await listing.list_versions(
-                records, parent, request.filter, request.page_size, request.page_token
+                records,
+                parent,
+                request.filter,
+                request.page_size,
+                request.page_token,
+                golden=request.with_golden_rows,
             )
         versions = map(convert_models.version_to_proto, page.items)
         return pb.ListModelVersionsResponse(model_versions=versions, next_page_token=page.next_page_token)
@@ -122,43 +121,6 @@ class ModelMethods(Mutations):
             page = await listing.list_feature_uses(records, project, request.page_size, request.page_token)
         uses = map(convert_models.feature_use_to_proto, page.items)
         return pb.ListFeatureUsesResponse(uses=uses, next_page_token=page.next_page_token)
-
-    # ---------------------------------------------------------------------------------------------- artifacts
-
-    async def UploadArtifact(
-        self, requests: AsyncIterator[pb.UploadArtifactRequest], context: Any
-    ) -> pb.UploadArtifactResponse:
-        first = await anext(aiter(requests), None)
-        if first is None or first.WhichOneof("part") != "target":
-            raise TargetMissing("The first message must name the target: model_version and artifact.")
-        name = VersionName.parse(first.target.model_version)
-        version = await self._artifacts.upload(name, first.target.artifact, _data(requests), actor())
-        return pb.UploadArtifactResponse(model_version=convert_models.version_to_proto(version))
-
-    async def DownloadArtifact(
-        self, request: pb.DownloadArtifactRequest, context: Any
-    ) -> AsyncIterator[pb.DownloadArtifactResponse]:
-        name = VersionName.parse(request.model_version)
-        async for chunk in self._artifacts.download(name, request.artifact):
-            for start in range(0, len(chunk), CHUNK_BYTES):
-                yield pb.DownloadArtifactResponse(data=chunk[start : start + CHUNK_BYTES])
-
-    async def CheckModelVersion(
-        self, request: pb.CheckModelVersionRequest, context: Any
-    ) -> pb.CheckModelVersionResponse:
-        version = await self._checks.check(VersionName.parse(request.name), actor())
-        return pb.CheckModelVersionResponse(model_version=convert_models.version_to_proto(version))
-
-    async def DeleteModelVersion(
-        self, request: pb.DeleteModelVersionRequest, context: Any
-    ) -> pb.DeleteModelVersionResponse:
-        name = VersionName.parse(request.name)
-
-        async def effect(records: ModelRecords) -> pb.DeleteModelVersionResponse:
-            await self._models.delete_version(records, name, request.reason, actor())
-            return pb.DeleteModelVersionResponse()
-
-        return await self._mutate("DeleteModelVersion", request, pb.DeleteModelVersionResponse, effect)
 
     # ---------------------------------------------------------------------------------------------- stages
 
@@ -223,10 +185,3 @@ class ModelMethods(Mutations):
 def _require(action: str) -> None:
     """Raises RoleRequired unless the caller has one of the roles of the action."""
     require_role(REQUEST_PERMISSIONS[action], action)
-
-
-async def _data(requests: AsyncIterator[pb.UploadArtifactRequest]) -> AsyncIterator[bytes]:
-    async for request in requests:
-        if request.WhichOneof("part") != "data":
-            raise TargetRepeated("Only the first message names the target; all others must carry data.")
-        yield request.data

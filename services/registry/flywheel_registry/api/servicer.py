@@ -8,16 +8,26 @@ from flywheel_common.postgres.transactions import Store
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_protos.registry.v1.registry_pb2_grpc import RegistryServiceServicer
 from flywheel_registry.api import convert_evidence, listing
+from flywheel_registry.api.artifact_methods import ArtifactMethods
+from flywheel_registry.api.deletion_methods import DeletionMethods
+from flywheel_registry.api.governance_methods import GovernanceMethods
 from flywheel_registry.api.model_methods import ModelMethods
 from flywheel_registry.api.rollout_methods import RolloutMethods
+from flywheel_registry.api.search_methods import SearchMethods
 from flywheel_registry.api.serving_methods import ServingMethods
 from flywheel_registry.artifacts.check import VersionCheck
+from flywheel_registry.artifacts.parts import PartUploads
 from flywheel_registry.artifacts.transfer import ArtifactTransfer
+from flywheel_registry.collection.collection import ArtifactCollection
+from flywheel_registry.deletion.deletion import Deletion
 from flywheel_registry.evidence.lookups import find_evidence
 from flywheel_registry.evidence.names import EvidenceName
+from flywheel_registry.models.alias_changes import Aliases
 from flywheel_registry.models.catalog import ModelCatalog
 from flywheel_registry.models.lookups import find_model
 from flywheel_registry.models.names import ModelName
+from flywheel_registry.models.tags import VersionTags
+from flywheel_registry.promotion.approvals import Approvals
 from flywheel_registry.promotion.evaluation import EvaluationLog
 from flywheel_registry.promotion.promotion import Promotions
 from flywheel_registry.releases.catalog import ReleaseCatalog
@@ -29,9 +39,19 @@ from flywheel_registry.rollouts.start import RolloutStart
 from flywheel_registry.serving.desired_state_cache import DesiredStateCache
 from flywheel_registry.serving.ports import Gateways
 from flywheel_registry.serving.variants import Variants
+from flywheel_registry.webhooks.catalog import WebhookCatalog
 
 
-class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistryServiceServicer):
+class RegistryServicer(
+    ModelMethods,
+    ArtifactMethods,
+    RolloutMethods,
+    ServingMethods,
+    SearchMethods,
+    DeletionMethods,
+    GovernanceMethods,
+    RegistryServiceServicer,
+):
     """`flywheel.registry.v1.RegistryService`. `rollback_wait_seconds` is for callers without a deadline."""
 
     def __init__(
@@ -51,6 +71,14 @@ class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistrySer
         desired_state: DesiredStateCache,
         gateways: Gateways,
         variants: Variants,
+        aliases: Aliases,
+        tags: VersionTags,
+        deletion: Deletion,
+        parts: PartUploads,
+        collection: ArtifactCollection,
+        idle_seconds: float,
+        approvals: Approvals,
+        webhooks: WebhookCatalog,
         rollback_wait_seconds: float,
     ) -> None:
         self._store = store
@@ -68,6 +96,14 @@ class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistrySer
         self._desired_state = desired_state
         self._gateways = gateways
         self._variants = variants
+        self._aliases = aliases
+        self._tags = tags
+        self._deletion = deletion
+        self._parts = parts
+        self._collection = collection
+        self._idle_seconds = idle_seconds
+        self._approvals = approvals
+        self._webhooks = webhooks
 
     async def GetEvidence(self, request: pb.GetEvidenceRequest, context: Any) -> pb.GetEvidenceResponse:
         async with self._store.reading() as records:
@@ -79,7 +115,9 @@ class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistrySer
     ) -> pb.ListAuditEntriesResponse:
         parent = str(ModelName.parse(request.parent))
         async with self._store.reading() as records:
-            await find_model(records, parent)
             page = await listing.list_audit(records, parent, request.page_size, request.page_token)
+            # The audit of a deleted model stays readable, and every model has an entry.
+            if not page.items:
+                await find_model(records, parent)
         entries = map(convert_evidence.audit_to_proto, page.items)
         return pb.ListAuditEntriesResponse(entries=entries, next_page_token=page.next_page_token)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import Any
 
 from flywheel_common.context import left_seconds
@@ -83,6 +83,10 @@ class ServingMethods(Mutations):
         parent = str(ModelName.parse(request.parent))
         async with self._store.reading() as records:
             await find_model(records, parent)
+            if request.HasField("at"):
+                served = await records.span_at(parent, request.at.ToDatetime(UTC))
+                found = [] if served is None else [convert_serving.span_to_proto(parent, served)]
+                return pb.ListServingHistoryResponse(spans=found)
             page = await listing.list_spans(records, parent, request.page_size, request.page_token)
         spans = [convert_serving.span_to_proto(parent, span) for _, span in page.items]
         return pb.ListServingHistoryResponse(spans=spans, next_page_token=page.next_page_token)

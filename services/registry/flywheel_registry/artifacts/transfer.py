@@ -5,6 +5,7 @@ The key in the object store is derived from the digest; clients name a declared 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -12,8 +13,14 @@ from flywheel_common.clock import Clock
 from flywheel_common.errors import NotFound
 from flywheel_common.postgres.transactions import Store
 from flywheel_common.storage.objects import ObjectStore, content_key
+from flywheel_registry.artifacts.blocks import BlockHasher, checked_range
 from flywheel_registry.artifacts.check import VersionCheck
-from flywheel_registry.artifacts.errors import DigestMismatch, NotDeclared
+from flywheel_registry.artifacts.errors import (
+    ArtifactCollected,
+    DigestMismatch,
+    InvalidRange,
+    NotDeclared,
+)
 from flywheel_registry.artifacts.verification import CHUNK_BYTES, stored_intact, verified
 from flywheel_registry.audit.journal import Journal
 from flywheel_registry.models.declaration import check_artifact_name
@@ -28,6 +35,7 @@ class ArtifactTransfer:
     """Uploads and downloads artifacts.
 
     `prepare` makes the object store writable (creates its bucket); it is called until it has succeeded once.
+    At most `at_once` uploads hold buffers; further ones wait, and their callers with them.
     """
 
     def __init__(
@@ -37,6 +45,7 @@ class ArtifactTransfer:
         clock: Clock,
         prepare: Callable[[], Awaitable[None]],
         checks: VersionCheck,
+        at_once: int = 8,
     ) -> None:
         self._store = store
         self._objects = objects
@@ -44,6 +53,17 @@ class ArtifactTransfer:
         self._prepare = prepare
         self._prepared = False
         self._checks = checks
+        self._slots = asyncio.Semaphore(at_once)
+
+    def slot(self) -> asyncio.Semaphore:
+        """Return what an upload must hold while it has buffers."""
+        return self._slots
+
+    async def prepare(self) -> None:
+        """Make the object store writable."""
+        if not self._prepared:
+            await self._prepare()
+            self._prepared = True
 
     async def upload(
         self, name: VersionName, artifact_name: str, chunks: AsyncIterator[bytes], by: str
@@ -51,23 +71,29 @@ class ArtifactTransfer:
         """Store a declared file's bytes; the last file's upload also checks the version.
 
         The bytes become visible only when all of them match, also when the file is stored already. Raises
-        InvalidArtifactName, NotDeclared, DigestMismatch, TooLarge, and Unavailable when the bytes are stored
-        and the check has no answer of the feature service: another upload or CheckModelVersion repeats it.
+        InvalidArtifactName, NotDeclared, DigestMismatch, TooLarge, ArtifactCollected, and Unavailable when
+        the bytes are stored and the check has no answer of the feature service: another upload or
+        CheckModelVersion repeats it.
         """
-        declared = await self._declared(name, artifact_name)
-        if not self._prepared:
-            await self._prepare()
-            self._prepared = True
+        declared = await self.declared(name, artifact_name)
+        await self.prepare()
         async with self._store.reading() as records:
             known = await records.digest_stored(declared.sha256)
-        key, received = content_key(declared.sha256), verified(declared, chunks)
-        if known and await stored_intact(self._objects, key, declared):
-            async for _ in received:
-                pass
-        else:
-            await self._objects.put_stream(key, received)
+        key, blocks = content_key(declared.sha256), BlockHasher()
+        async with self._slots:
+            received = verified(declared, blocks.watch(chunks))
+            if known and await stored_intact(self._objects, key, declared):
+                async for _ in received:
+                    pass
+            else:
+                await self._objects.put_stream(key, received)
         async with self._store.transaction() as records:
             await lock_model(records, name.parent)
+            # The collection holds this lock while it deletes the bytes of a digest that nothing declares.
+            await records.lock_digest(declared.sha256)
+            if await self._objects.head(key) is None:
+                raise ArtifactCollected(f"{artifact_name} was collected during its upload: upload it again.")
+            await records.put_block_digests(declared.sha256, blocks.digests())
             version = await find_version(records, name)
             if not any(a.name == artifact_name and a.stored for a in version.artifacts):
                 await records.mark_stored(name.parent, name.number, artifact_name, declared.sha256)
@@ -76,8 +102,17 @@ class ArtifactTransfer:
                 await journal.write(
                     "UPLOAD", version.name, reason=f"{artifact_name} sha256 {declared.sha256}"
                 )
+        return await self._check(name, version, by)
+
+    async def checked(self, name: VersionName, by: str) -> ModelVersion:
+        """Return the version, checked when all its files are stored and the check has not ended."""
+        async with self._store.reading() as records:
+            version = await find_version(records, name)
+        return await self._check(name, version, by)
+
+    async def _check(self, name: VersionName, version: ModelVersion, by: str) -> ModelVersion:
         if version.artifact_state is ArtifactState.STORED:
-            version = await self._checks.check(name, by)
+            return await self._checks.check(name, by)
         return version
 
     async def download(self, name: VersionName, artifact_name: str) -> AsyncIterator[bytes]:
@@ -86,9 +121,41 @@ class ArtifactTransfer:
         The last chunk is held back until the digest of all bytes matches, so a complete download is always
         correct. Raises InvalidArtifactName, NotDeclared, ArtifactsPending, DigestMismatch.
         """
-        declared = await self._declared(name, artifact_name)
-        if not declared.stored:
-            raise ArtifactsPending(f"Bytes of {artifact_name} of {name} are missing: upload them first.")
+        declared = await self._stored(name, artifact_name)
+        async for chunk in self._whole(declared):
+            yield chunk
+
+    async def download_range(
+        self, name: VersionName, artifact_name: str, offset: int, length: int
+    ) -> AsyncIterator[bytes]:
+        """Yield `length` bytes from `offset` on (0: all that follow), each block checked before its bytes.
+
+        The first range of a file that was stored before there were digests of blocks reads all of it. Raises
+        InvalidRange and the errors of `download`.
+        """
+        declared = await self._stored(name, artifact_name)
+        length = length or declared.size_bytes - offset
+        if offset > declared.size_bytes or offset + length > declared.size_bytes:
+            raise InvalidRange(
+                f"{artifact_name} has {declared.size_bytes} bytes: {length} from {offset} on exceed it."
+            )
+        async with self._store.reading() as records:
+            digests = await records.block_digests(declared.sha256)
+        if digests is None:
+            blocks = BlockHasher()
+            async for chunk in self._whole(declared):
+                blocks.add(chunk)
+            digests = blocks.digests()
+            async with self._store.transaction() as records:
+                await records.put_block_digests(declared.sha256, digests)
+        key = content_key(declared.sha256)
+        try:
+            async for data in checked_range(self._objects, key, declared, digests, offset, length):
+                yield data
+        except NotFound:
+            raise _corrupt(artifact_name, "the object store has no such object") from None
+
+    async def _whole(self, declared: Artifact) -> AsyncIterator[bytes]:
         sha, size, held = hashlib.sha256(), 0, b""
         try:
             async for chunk in self._objects.stream(content_key(declared.sha256), CHUNK_BYTES):
@@ -100,12 +167,19 @@ class ArtifactTransfer:
                     break
                 held = chunk
         except NotFound:
-            raise _corrupt(name, artifact_name, "the object store has no such object") from None
+            raise _corrupt(declared.name, "the object store has no such object") from None
         if size != declared.size_bytes or sha.hexdigest() != declared.sha256:
-            raise _corrupt(name, artifact_name, "the stored bytes are not the declared ones")
+            raise _corrupt(declared.name, "the stored bytes are not the declared ones")
         yield held
 
-    async def _declared(self, name: VersionName, artifact_name: str) -> Artifact:
+    async def _stored(self, name: VersionName, artifact_name: str) -> Artifact:
+        declared = await self.declared(name, artifact_name)
+        if not declared.stored:
+            raise ArtifactsPending(f"Bytes of {artifact_name} of {name} are missing: upload them first.")
+        return declared
+
+    async def declared(self, name: VersionName, artifact_name: str) -> Artifact:
+        """Return a declared file. Raises UnknownModelVersion, InvalidArtifactName, NotDeclared."""
         check_artifact_name(artifact_name)
         async with self._store.reading() as records:
             version = await find_version(records, name)
@@ -116,7 +190,5 @@ class ArtifactTransfer:
         raise NotDeclared(f"{name} declares no {artifact_name!r}, only {declared}.")
 
 
-def _corrupt(name: VersionName, artifact: str, what: str) -> DigestMismatch:
-    return DigestMismatch(
-        f"{artifact} of {name} cannot be downloaded: {what}. Upload it again.", artifact=artifact
-    )
+def _corrupt(artifact: str, what: str) -> DigestMismatch:
+    return DigestMismatch(f"{artifact} cannot be downloaded: {what}. Upload it again.", artifact=artifact)

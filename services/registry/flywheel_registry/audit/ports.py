@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from flywheel_registry.audit.chain import AuditEntry
+from flywheel_registry.audit.chain import AuditEntry, AuditHead
 
 
 class AuditRecords(Protocol):
@@ -19,4 +19,8 @@ class AuditRecords(Protocol):
 
     async def audit(self, model: str, before: int, limit: int) -> list[AuditEntry]:
         """Return entries with a sequence number below `before`, newest first."""
+        ...
+
+    async def audit_head(self, model: str) -> AuditHead | None:
+        """Return the newest entry as the model's row has it, also of a deleted one; None without a row."""
         ...

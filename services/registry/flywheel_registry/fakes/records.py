@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
 from flywheel_registry.audit.chain import AuditEntry, AuditHead, entry_hash, genesis
 from flywheel_registry.events.lifecycle import RolloutChanged, StageChanged
 from flywheel_registry.evidence.evidence import Evidence
+from flywheel_registry.fakes.lifetimes import MemoryLifetimes, without_golden_rows
+from flywheel_registry.fakes.tables import MemoryTables, Numbered
+from flywheel_registry.fakes.webhooks import MemoryWebhooks
+from flywheel_registry.models.approval import Approval
 from flywheel_registry.models.errors import (
     ConcurrentArtifactChange,
     ConcurrentChampionChange,
@@ -25,36 +29,12 @@ from flywheel_registry.rollouts.verdict import Decision
 from flywheel_registry.serving.history import ServingSpan
 from flywheel_registry.serving.routing import Routing
 from flywheel_registry.stages.transitions import Stage
+from flywheel_registry.webhooks.payload import payload
 
 Row = TypeVar("Row")
-Numbered = tuple[str, int]
-"""(model, number)."""
 
 
-@dataclass
-class MemoryTables:
-    """All rows. The values are immutable, so copying the dictionaries copies everything."""
-
-    models: dict[str, Model] = field(default_factory=dict)
-    last_numbers: dict[tuple[str, str], int] = field(default_factory=dict)
-    versions: dict[Numbered, ModelVersion] = field(default_factory=dict)
-    releases: dict[Numbered, Release] = field(default_factory=dict)
-    evidence: dict[Numbered, Evidence] = field(default_factory=dict)
-    audit: dict[Numbered, AuditEntry] = field(default_factory=dict)
-    rollouts: dict[Numbered, Rollout] = field(default_factory=dict)
-    routing: dict[str, Routing] = field(default_factory=dict)
-    spans: dict[Numbered, ServingSpan] = field(default_factory=dict)
-    events: dict[int, tuple[StageChanged | RolloutChanged, datetime]] = field(default_factory=dict)
-    heads: dict[int, AuditHead] = field(default_factory=dict)
-    """Number of an event → the head of its model's audit when it was sent."""
-    answers: dict[tuple[str, str, str], tuple[bytes, bytes]] = field(default_factory=dict)
-    """(caller, method, request id) → (body, answer)."""
-
-    def copy(self) -> MemoryTables:
-        return MemoryTables(*(dict(getattr(self, f.name)) for f in fields(self)))
-
-
-class MemoryRecords:
+class MemoryRecords(MemoryLifetimes, MemoryWebhooks):
     """`RolloutRecords`, and with them all other records, on the tables that `tables` returns.
 
     These are a transaction's copy, or for reads the tables committed at the time of each call.
@@ -73,7 +53,7 @@ class MemoryRecords:
         return self._data.answers
 
     async def lock(self, model: str) -> bool:
-        return model in self._data.models
+        return await self.model(model) is not None
 
     def _next_number(self, model: str, kind: str) -> int:
         number = self._data.last_numbers[model, kind] = self._data.last_numbers.get((model, kind), 0) + 1
@@ -89,7 +69,7 @@ class MemoryRecords:
 
     async def model(self, name: str) -> Model | None:
         found = self._data.models.get(name)
-        if found is None:
+        if found is None or ("model", name, 0) in self._data.deleted:
             return None
         routing = self._data.routing.get(name, Routing())
         champion = routing.champion
@@ -103,6 +83,7 @@ class MemoryRecords:
             m.name
             for m in self._data.models.values()
             if m.project == project and m.name > after and tags.items() <= m.tags.items()
+            if ("model", m.name, 0) not in self._data.deleted
         )
         return [found for name in names[:limit] if (found := await self.model(name)) is not None]
 
@@ -124,21 +105,38 @@ class MemoryRecords:
         return added
 
     async def version(self, model: str, number: int) -> ModelVersion | None:
-        return self._data.versions.get((model, number))
+        return None if self._hidden("version", model, number) else self._data.versions.get((model, number))
 
     async def versions(
-        self, model: str, before: int, stage: Stage | None, tags: Mapping[str, str], limit: int
+        self,
+        model: str,
+        before: int,
+        stage: Stage | None,
+        tags: Mapping[str, str],
+        limit: int,
+        *,
+        golden: bool = False,
     ) -> list[ModelVersion]:
         found = [
-            v
+            v if golden else without_golden_rows(v)
             for v in _newest_first(self._data.versions, model, before)
             if stage in (None, v.stage) and tags.items() <= v.tags.items()
+            if not self._hidden("version", model, v.number)
         ]
         return found[:limit]
 
+    def _hidden(self, kind: str, model: str, number: int) -> bool:
+        return (kind, model, number) in self._data.deleted
+
     async def feature_uses(self, prefix: str, after: tuple[str, int, str], limit: int) -> list[FeatureUse]:
-        trained = {(v.model, v.number, v.feature_set) for v in self._data.versions.values()}
-        released = {(r.model, r.version, r.feature_set) for r in self._data.releases.values()}
+        shown = [v for v in self._data.versions.values() if not self._hidden("version", v.model, v.number)]
+        trained = {(v.model, v.number, v.feature_set) for v in shown}
+        released = {
+            (r.model, r.version, r.feature_set)
+            for r in self._data.releases.values()
+            if not self._hidden("release", r.model, r.number)
+            if not self._hidden("version", r.model, r.version)
+        }
         found = sorted(use for use in trained | released if use[2].startswith(prefix) and use > after)
         return [FeatureUse(m, n, self._data.versions[m, n].stage, name) for m, n, name in found[:limit]]
 
@@ -179,12 +177,9 @@ class MemoryRecords:
         self._data.versions[key] = replace(self._data.versions[key], check_problems=tuple(problems))
 
     async def has_dependents(self, version: ModelVersion) -> bool:
-        released = {(r.model, r.version) for r in self._data.releases.values()}
-        judged = {(e.model, e.version) for e in self._data.evidence.values()}
-        return (version.model, version.number) in released | judged
-
-    async def delete_version(self, version: ModelVersion) -> None:
-        del self._data.versions[version.model, version.number]
+        return bool(await self.releases_of(version.model, version.number, 1)) or any(
+            (a.model, a.version) == (version.model, version.number) for a in self._data.aliases.values()
+        )
 
     async def add_release(self, release: Release) -> Release:
         added = replace(release, number=self._next_number(release.model, "release"))
@@ -192,14 +187,19 @@ class MemoryRecords:
         return added
 
     async def release(self, model: str, number: int) -> Release | None:
-        return self._data.releases.get((model, number))
+        return None if self._hidden("release", model, number) else self._data.releases.get((model, number))
 
     async def releases(self, model: str, before: int, limit: int) -> list[Release]:
-        return _newest_first(self._data.releases, model, before)[:limit]
+        mine = _newest_first(self._data.releases, model, before)
+        return [r for r in mine if not self._hidden("release", model, r.number)][:limit]
 
     async def newest_release_of(self, model: str, version: int) -> Release | None:
-        mine = _newest_first(self._data.releases, model)
-        return next((r for r in mine if r.version == version), None)
+        found = await self.releases_of(model, version, 1)
+        return found[0] if found else None
+
+    async def releases_of(self, model: str, version: int, limit: int) -> list[Release]:
+        mine = await self.releases(model, 1 << 62, len(self._data.releases))
+        return [r for r in mine if r.version == version][:limit]
 
     # ----------------------------------------------------------------------------- evidence, audit, events
 
@@ -226,16 +226,38 @@ class MemoryRecords:
     async def audit(self, model: str, before: int, limit: int) -> list[AuditEntry]:
         return _newest_first(self._data.audit, model, before)[:limit]
 
+    async def audit_head(self, model: str) -> AuditHead | None:
+        if model not in self._data.models:
+            return None
+        entries = _newest_first(self._data.audit, model)
+        return AuditHead(entries[0].sequence, entries[0].hash) if entries else AuditHead()
+
+    async def last_evidence(self, model: str) -> int:
+        return self._data.last_numbers.get((model, "evidence"), 0)
+
+    async def add_approval(self, approval: Approval) -> None:
+        self._data.approvals[approval.model, approval.version, approval.approver] = approval
+
+    async def approvals(self, model: str, version: int) -> list[Approval]:
+        mine = [a for key, a in self._data.approvals.items() if key[:2] == (model, version)]
+        return sorted(mine, key=lambda a: (a.approved_at, a.approver))
+
+    async def registrar(self, model: str, version_name: str) -> str:
+        entries = reversed(_newest_first(self._data.audit, model))
+        registered = (e.actor for e in entries if (e.subject, e.action) == (version_name, "REGISTER"))
+        return next(registered, "")
+
     async def emit(self, event: StageChanged | RolloutChanged, at: datetime) -> None:
         self._data.events[len(self._data.events)] = event, at
 
     def send_events(self) -> None:
         """Give the events of this transaction the heads that it leaves."""
-        for number in self._data.events.keys() - self._data.heads.keys():
-            entries = _newest_first(self._data.audit, self._data.events[number][0].model)
-            self._data.heads[number] = (
-                AuditHead(entries[0].sequence, entries[0].hash) if entries else AuditHead()
-            )
+        for number in sorted(self._data.events.keys() - self._data.heads.keys()):
+            event, at = self._data.events[number]
+            entries = _newest_first(self._data.audit, event.model)
+            head = AuditHead(entries[0].sequence, entries[0].hash) if entries else AuditHead()
+            self._data.heads[number] = head
+            self.add_deliveries(event.model, *payload(event, at, head))
 
     # -------------------------------------------------------------------------------- rollouts and serving
 
@@ -309,6 +331,15 @@ class MemoryRecords:
             if self._data.spans[model, number].until is None:
                 self._data.spans[model, number] = replace(self._data.spans[model, number], until=span.since)
         self._data.spans[model, max(mine, default=0) + 1] = span
+
+    async def end_span(self, model: str, at: datetime) -> None:
+        for key, span in self._data.spans.items():
+            if key[0] == model and span.until is None:
+                self._data.spans[key] = replace(span, until=at)
+
+    async def span_at(self, model: str, at: datetime) -> ServingSpan | None:
+        mine = _newest_first(self._data.spans, model)
+        return next((s for s in mine if s.since <= at and (s.until is None or s.until > at)), None)
 
 
 def _newest_first(rows: Mapping[Numbered, Row], model: str, before: int | None = None) -> list[Row]:

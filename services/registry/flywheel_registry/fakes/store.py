@@ -12,7 +12,8 @@ from flywheel_common.postgres.errors import InvalidRequestId, RequestIdReused
 from flywheel_common.postgres.idempotency import MAX_REQUEST_ID
 from flywheel_registry.audit.chain import AuditHead
 from flywheel_registry.events.lifecycle import RolloutChanged, StageChanged
-from flywheel_registry.fakes.records import MemoryRecords, MemoryTables
+from flywheel_registry.fakes.records import MemoryRecords
+from flywheel_registry.fakes.tables import MemoryTables
 from flywheel_registry.rollouts.ports import RolloutRecords
 
 

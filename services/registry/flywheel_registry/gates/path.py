@@ -1,18 +1,17 @@
-"""The gates on a promotion path: the offline gate, then stored shadow and canary evidence."""
+"""The gates on a promotion path: offline, then stored shadow and canary evidence, then approvals."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
 
 from flywheel_registry.evidence.evidence import Evidence
 from flywheel_registry.evidence.findings import Findings
-from flywheel_registry.evidence.ports import EvidenceRecords
+from flywheel_registry.gates.approval import ApprovalGate
+from flywheel_registry.gates.gate import Candidate, Gate, GateRecords
 from flywheel_registry.gates.measured import newest_evaluation, with_evaluation
 from flywheel_registry.gates.offline import CHAMPION_PREFIX, NO_CHAMPION, GateResult, evaluate_offline
 from flywheel_registry.models.lookups import find_model
-from flywheel_registry.models.ports import ModelRecords
 from flywheel_registry.models.version import ModelVersion
 from flywheel_registry.policies.snapshot import policy_snapshot
 from flywheel_registry.stages.transitions import Stage
@@ -21,8 +20,52 @@ EVIDENCE_KINDS = {Stage.STAGING: "OFFLINE", Stage.CANDIDATE: "SHADOW", Stage.PRO
 """Stage → kind of the evidence that the gate to it produces."""
 
 
-class GateRecords(ModelRecords, EvidenceRecords, Protocol):
-    """What the gates read: the model's policy, and evidence of earlier rollouts."""
+class OfflineGate:
+    """Bounds on metrics, absolute and relative to the champion."""
+
+    async def evaluate(self, records: GateRecords, candidate: Candidate) -> GateResult:
+        """Compare the metrics with the policy's bounds."""
+        champion = candidate.champion
+        return evaluate_offline(candidate.policy, candidate.metrics, champion.metrics if champion else None)
+
+
+class ShadowGate:
+    """A passed shadow comparison with the champion, from a rollout."""
+
+    async def evaluate(self, records: GateRecords, candidate: Candidate) -> GateResult:
+        """Look for stored shadow evidence."""
+        findings, version = Findings(), candidate.version
+        if candidate.champion is None:
+            findings.add(True, f"{Stage.CANDIDATE} without shadow, {NO_CHAMPION}")
+            return GateResult(findings.passed, findings.lines(), {})
+        shadow = await records.newest_evidence_of(version.model, version.number, "SHADOW")
+        if shadow is not None and shadow.passed:
+            findings.add(True, f"shadow comparison with the champion, in {shadow.name}")
+        else:
+            findings.add(
+                False,
+                "shadow comparison with the champion, no passed shadow evidence: StartRollout gathers it",
+            )
+        return GateResult(findings.passed, findings.lines(), {})
+
+
+class OnlineGate:
+    """A load and a canary by the gateways, which only a rollout provides and then promotes by itself."""
+
+    async def evaluate(self, records: GateRecords, candidate: Candidate) -> GateResult:
+        """Refer to StartRollout."""
+        findings = Findings()
+        needed = "canary comparison with the champion" if candidate.champion else "loaded by the gateways"
+        findings.add(False, f"{needed}, no passed evidence: StartRollout gathers it")
+        return GateResult(findings.passed, findings.lines(), {})
+
+
+GATES: Mapping[Stage, Sequence[Gate]] = {
+    Stage.STAGING: (OfflineGate(),),
+    Stage.CANDIDATE: (ShadowGate(),),
+    Stage.PRODUCTION: (OnlineGate(), ApprovalGate()),
+}
+"""Stage → the gates to it, all of which must pass."""
 
 
 async def evaluate_path(
@@ -32,42 +75,21 @@ async def evaluate_path(
     path: Sequence[Stage],
     metrics: Mapping[str, float],
 ) -> GateResult:
-    """Evaluate the gate of each stage in `path`; the result passes when all of them pass."""
+    """Evaluate the gates of each stage in `path`; the result passes when all of them pass."""
+    policy = (await find_model(records, version.model)).gate_policy
+    candidate = Candidate(version, champion, metrics, policy)
+    return await evaluate_gates(records, candidate, [gate for stage in path for gate in GATES.get(stage, ())])
+
+
+async def evaluate_gates(records: GateRecords, candidate: Candidate, gates: Sequence[Gate]) -> GateResult:
+    """Evaluate gates one after the other; the result passes when all of them pass."""
     passed, findings, values = True, tuple[str, ...](), dict[str, float]()
-    for stage in path:
-        gate = await _evaluate_gate(records, version, champion, stage, metrics)
-        passed = passed and gate.passed
-        findings += gate.findings
-        values |= gate.values
+    for gate in gates:
+        result = await gate.evaluate(records, candidate)
+        passed = passed and result.passed
+        findings += result.findings
+        values |= result.values
     return GateResult(passed, findings, values)
-
-
-async def _evaluate_gate(
-    records: GateRecords,
-    version: ModelVersion,
-    champion: ModelVersion | None,
-    stage: Stage,
-    metrics: Mapping[str, float],
-) -> GateResult:
-    if stage is Stage.STAGING:
-        model = await find_model(records, version.model)
-        return evaluate_offline(model.gate_policy, metrics, champion.metrics if champion else None)
-    findings = Findings()
-    if stage is Stage.CANDIDATE and champion is None:
-        findings.add(True, f"{stage} without shadow, {NO_CHAMPION}")
-    elif stage is Stage.CANDIDATE:
-        shadow = await records.newest_evidence_of(version.model, version.number, "SHADOW")
-        if shadow is not None and shadow.passed:
-            findings.add(True, f"shadow comparison with the champion, in {shadow.name}")
-        else:
-            findings.add(
-                False,
-                "shadow comparison with the champion, no passed shadow evidence: StartRollout gathers it",
-            )
-    else:
-        needed = "canary comparison with the champion" if champion else "loaded by the gateways"
-        findings.add(False, f"{needed}, no passed evidence: StartRollout gathers it")
-    return GateResult(findings.passed, findings.lines(), {})
 
 
 async def newest_offline_proof(

@@ -8,11 +8,12 @@ from dataclasses import replace
 from flywheel_common.clock import Clock
 from flywheel_registry.audit.journal import Journal
 from flywheel_registry.models.declaration import check_version
-from flywheel_registry.models.errors import EtagMismatch, InvalidFieldMask, ModelExists, VersionInUse
-from flywheel_registry.models.lookups import find_model, find_version, lock_model
+from flywheel_registry.models.errors import EtagMismatch, InvalidFieldMask, ModelExists
+from flywheel_registry.models.lookups import find_model, lock_model
 from flywheel_registry.models.model import Model
 from flywheel_registry.models.names import VersionName
 from flywheel_registry.models.ports import ModelRecords
+from flywheel_registry.models.tags import check_tags
 from flywheel_registry.models.version import ModelVersion
 from flywheel_registry.policies.snapshot import policy_changes
 from flywheel_registry.stages.transitions import Stage
@@ -33,7 +34,10 @@ class ModelCatalog:
         model.gate_policy.check()
         model.rollout_policy.check()
         if not await records.add_model(replace(model, created_at=self._clock.now())):
-            raise ModelExists(f"Model {model.name} exists: use it or choose another id.", model=model.name)
+            raise ModelExists(
+                f"Model {model.name} exists, or was deleted: use it, restore it, or choose another id.",
+                model=model.name,
+            )
         await Journal(records, model.name, self._clock.now(), by).write("CREATE", model.name)
         return await find_model(records, model.name)
 
@@ -70,6 +74,7 @@ class ModelCatalog:
         Raises UnknownModel, and the errors of `check_version` and of a malformed parent version name.
         """
         check_version(version, self._max_artifact_bytes)
+        check_tags(version.tags)
         if version.parent_version:
             VersionName.parse(version.parent_version)
         await lock_model(records, version.model)
@@ -90,22 +95,6 @@ class ModelCatalog:
             "REGISTER", added.name, to_state=Stage.NONE, reason=added.description
         )
         return added
-
-    async def delete_version(self, records: ModelRecords, name: VersionName, reason: str, by: str) -> None:
-        """Delete a version that nothing refers to; its bytes stay in the object store, which versions share.
-
-        Raises UnknownModelVersion, VersionInUse.
-        """
-        await lock_model(records, name.parent)
-        version = await find_version(records, name)
-        if version.stage not in (Stage.NONE, Stage.REJECTED):
-            raise VersionInUse(f"{name} is in stage {version.stage}: only NONE and REJECTED can be deleted.")
-        if await records.has_dependents(version):
-            raise VersionInUse(f"A release or evidence refers to {name}, which therefore stays.")
-        await records.delete_version(version)
-        await Journal(records, name.parent, self._clock.now(), by).write(
-            "DELETE", version.name, from_state=version.stage, reason=reason
-        )
 
 
 def _change(before: Model, after: Model, field: str) -> str:

@@ -136,3 +136,31 @@ class ConcurrentArtifactChange(Aborted):
 
     reason = "ARTIFACT_CHANGED"
     remedy = "Read the version again and retry."
+
+
+class UnknownAlias(NotFound):
+    """The model has no alias with this name."""
+
+    reason = "UNKNOWN_ALIAS"
+    remedy = "Look the alias up with ListModelAliases."
+
+
+class RejectedAlias(FailedPrecondition):
+    """An alias cannot name a rejected version."""
+
+    reason = "REJECTED_ALIAS"
+    remedy = "Let the alias name a version that was not rejected."
+
+
+class InvalidTags(InvalidArgument):
+    """The tags of a version are too many, too long, or have an empty key."""
+
+    reason = "INVALID_TAGS"
+    remedy = "Use at most 100 tags, keys of 1 to 128 and values of at most 1024 characters."
+
+
+class InvalidSearch(InvalidArgument):
+    """The search has contradicting or too many conditions."""
+
+    reason = "INVALID_SEARCH"
+    remedy = "Correct the condition that the message names."

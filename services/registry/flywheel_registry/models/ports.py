@@ -8,7 +8,10 @@ from typing import Protocol
 
 from flywheel_registry.audit.ports import AuditRecords
 from flywheel_registry.events.ports import EventRecords
+from flywheel_registry.models.alias import Alias
+from flywheel_registry.models.approval import Approval
 from flywheel_registry.models.model import Model
+from flywheel_registry.models.search import VersionQuery
 from flywheel_registry.models.version import FeatureUse, ModelVersion
 from flywheel_registry.stages.transitions import Stage
 
@@ -48,9 +51,19 @@ class ModelRecords(AuditRecords, EventRecords, Protocol):
     async def version(self, model: str, number: int) -> ModelVersion | None: ...
 
     async def versions(
-        self, model: str, before: int, stage: Stage | None, tags: Mapping[str, str], limit: int
+        self,
+        model: str,
+        before: int,
+        stage: Stage | None,
+        tags: Mapping[str, str],
+        limit: int,
+        *,
+        golden: bool = False,
     ) -> list[ModelVersion]:
-        """Return versions with a number below `before` that have `stage` and all `tags`, newest first."""
+        """Return versions with a number below `before` that have `stage` and all `tags`, newest first.
+
+        They have no golden rows unless `golden`.
+        """
         ...
 
     async def feature_uses(self, prefix: str, after: tuple[str, int, str], limit: int) -> list[FeatureUse]:
@@ -84,13 +97,88 @@ class ModelRecords(AuditRecords, EventRecords, Protocol):
         ...
 
     async def has_dependents(self, version: ModelVersion) -> bool:
-        """Return whether a release or evidence refers to the version."""
+        """Return whether a release or an alias refers to the version. Deleted releases do not count."""
         ...
 
-    async def delete_version(self, version: ModelVersion) -> None:
-        """Delete a version to which nothing refers, with its artifacts' rows. Its number is not reused."""
+    async def delete_version(self, version: ModelVersion, at: datetime) -> None:
+        """Hide a version to which nothing refers. Its number is not reused."""
         ...
+
+    async def restore_version(self, model: str, number: int) -> bool:
+        """Show a deleted version again; return False when there is none, or its artifacts were collected."""
+        ...
+
+    async def delete_model(self, name: str, at: datetime) -> None:
+        """Hide a model with its versions and releases. Its name is not free again."""
+        ...
+
+    async def restore_model(self, name: str) -> bool:
+        """Show a deleted model again, with what was deleted with it; return False when there is none."""
+        ...
+
+    async def search_versions(self, query: VersionQuery, limit: int) -> list[ModelVersion]:
+        """Return the versions that match, without golden rows, in the order of the query."""
+        ...
+
+    async def change_tags(self, version: ModelVersion, tags: Mapping[str, str]) -> None:
+        """Replace the tags of a version."""
+        ...
+
+    async def alias(self, model: str, alias: str) -> Alias | None: ...
+
+    async def aliases(self, model: str, after: str, limit: int) -> list[Alias]:
+        """Return the model's aliases by name, beginning after the name `after`."""
+        ...
+
+    async def put_alias(self, alias: Alias) -> None:
+        """Add the alias, or replace the one with its name."""
+        ...
+
+    async def delete_alias(self, alias: Alias) -> None: ...
 
     async def digest_stored(self, sha256: str) -> bool:
         """Return whether a version has bytes with this digest stored."""
+        ...
+
+    async def lock_digest(self, sha256: str) -> None:
+        """Lock the stored bytes with this digest until this transaction ends."""
+        ...
+
+    async def block_digests(self, sha256: str) -> bytes | None:
+        """Return the digests of the blocks of these bytes, None when they are not known."""
+        ...
+
+    async def put_block_digests(self, sha256: str, digests: bytes) -> None:
+        """Store the digests of the blocks of these bytes."""
+        ...
+
+    async def declared_digests(self, digests: Sequence[str]) -> set[str]:
+        """Return those of the digests that an artifact of a version declares, also of a deleted version."""
+        ...
+
+    async def forget_digest(self, sha256: str) -> None:
+        """Forget the digests of the blocks of these bytes."""
+        ...
+
+    async def purgeable_versions(self, before: datetime) -> int:
+        """Return how many versions were deleted before this time and keep their artifacts."""
+        ...
+
+    async def purge_versions(self, before: datetime, limit: int) -> int:
+        """Release the artifacts of at most `limit` such versions, which cannot be restored any more.
+
+        Returns their number.
+        """
+        ...
+
+    async def add_approval(self, approval: Approval) -> None:
+        """Add an approval; it can never be changed. One person approves a version once."""
+        ...
+
+    async def approvals(self, model: str, version: int) -> list[Approval]:
+        """Return the approvals of a version, oldest first."""
+        ...
+
+    async def registrar(self, model: str, version_name: str) -> str:
+        """Return who registered a version according to the audit; empty when that is not known."""
         ...

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from flywheel_registry.policies.errors import InvalidPolicy
 
+MAX_APPROVALS = 100
+
 
 @dataclass(frozen=True, slots=True)
 class MetricThreshold:
@@ -21,13 +23,18 @@ class MetricThreshold:
 
 @dataclass(frozen=True, slots=True)
 class GatePolicy:
-    """The rules of the offline gate, NONE → STAGING."""
+    """The rules of the offline gate, NONE → STAGING, and of the approval gate to PRODUCTION."""
 
     offline: tuple[MetricThreshold, ...] = ()
     min_evaluation_rows: int = 0
+    min_approvals: int = 0
 
     def check(self) -> GatePolicy:
         """Return the policy itself. Raises InvalidPolicy that names the first wrong field."""
+        if self.min_approvals > MAX_APPROVALS:
+            raise InvalidPolicy(
+                f"gate_policy.min_approvals is {self.min_approvals}: the limit is {MAX_APPROVALS}."
+            )
         for threshold in self.offline:
             if not threshold.metric:
                 raise InvalidPolicy("A threshold in gate_policy.offline has no metric: set `metric`.")

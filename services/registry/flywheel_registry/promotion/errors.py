@@ -10,3 +10,10 @@ class NoRelease(FailedPrecondition):
 
     reason = "NO_RELEASE"
     remedy = "Create a release of the version with CreateRelease first."
+
+
+class OwnVersion(FailedPrecondition):
+    """The author of a version cannot approve it."""
+
+    reason = "OWN_VERSION"
+    remedy = "Ask another person with a role that may approve."

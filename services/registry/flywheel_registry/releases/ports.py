@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Protocol
 
 from flywheel_registry.models.ports import ModelRecords
@@ -22,3 +23,15 @@ class ReleaseRecords(ModelRecords, Protocol):
         ...
 
     async def newest_release_of(self, model: str, version: int) -> Release | None: ...
+
+    async def releases_of(self, model: str, version: int, limit: int) -> list[Release]:
+        """Return the releases of a version, newest first."""
+        ...
+
+    async def delete_release(self, release: Release, at: datetime) -> None:
+        """Hide a release that is not served. Its number is not reused."""
+        ...
+
+    async def restore_release(self, model: str, number: int) -> bool:
+        """Show a deleted release again; return False when there is none."""
+        ...

@@ -13,6 +13,7 @@ from flywheel_registry.rollback.target import rollback_target
 from flywheel_registry.rollouts.lifecycle import RolloutLifecycle
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.serving.champion import replace_champion
+from flywheel_registry.serving.warm import usable
 from flywheel_registry.stages.transitions import Stage
 
 
@@ -41,8 +42,9 @@ class Rollbacks:
             await self._lifecycle.roll_back(records, journal, active, why)
             return
         spans = await records.spans(model)
-        rejected = {n for n in {span.version for span in spans} if await _is_rejected(records, model, n)}
-        target = rollback_target(spans, to_release.number if to_release else None, rejected=rejected)
+        served = {span.release for span in spans}
+        unusable = {number for number in served if not await usable(records, model, number)}
+        target = rollback_target(spans, to_release.number if to_release else None, unusable=unusable)
         release = await find_release(records, ReleaseName.numbered(model, target))
         version = await find_version(records, VersionName.numbered(model, release.version))
         if version.stage is Stage.REJECTED:
@@ -54,8 +56,3 @@ class Rollbacks:
                 records, journal, active, f"ended by a rollback to {release.name}: {why}"
             )
         await replace_champion(records, journal, release, version, why, by_rollback=True)
-
-
-async def _is_rejected(records: RolloutRecords, model: str, number: int) -> bool:
-    version = await find_version(records, VersionName.numbered(model, number))
-    return version.stage is Stage.REJECTED

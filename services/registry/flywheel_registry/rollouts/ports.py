@@ -9,9 +9,10 @@ from flywheel_registry.rollouts.comparison import Comparison
 from flywheel_registry.rollouts.rollout import Rollout, RolloutStep
 from flywheel_registry.rollouts.state_machine import Progress
 from flywheel_registry.serving.ports import ServingRecords
+from flywheel_registry.webhooks.ports import WebhookRecords
 
 
-class RolloutRecords(ServingRecords, Protocol):
+class RolloutRecords(ServingRecords, WebhookRecords, Protocol):
     """Rollouts, beside all other records of the same transaction."""
 
     async def add_rollout(self, rollout: Rollout) -> Rollout:

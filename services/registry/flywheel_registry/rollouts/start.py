@@ -6,7 +6,9 @@ from flywheel_common.clock import Clock
 from flywheel_registry.audit.journal import Journal
 from flywheel_registry.audit.reasons import require_reason
 from flywheel_registry.evidence.evidence import Evidence
+from flywheel_registry.gates.approval import ApprovalGate
 from flywheel_registry.gates.errors import GateFailed
+from flywheel_registry.gates.gate import Candidate
 from flywheel_registry.gates.offline import NO_CHAMPION
 from flywheel_registry.gates.path import newest_offline_proof
 from flywheel_registry.models.lookups import find_model, find_version, lock_model
@@ -66,6 +68,7 @@ class RolloutStart:
             why = require_reason(reason, "A rollout policy other than the model's")
             await journal.write("OVERRIDE_POLICY", release.name, reason=f"{why}: {changes}")
         proof = await self._offline_proof(records, journal, version, reason, override=override)
+        await _require_approvals(records, journal, version, reason, override=override)
         champion = (await records.routing(model_name)).champion
         why = reason or "started"
         if champion is None:
@@ -114,6 +117,27 @@ class RolloutStart:
         why = require_reason(reason, "An override")
         await journal.write("OVERRIDE", version.name, reason=f"{why}: {failed}", evidence=proof)
         return proof
+
+
+async def _require_approvals(
+    records: RolloutRecords, journal: Journal, version: ModelVersion, reason: str, *, override: bool
+) -> None:
+    """Raise GateFailed unless the version has the approvals of the policy, or `override` with a reason.
+
+    A rollout promotes by itself, so it needs them before it begins.
+    """
+    champion = await records.champion(version.model)
+    if champion is not None and champion.number == version.number:
+        return
+    policy = (await find_model(records, version.model)).gate_policy
+    result = await ApprovalGate().evaluate(records, Candidate(version, champion, version.metrics, policy))
+    if result.passed:
+        return
+    failed = "; ".join(result.findings)
+    if not override:
+        raise GateFailed(f"{version.name} does not pass the approval gate: {failed}.")
+    why = require_reason(reason, "An override")
+    await journal.write("OVERRIDE", version.name, reason=f"{why}: {failed}")
 
 
 async def _check_startable(records: RolloutRecords, version: ModelVersion, release: Release) -> None:

@@ -11,7 +11,7 @@ from flywheel_registry.models.version import ModelVersion
 from flywheel_registry.releases.release import Release
 from flywheel_registry.serving.history import ServingSpan, warm_releases
 from flywheel_registry.serving.ports import ServingRecords
-from flywheel_registry.stages.transitions import Stage
+from flywheel_registry.serving.warm import usable
 
 Digest = Callable[[Release, ModelVersion], str]
 """Release and its version → SHA-256 of the specification."""
@@ -111,11 +111,8 @@ async def load_serving_model(
 
 
 async def _usable_spans(records: ServingRecords, name: str) -> list[ServingSpan]:
-    """Return the serving history without versions that were rejected since: a rollback refuses them."""
+    """Return the serving history without releases that a rollback would refuse."""
     spans = await records.spans(name)
-    rejected = set()
-    for number in {span.version for span in spans}:
-        version = await records.version(name, number)
-        if version is None or version.stage is Stage.REJECTED:
-            rejected.add(number)
-    return [span for span in spans if span.version not in rejected]
+    served = {span.release for span in spans}
+    unusable = {number for number in served if not await usable(records, name, number)}
+    return [span for span in spans if span.release not in unusable]

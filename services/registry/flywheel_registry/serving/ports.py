@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Protocol
 
 from flywheel_registry.evidence.ports import EvidenceRecords
@@ -33,6 +34,14 @@ class ServingRecords(ReleaseRecords, EvidenceRecords, Protocol):
 
     async def begin_span(self, model: str, span: ServingSpan) -> None:
         """End the open span at `span.since` and add this one."""
+        ...
+
+    async def end_span(self, model: str, at: datetime) -> None:
+        """End the open span: nothing serves any more."""
+        ...
+
+    async def span_at(self, model: str, at: datetime) -> ServingSpan | None:
+        """Return the span that contains a time; None when nothing served then."""
         ...
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from flywheel_protos.trainer.v1 import origin_pb2, retraining_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_trainer.api.convert_pipelines import pipeline_spec_from_proto, pipeline_spec_to_proto
 from flywheel_trainer.api.convert_times import duration, timestamp
 from flywheel_trainer.policies.decision import Decision
 from flywheel_trainer.policies.errors import InvalidPolicy
+from flywheel_trainer.policies.origin import Node
 from flywheel_trainer.policies.policy import (
     DEFAULT_COOLDOWN,
     DEFAULT_DAILY_BUDGET,
@@ -14,6 +16,15 @@ from flywheel_trainer.policies.policy import (
     Policy,
     PolicyName,
 )
+from flywheel_trainer.policies.schedule import (
+    DEFAULT_CONTINUOUS_BUDGET,
+    DEFAULT_GRACE,
+    Continuous,
+    Misfire,
+    Schedule,
+)
+
+MISFIRE_PREFIX = "MISFIRE_RULE_"
 
 
 def policy_from_proto(message: pb.RetrainingPolicy) -> Policy:
@@ -33,6 +44,9 @@ def policy_from_proto(message: pb.RetrainingPolicy) -> Policy:
         history=message.history.ToTimedelta() if message.HasField("history") else DEFAULT_HISTORY,
         dry_run=message.dry_run,
         disabled=message.disabled,
+        ignore_drift=message.ignore_drift,
+        schedule=_schedule_from_proto(message.schedule) if message.HasField("schedule") else None,
+        continuous=_continuous_from_proto(message.continuous) if message.HasField("continuous") else None,
     )
 
 
@@ -46,6 +60,9 @@ def policy_to_proto(policy: Policy) -> pb.RetrainingPolicy:
         history=duration(policy.history),
         dry_run=policy.dry_run,
         disabled=policy.disabled,
+        ignore_drift=policy.ignore_drift,
+        schedule=None if policy.schedule is None else _schedule_to_proto(policy.schedule),
+        continuous=None if policy.continuous is None else _continuous_to_proto(policy.continuous),
     )
 
 
@@ -57,4 +74,51 @@ def decision_to_proto(decision: Decision) -> pb.RetrainingDecision:
         started=decision.started,
         reason=decision.reason,
         pipeline_run=decision.pipeline_run,
+        trigger=decision.trigger,
+    )
+
+
+def node_to_proto(node: Node) -> origin_pb2.OriginNode:
+    return origin_pb2.OriginNode(
+        kind=node.kind, name=node.name, detail=node.detail, children=map(node_to_proto, node.children)
+    )
+
+
+def _schedule_from_proto(message: retraining_pb2.RetrainingSchedule) -> Schedule:
+    rule = retraining_pb2.MisfireRule.Name(message.misfire or retraining_pb2.MISFIRE_RULE_LATEST)
+    grace = message.misfire_grace.ToTimedelta() if message.HasField("misfire_grace") else DEFAULT_GRACE
+    return Schedule(
+        cron=message.cron,
+        time_zone=message.time_zone or "UTC",
+        misfire=Misfire(rule.removeprefix(MISFIRE_PREFIX)),
+        grace=grace,
+        jitter=message.jitter.ToTimedelta(),
+    )
+
+
+def _schedule_to_proto(schedule: Schedule) -> retraining_pb2.RetrainingSchedule:
+    return retraining_pb2.RetrainingSchedule(
+        cron=schedule.cron,
+        time_zone=schedule.time_zone,
+        misfire=f"{MISFIRE_PREFIX}{schedule.misfire}",
+        misfire_grace=duration(schedule.grace),
+        jitter=duration(schedule.jitter),
+    )
+
+
+def _continuous_from_proto(message: retraining_pb2.ContinuousRetraining) -> Continuous:
+    return Continuous(
+        window=message.window.ToTimedelta(),
+        delay=message.delay.ToTimedelta(),
+        min_rows=message.min_rows,
+        daily_budget=message.daily_budget or DEFAULT_CONTINUOUS_BUDGET,
+    )
+
+
+def _continuous_to_proto(continuous: Continuous) -> retraining_pb2.ContinuousRetraining:
+    return retraining_pb2.ContinuousRetraining(
+        window=duration(continuous.window),
+        delay=duration(continuous.delay),
+        min_rows=continuous.min_rows,
+        daily_budget=continuous.daily_budget,
     )

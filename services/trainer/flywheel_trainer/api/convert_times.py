@@ -31,3 +31,13 @@ def duration(value: timedelta) -> Duration:
     message = Duration()
     message.FromTimedelta(value)
     return message
+
+
+def seconds_of(value: Duration) -> float:
+    """0 for an unset duration."""
+    return value.seconds + value.nanos / 1e9
+
+
+def seconds_to_proto(seconds: float) -> Duration | None:
+    """None for 0, which leaves the field unset."""
+    return duration(timedelta(seconds=seconds)) if seconds else None

@@ -9,12 +9,24 @@ from google.protobuf.message import Message
 
 from flywheel_common.names import parse_project
 from flywheel_common.paging import page_size
+from flywheel_protos.trainer.v1 import origin_pb2 as origin_pb
+from flywheel_protos.trainer.v1 import pipeline_graph_pb2 as graph_pb
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 from flywheel_trainer.api.attempt_tokens import current_attempt
+from flywheel_trainer.api.convert_graphs import graph_from_proto, pipeline_to_proto, to_json
 from flywheel_trainer.api.convert_jobs import job_to_proto
-from flywheel_trainer.api.convert_pipelines import pipeline_run_to_proto, pipeline_spec_from_proto
-from flywheel_trainer.api.convert_policies import decision_to_proto, policy_from_proto, policy_to_proto
+from flywheel_trainer.api.convert_pipelines import (
+    check_one_source,
+    pipeline_run_to_proto,
+    pipeline_spec_from_proto,
+)
+from flywheel_trainer.api.convert_policies import (
+    decision_to_proto,
+    node_to_proto,
+    policy_from_proto,
+    policy_to_proto,
+)
 from flywheel_trainer.api.convert_runs import (
     experiment_to_proto,
     run_from_proto,
@@ -29,9 +41,11 @@ from flywheel_trainer.jobs.job import FILTER_FIELDS as JOB_FIELDS
 from flywheel_trainer.jobs.job import JobName
 from flywheel_trainer.jobs.sources import Sources
 from flywheel_trainer.jobs.use_cases import Jobs
+from flywheel_trainer.pipelines.definition import PipelineName
 from flywheel_trainer.pipelines.pipeline_run import FILTER_FIELDS as PIPELINE_FIELDS
 from flywheel_trainer.pipelines.pipeline_run import PipelineRunName
 from flywheel_trainer.pipelines.use_cases import Pipelines
+from flywheel_trainer.policies.origin import Origins
 from flywheel_trainer.policies.policy import PolicyName
 from flywheel_trainer.policies.use_cases import Policies
 from flywheel_trainer.runs.editing import RunEditing
@@ -53,6 +67,7 @@ class TrainerServicer(TrackingMethods, TrialMethods, trainer_pb2_grpc.TrainerSer
         sources: Sources,
         pipelines: Pipelines,
         policies: Policies,
+        origins: Origins,
         trials: Trials,
         *,
         run_editing: RunEditing,
@@ -62,7 +77,7 @@ class TrainerServicer(TrackingMethods, TrialMethods, trainer_pb2_grpc.TrainerSer
         super().__init__(run_editing, run_artifacts)
         self._trials = trials
         self._runs, self._jobs, self._pipelines, self._policies = runs, jobs, pipelines, policies
-        self._sources = sources
+        self._sources, self._origins = sources, origins
         self._poll_seconds = poll_seconds
 
     async def CreateExperiment(
@@ -183,10 +198,16 @@ class TrainerServicer(TrackingMethods, TrialMethods, trainer_pb2_grpc.TrainerSer
     async def StartPipelineRun(
         self, request: pb.StartPipelineRunRequest, context: Any
     ) -> pb.StartPipelineRunResponse:
-        spec = pipeline_spec_from_proto(request.spec)
-        run = await self._pipelines.start(
-            parse_project(request.parent), spec, request.request_id, _body(request)
-        )
+        project, body = parse_project(request.parent), _body(request)
+        check_one_source(request)
+        if request.pipeline:
+            params = to_json(request.params)
+            run = await self._pipelines.start_pipeline(
+                project, request.pipeline, params, request.request_id, body
+            )
+        else:
+            spec = pipeline_spec_from_proto(request.spec)
+            run = await self._pipelines.start(project, spec, request.request_id, body)
         return pb.StartPipelineRunResponse(pipeline_run=pipeline_run_to_proto(run))
 
     async def GetPipelineRun(
@@ -244,6 +265,58 @@ class TrainerServicer(TrackingMethods, TrialMethods, trainer_pb2_grpc.TrainerSer
         )
         return pb.ListRetrainingDecisionsResponse(
             decisions=map(decision_to_proto, page.items), next_page_token=page.next_page_token
+        )
+
+    async def ApplyPipeline(
+        self, request: graph_pb.ApplyPipelineRequest, context: Any
+    ) -> graph_pb.ApplyPipelineResponse:
+        name = PipelineName(parse_project(request.parent), request.pipeline_id)
+        pipeline, created = await self._pipelines.apply(
+            name, graph_from_proto(request.graph), request.request_id, _body(request)
+        )
+        return graph_pb.ApplyPipelineResponse(pipeline=pipeline_to_proto(pipeline), created=created)
+
+    async def GetPipeline(
+        self, request: graph_pb.GetPipelineRequest, context: Any
+    ) -> graph_pb.GetPipelineResponse:
+        pipeline = await self._pipelines.get_pipeline(request.name)
+        return graph_pb.GetPipelineResponse(pipeline=pipeline_to_proto(pipeline))
+
+    async def ListPipelines(
+        self, request: graph_pb.ListPipelinesRequest, context: Any
+    ) -> graph_pb.ListPipelinesResponse:
+        page = await self._pipelines.list_pipelines(
+            parse_project(request.parent), page_size(request.page_size), request.page_token
+        )
+        return graph_pb.ListPipelinesResponse(
+            pipelines=map(pipeline_to_proto, page.items), next_page_token=page.next_page_token
+        )
+
+    async def RerunPipelineRun(
+        self, request: pb.RerunPipelineRunRequest, context: Any
+    ) -> pb.RerunPipelineRunResponse:
+        name = PipelineRunName.parse(request.name)
+        run = await self._pipelines.rerun(name, request.from_step, request.request_id, _body(request))
+        return pb.RerunPipelineRunResponse(pipeline_run=pipeline_run_to_proto(run))
+
+    async def ApprovePipelineStep(
+        self, request: pb.ApprovePipelineStepRequest, context: Any
+    ) -> pb.ApprovePipelineStepResponse:
+        run = await self._pipelines.decide(
+            PipelineRunName.parse(request.name),
+            request.step,
+            request.approved,
+            request.reason,
+            request_id=request.request_id,
+            body=_body(request),
+        )
+        return pb.ApprovePipelineStepResponse(pipeline_run=pipeline_run_to_proto(run))
+
+    async def ExplainModelVersion(
+        self, request: origin_pb.ExplainModelVersionRequest, context: Any
+    ) -> origin_pb.ExplainModelVersionResponse:
+        return origin_pb.ExplainModelVersionResponse(
+            origin=node_to_proto(await self._origins.of(request.name))
         )
 
 

@@ -6,10 +6,11 @@ default.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from flywheel_job.recipes.tabular.spec import Hyperparameters
 from flywheel_job.tuning.messages import settings_from_proto, settings_to_proto
@@ -81,6 +82,47 @@ def spec_to_json(spec: Spec, project: str) -> dict[str, Any]:
 def spec_from_json(stored: dict[str, Any]) -> Spec:
     """The inverse of `spec_to_json`; fields of a newer version are ignored."""
     return spec_of(ParseDict(stored, pb.Job(), ignore_unknown_fields=True))
+
+
+LATER = "projects/later/later/later"
+"""Stands for a text that only a run of a pipeline knows."""
+
+
+def spec_from_step(given: Mapping[str, Any], later: Sequence[str]) -> Spec:
+    """The specification in the JSON form of a Job, as a step of a pipeline has it.
+
+    Texts at the paths in `later` get a placeholder, and other values there their default. Raises
+    InvalidSpec if there is a field that does not exist or a value of another type.
+    """
+    try:
+        job = ParseDict(dict(given), pb.Job())
+    except ParseError as error:
+        raise InvalidSpec(f"The specification of a job is wrong: {error}", field="job") from error
+    for path in later:
+        _set_placeholder(job, path)
+    return spec_of(job)
+
+
+def _set_placeholder(job: pb.Job, path: str) -> None:
+    """Raises InvalidSpec if there is no such field."""
+    at: Any = job
+    *outer, last = path.split(".")
+    for position, name in enumerate(outer):
+        field = at.DESCRIPTOR.fields_by_name.get(name)
+        if field is not None and field.type == field.TYPE_STRING and name == "params_json":
+            return
+        if field is None or field.message_type is None:
+            raise InvalidSpec(f"A job has no field {path!r}.", field=path)
+        if field.message_type.GetOptions().map_entry:
+            getattr(at, name)[".".join((*outer[position + 1 :], last))] = LATER
+            return
+        at = getattr(at, name)
+    found = at.DESCRIPTOR.fields_by_name.get(last)
+    if found is None:
+        raise InvalidSpec(f"A job has no field {path!r}.", field=path)
+    at.SetInParent()
+    if found.type == found.TYPE_STRING and not found.is_repeated:
+        setattr(at, last, LATER)
 
 
 def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:

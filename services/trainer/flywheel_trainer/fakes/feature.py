@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flywheel_common.errors import NotFound
@@ -37,6 +37,8 @@ class MemoryFeature(MemoryTrainingSets):
         self.builds, self.running_reads = dict(builds), running_reads
         self.failure = ""
         self.short: set[str] = set()
+        self.edges: dict[str, Sequence[tuple[str, str]]] = {}
+        """The lineage (read, reader) of a definition."""
         self.down = False
         self._requests = MemoryRequests()
         self._jobs: dict[str, tuple[str, int]] = {}
@@ -64,6 +66,12 @@ class MemoryFeature(MemoryTrainingSets):
         if self.failure:
             return JobState.FAILED, "", self.failure
         return JobState.SUCCEEDED, training_set, ""
+
+    async def upstream(self, name: str) -> Sequence[tuple[str, str]]:
+        self._check_up()
+        if name not in self.edges:
+            raise NotFound(f"{name} does not exist.")
+        return self.edges[name]
 
     async def get(self, name: str) -> TrainingSet:
         self._check_up()

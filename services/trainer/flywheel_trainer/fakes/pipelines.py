@@ -12,19 +12,27 @@ from flywheel_trainer.fakes.requests import MemoryRequests
 from flywheel_trainer.fakes.text_terms import has_text
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.jobs.job import ENDED, JobState
-from flywheel_trainer.pipelines.errors import PipelineRunEnded, UnknownPipelineRun
-from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName, Step
+from flywheel_trainer.pipelines.cache import CachedStep
+from flywheel_trainer.pipelines.errors import (
+    PipelineRunEnded,
+    StepNotWaiting,
+    UnknownPipelineRun,
+    UnknownStep,
+)
+from flywheel_trainer.pipelines.pipeline_run import Approval, PipelineRun, PipelineRunName, Step, fields_in
+from flywheel_trainer.pipelines.ports import Ended
 from flywheel_trainer.runs.filter_terms import Term
 
 
 class MemoryPipelines:
-    """`PipelineStore`; `completed` are the ended runs, each with the message of its event."""
+    """`PipelineStore` and `StepCache`; `completed` are the ended runs, each with the message of its event."""
 
     def __init__(self, tracking: MemoryTracking | None = None) -> None:
         """`tracking` has the jobs that the runs submit."""
         self._tracking = tracking or MemoryTracking()
         self._requests = MemoryRequests()
         self._runs: dict[PipelineRunName, PipelineRun] = {}
+        self._cache: dict[tuple[str, str], CachedStep] = {}
         self.completed: list[tuple[PipelineRun, str]] = []
 
     async def create(self, run: PipelineRun, request_id: str, body: bytes, now: datetime) -> PipelineRun:
@@ -40,7 +48,13 @@ class MemoryPipelines:
 
     def has_active_run(self, model: str) -> bool:
         """Whether a run of this model has not ended."""
-        return any(r.spec.model == model and r.state not in ENDED for r in self._runs.values())
+        return any(r.model == model and r.state not in ENDED for r in self._runs.values())
+
+    def has_failed(self, run: str) -> bool:
+        """Whether the run with this name has failed."""
+        return any(
+            str(r.name) == run and r.state in (JobState.FAILED, JobState.LOST) for r in self._runs.values()
+        )
 
     async def get(self, name: PipelineRunName) -> PipelineRun | None:
         return self._runs.get(name)
@@ -78,29 +92,63 @@ class MemoryPipelines:
             self._change(name, state=JobState.RUNNING)
         (found,) = (s for s in run.steps if s.step == step)
         if found.state not in ENDED:
-            begun = {"state": JobState.RUNNING, "started_at": found.started_at or now}
+            begun = {
+                "state": JobState.RUNNING,
+                "started_at": found.started_at or now,
+                "attempt": max(found.attempt, 1),
+            }
             self._change(name, steps=self._steps(name, step, begun))
 
     async def set_fields(self, name: PipelineRunName, fields: Mapping[str, Any]) -> None:
         self._change(name, **fields)
 
+    async def begin_attempt(self, name: PipelineRunName, step: str, attempt: int, message: str) -> None:
+        found = self._runs[name].step(step)
+        if found is not None and found.state is JobState.RUNNING and found.attempt < attempt:
+            changes = {"attempt": attempt, "message": message}
+            self._change(name, steps=self._steps(name, step, changes))
+
     async def end_step(
-        self,
-        name: PipelineRunName,
-        step: str,
-        output: str,
-        message: str,
-        fields: Mapping[str, Any],
-        now: datetime,
+        self, name: PipelineRunName, step: str, ended: Ended, now: datetime, cache_key: str = ""
     ) -> None:
-        (found,) = (s for s in self._runs[name].steps if s.step == step)
-        ended = {
-            "state": JobState.SUCCEEDED,
-            "output": output,
-            "message": message,
-            "ended_at": found.ended_at or now,
+        found = self._runs[name].step(step)
+        if found is None or found.state in ENDED:
+            return
+        changes = {
+            "state": ended.state,
+            "output": ended.output,
+            "message": ended.message,
+            "outputs": ended.outputs,
+            "error_reason": ended.reason,
+            "reused_from": ended.reused_from,
+            "ended_at": now,
         }
-        self._change(name, steps=self._steps(name, step, ended), **fields)
+        fields = fields_in(ended.outputs) if ended.state is JobState.SUCCEEDED else {}
+        self._change(name, steps=self._steps(name, step, changes), **fields)
+        if cache_key and ended.state is JobState.SUCCEEDED:
+            cached = CachedStep(str(name), ended.output, ended.message, ended.outputs)
+            self._cache[name.project, cache_key] = cached
+
+    async def find(self, project: str, key: str) -> CachedStep | None:
+        """`StepCache.find`."""
+        return self._cache.get((project, key))
+
+    async def decide(
+        self, name: PipelineRunName, step: str, approval: Approval, request_id: str, body: bytes
+    ) -> PipelineRun:
+        if self._requests.replay("ApprovePipelineStep", request_id, body) is not None:
+            return self._runs[name]
+        run = self._runs.get(name)
+        if run is None:
+            raise UnknownPipelineRun.of(name)
+        found = run.step(step)
+        if found is None:
+            raise UnknownStep.of(name, step)
+        decided = found.approval is not None and found.approval.approved is not approval.approved
+        if found.state is not JobState.RUNNING or run.graph.step(step).kind != "approval" or decided:
+            raise StepNotWaiting.of(name, step)
+        self._requests.store("ApprovePipelineStep", request_id, body, name)
+        return self._change(name, steps=self._steps(name, step, {"approval": approval}))
 
     async def finish(
         self, name: PipelineRunName, state: JobState, reason: str, message: str, now: datetime
@@ -123,7 +171,8 @@ class MemoryPipelines:
             steps=tuple(replace(s, **changes.get(s.state, {})) for s in run.steps),
         )
         self._tracking.close_pipeline_run(str(name))
-        self.completed.append((ended, message))
+        if ended.model:
+            self.completed.append((ended, message))
 
     def _change(self, name: PipelineRunName, **changes: Any) -> PipelineRun:
         self._runs[name] = replace(self._runs[name], **changes)
@@ -134,4 +183,4 @@ class MemoryPipelines:
 
 
 def _field(run: PipelineRun, field: str) -> str:
-    return run.spec.model if field == "model" else str(getattr(run, field))
+    return str(getattr(run, field))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from flywheel_common.paging import Page, cut, decode_token
+from flywheel_trainer.encoding.specs import spec_to_json
 from flywheel_trainer.fakes.pipelines import MemoryPipelines
 from flywheel_trainer.fakes.requests import MemoryRequests
-from flywheel_trainer.pipelines.pipeline_run import ModelName
-from flywheel_trainer.policies.decision import Decision, Drift, decide
+from flywheel_trainer.pipelines.pipeline_run import ModelName, PipelineRun
+from flywheel_trainer.policies.decision import Decision, Drift, Trigger, decide, decide_time
 from flywheel_trainer.policies.policy import Policy, PolicyName
-from flywheel_trainer.policies.triggered_run import decision_and_run
+from flywheel_trainer.policies.ports import TimedPolicy
+from flywheel_trainer.policies.schedule import Due
+from flywheel_trainer.policies.triggered_run import decision_and_run, timed_decision_and_run
 
 
 class MemoryPolicies:
@@ -20,11 +24,13 @@ class MemoryPolicies:
         self._pipelines = pipelines
         self._requests = MemoryRequests()
         self._policies: dict[PolicyName, Policy] = {}
+        self._set_at: dict[PolicyName, datetime] = {}
         self._decisions: list[Decision] = []
 
     async def set(self, policy: Policy, request_id: str, body: bytes, now: datetime) -> Policy:
         if self._requests.replay("SetRetrainingPolicy", request_id, body) is None:
             self._policies[policy.name] = policy
+            self._set_at[policy.name] = now
             self._requests.store("SetRetrainingPolicy", request_id, body, policy.name)
         return policy
 
@@ -42,13 +48,59 @@ class MemoryPolicies:
         model = ModelName.parse(drift.model)
         name = PolicyName(model.project, model.model)
         policy = self._policies.get(name)
-        earlier = [d for d in self._decisions if d.policy == name]
-        window = (drift.alert, drift.window_end)
-        if policy is None or any((d.alert, d.event_time) == window for d in earlier):
+        if policy is None or self._is_decided(name, Trigger.DRIFT, drift.alert, drift.window_end):
             return None
-        started = [d.event_time for d in earlier if d.started]
-        reason = decide(policy, drift, started, self._pipelines.has_active_run(drift.model))
-        decision, run = decision_and_run(policy, drift, reason)
+        started = self._started(name, Trigger.DRIFT)
+        reason = decide(
+            policy,
+            drift,
+            [d.event_time for d in started if not self._pipelines.has_failed(d.pipeline_run)],
+            self._pipelines.has_active_run(drift.model),
+            [d.event_time for d in started if self._pipelines.has_failed(d.pipeline_run)],
+        )
+        decision, run = decision_and_run(policy, drift, reason, spec_to_json)
+        return self._store(decision, run, now)
+
+    async def decision_of(self, name: PolicyName, pipeline_run: str) -> Decision | None:
+        found = (d for d in self._decisions if d.policy == name and d.started)
+        return next((d for d in found if d.pipeline_run == pipeline_run), None)
+
+    async def timed(self) -> Sequence[TimedPolicy]:
+        found = [p for p in self._policies.values() if (p.schedule or p.continuous) and not p.disabled]
+        return [
+            TimedPolicy(policy, self._set_at[policy.name], self._newest(policy.name))
+            for policy in sorted(found, key=lambda p: (p.name.project, p.name.policy))
+        ]
+
+    async def decide_time(
+        self, name: PolicyName, trigger: Trigger, due: Due, now: datetime
+    ) -> Decision | None:
+        policy = self._policies.get(name)
+        if policy is None or self._is_decided(name, trigger, "", due.time):
+            return None
+        started = [d.event_time for d in self._started(name, trigger)]
+        active = self._pipelines.has_active_run(policy.pipeline.model)
+        reason = decide_time(policy, trigger, due, started, active)
+        if reason is None:
+            return None
+        decision, run = timed_decision_and_run(policy, trigger, due.time, reason, spec_to_json)
+        return self._store(decision, run, now)
+
+    def _is_decided(self, name: PolicyName, trigger: Trigger, alert: str, time: datetime) -> bool:
+        key = (name, trigger, alert, time)
+        return any((d.policy, d.trigger, d.alert, d.event_time) == key for d in self._decisions)
+
+    def _started(self, name: PolicyName, trigger: Trigger) -> list[Decision]:
+        return [d for d in self._decisions if (d.policy, d.trigger) == (name, trigger) and d.started]
+
+    def _newest(self, name: PolicyName) -> dict[Trigger, datetime]:
+        found: dict[Trigger, datetime] = {}
+        for d in self._decisions:
+            if d.policy == name and d.trigger is not Trigger.DRIFT:
+                found[d.trigger] = max(d.event_time, found.get(d.trigger, d.event_time))
+        return found
+
+    def _store(self, decision: Decision, run: PipelineRun | None, now: datetime) -> Decision:
         if run is not None:
             self._pipelines.add(run, now)
         self._decisions.append(decision)

@@ -16,6 +16,7 @@ from flywheel_trainer.fakes.requests import MemoryRequests, body_of
 from flywheel_trainer.jobs.errors import DigestMismatch, UnknownModelVersion
 from flywheel_trainer.pipelines.comparison import ChampionModel
 from flywheel_trainer.pipelines.errors import RejectedVersion
+from flywheel_trainer.pipelines.ports import VersionOrigin
 
 
 class MemoryRegistry:
@@ -37,6 +38,9 @@ class MemoryRegistry:
         self._rollouts = 0
         self._requests = MemoryRequests()
 
+    def add_model(self, model: str) -> None:
+        self._production.setdefault(model, "")
+
     async def champion(self, model: str) -> ChampionModel | None:
         self._check_up()
         _check_known(model, self._production)
@@ -50,6 +54,14 @@ class MemoryRegistry:
             self.download(name, MODEL),
             tuple(Input(i["name"], i["data_type"], tuple(i["vocabulary"])) for i in inputs),
             Platt(release["slope"], release["intercept"]),
+        )
+
+    async def origin(self, version: str) -> VersionOrigin:
+        self._check_up()
+        _check_known(version, self.versions)
+        found = self.versions[version]
+        return VersionOrigin(
+            found["training_run"], found["training_dataset"], found["pipeline_run"], found["parent_version"]
         )
 
     def declared(self, version: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from flywheel_common.errors import FailedPrecondition, Internal, NotFound
+from flywheel_common.errors import FailedPrecondition, Internal, InvalidArgument, NotFound
 
 
 class UnknownPipelineRun(NotFound):
@@ -55,3 +55,122 @@ class WorkflowFailed(Internal):
 
     reason = "WORKFLOW_FAILED"
     remedy = "Read the trainer's log, and start a new pipeline run."
+
+
+class InvalidPipeline(InvalidArgument):
+    """The graph of a pipeline, or a value for one of its parameters, is wrong; `field` is in the metadata."""
+
+    reason = "INVALID_PIPELINE"
+    remedy = "Correct the step that the message names."
+
+
+class PipelineCycle(InvalidArgument):
+    """Steps of the graph need each other in a circle, so that none of them can begin."""
+
+    reason = "PIPELINE_CYCLE"
+    remedy = "Remove one of the references between the steps that the message names."
+
+
+class MissingInput(InvalidArgument):
+    """A step has no value for a field that it needs, or refers to a step, output or parameter that does not
+    exist."""
+
+    reason = "MISSING_STEP_INPUT"
+    remedy = "Set the field, or refer to an output of an earlier step."
+
+
+class UnknownStepKind(InvalidArgument):
+    """A step has no kind that this service knows."""
+
+    reason = "UNKNOWN_STEP_KIND"
+    remedy = "Set one of the kinds that the message lists."
+
+
+class UnknownPipeline(NotFound):
+    """The pipeline, or this version of it, does not exist."""
+
+    reason = "UNKNOWN_PIPELINE"
+    remedy = "Look its name up with ListPipelines."
+
+    @classmethod
+    def of(cls, name: object) -> Self:
+        return cls(f"Pipeline {str(name)!r} does not exist.", pipeline=name)
+
+
+class UnknownStep(NotFound):
+    """The pipeline run has no step with this id."""
+
+    reason = "UNKNOWN_STEP"
+    remedy = "Look the steps up with GetPipelineRun."
+
+    @classmethod
+    def of(cls, run: object, step: str) -> Self:
+        return cls(f"Pipeline run {str(run)!r} has no step {step!r}.", step=step)
+
+
+class PipelineRunActive(FailedPrecondition):
+    """The pipeline run has not ended, so its steps cannot be run again."""
+
+    reason = "PIPELINE_RUN_ACTIVE"
+    remedy = "Wait for its end, or cancel it."
+
+    @classmethod
+    def of(cls, name: object) -> Self:
+        return cls(f"Pipeline run {str(name)!r} has not ended.")
+
+
+class StepNotWaiting(FailedPrecondition):
+    """The step does not wait for an approval: it is of another kind, has not begun, or was decided."""
+
+    reason = "STEP_NOT_WAITING"
+    remedy = "Read the state of the step with GetPipelineRun."
+
+    @classmethod
+    def of(cls, run: object, step: str) -> Self:
+        return cls(f"Step {step!r} of {run} does not wait for an approval.")
+
+
+class ApprovalRejected(FailedPrecondition):
+    """A person rejected the step, which ended the pipeline run."""
+
+    reason = "APPROVAL_REJECTED"
+    remedy = "Read the reason in the step's message."
+
+
+class StepTimeout(FailedPrecondition):
+    """The step took longer than its timeout."""
+
+    reason = "STEP_TIMEOUT"
+    remedy = "Raise the timeout of the step, or make it faster."
+
+
+class StepStopped(FailedPrecondition):
+    """Another step of the run failed, so this one was stopped."""
+
+    reason = "STEP_STOPPED"
+    remedy = "Read the error of the failed step."
+
+
+class MissingOutput(FailedPrecondition):
+    """A step has ended without an output that another step needs."""
+
+    reason = "MISSING_OUTPUT"
+    remedy = "Read the outputs of the step with GetPipelineRun, and correct the reference."
+
+    @classmethod
+    def of(cls, step: str, output: str) -> Self:
+        return cls(f"Step {step!r} has no output {output!r}.", step=step, output=output)
+
+
+class MissingArtifact(FailedPrecondition):
+    """The run of a job has no model or no report, so that it cannot be registered."""
+
+    reason = "MISSING_ARTIFACT"
+    remedy = "Call ctx.export in the training code."
+
+
+class UnsupportedModel(FailedPrecondition):
+    """The model of a run cannot be registered by a pipeline."""
+
+    reason = "UNSUPPORTED_MODEL"
+    remedy = "Register the model with the SDK."

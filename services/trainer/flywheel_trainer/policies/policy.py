@@ -9,6 +9,7 @@ from typing import ClassVar
 from flywheel_common.names import Pattern, ResourceName
 from flywheel_trainer.pipelines.pipeline_run import ModelName, PipelineSpec, check_pipeline
 from flywheel_trainer.policies.errors import InvalidPolicy
+from flywheel_trainer.policies.schedule import Continuous, Schedule, check_continuous, check_schedule
 
 DATA_QUALITY = "DATA_QUALITY"
 KINDS = ("DATA_DRIFT", "PREDICTION_DRIFT", "LABEL_DRIFT", "CONCEPT_DRIFT")
@@ -47,6 +48,10 @@ class Policy:
     dry_run: bool = False
     """Record decisions without starting runs."""
     disabled: bool = False
+    ignore_drift: bool = False
+    """Drift starts no runs."""
+    schedule: Schedule | None = None
+    continuous: Continuous | None = None
 
 
 def check_policy(policy: Policy) -> None:
@@ -78,3 +83,7 @@ def check_policy(policy: Policy) -> None:
     for wrong, field, rule in problems:
         if wrong:
             raise InvalidPolicy(f"policy.{field} {rule}.", field=f"policy.{field}")
+    if policy.schedule is not None:
+        check_schedule(policy.schedule)
+    if policy.continuous is not None:
+        check_continuous(policy.continuous)

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 from flywheel_common.paging import Page
-from flywheel_trainer.policies.decision import Decision, Drift
+from flywheel_trainer.policies.decision import Decision, Drift, Trigger
 from flywheel_trainer.policies.policy import Policy, PolicyName
+from flywheel_trainer.policies.schedule import Due
+
+
+@dataclass(frozen=True)
+class TimedPolicy:
+    """A policy, when it was set, and the newest time that each trigger decided."""
+
+    policy: Policy
+    set_at: datetime
+    decided: Mapping[Trigger, datetime]
+
+    def after(self, trigger: Trigger) -> datetime:
+        """Times up to this one are not decided any more."""
+        return max(self.set_at, self.decided.get(trigger, self.set_at))
 
 
 class PolicyStore(Protocol):
@@ -17,6 +33,11 @@ class PolicyStore(Protocol):
       policy and changes nothing, even if another policy was set since. Raises RequestIdReused for another
       body.
     - `decisions` returns the newest first.
+    - `decision_of` returns the decision that started a pipeline run, or None.
+    - `timed` returns the policies that have a schedule or a continuous training and are not disabled.
+    - `decide_time` records the decision on a time (`policies.decision.decide_time`) and the run that it
+      starts, both in one transaction. It returns None and changes nothing if the policy is gone, the time
+      was decided before, or the decision is to be made later. Decisions of one policy are serialized.
     """
 
     async def set(self, policy: Policy, request_id: str, body: bytes, now: datetime) -> Policy: ...
@@ -24,6 +45,14 @@ class PolicyStore(Protocol):
     async def get(self, name: PolicyName) -> Policy | None: ...
 
     async def decisions(self, name: PolicyName, size: int, token: str) -> Page[Decision]: ...
+
+    async def decision_of(self, name: PolicyName, pipeline_run: str) -> Decision | None: ...
+
+    async def timed(self) -> Sequence[TimedPolicy]: ...
+
+    async def decide_time(
+        self, name: PolicyName, trigger: Trigger, due: Due, now: datetime
+    ) -> Decision | None: ...
 
 
 class Decisions(Protocol):

@@ -23,6 +23,7 @@ from flywheel_trainer.runs.errors import ForeignRun
 from flywheel_trainer.runs.use_cases import Runs
 from flywheel_trainer.trials.errors import InvalidTrial, NoModel, NoTuneJob, UnknownTrial
 from flywheel_trainer.trials.ports import TrialStore
+from flywheel_trainer.trials.record import check_trial
 from flywheel_trainer.trials.trial_name import TrialName, run_of
 
 
@@ -52,6 +53,8 @@ class Trials:
         job = await self.job(name)
         if not attempt:
             raise ForeignRun("Only the attempt of a TUNE job may record its trials.")
+        assert isinstance(job.spec, TuneSpec)
+        check_trial(trial, job.spec.settings)
         try:
             outcome = Outcome.from_json(outcome_json) if outcome_json else None
         except ValueError as error:

@@ -19,8 +19,8 @@ SELECT s.prediction_id, s.variant_id,
 FROM prediction s
 JOIN variant ts ON ts.id = s.variant_id
 JOIN prediction c ON c.model_id = s.model_id AND c.prediction_id = s.prediction_id AND c.shadow_variant = 0
-JOIN variant tc ON tc.id = c.variant_id AND tc.rollout = ts.rollout AND tc.role = 1
-    AND tc.generation = ts.generation
+JOIN variant tc ON tc.id = c.variant_id AND tc.role = 1
+    AND (tc.rollout = ts.rollout AND tc.generation = ts.generation OR ts.rollout LIKE '%/variants/%')
 JOIN model_version vs ON vs.id = ts.model_version_id
 JOIN model_version vc ON vc.id = tc.model_version_id AND vc.output -> 'kind' = vs.output -> 'kind'
     AND vc.output -> 'class_names' = vs.output -> 'class_names'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import compress
 
 import numpy as np
@@ -10,7 +10,9 @@ import numpy as np
 from flywheel_common.arrays import Mask
 from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.experiments.metric import COUNT
-from flywheel_monitor.ingest.batches import PredictionColumns
+from flywheel_monitor.ingest.answers import Known
+from flywheel_monitor.ingest.batches import LABEL, PredictionColumns
+from flywheel_monitor.store.postgres.variants import Variant
 
 _MODELS = "SELECT DISTINCT model_id FROM experiment WHERE state = 1 AND model_id = ANY($1::integer[])"
 # arrived_at is the time of the transaction, as in the row of the prediction.
@@ -41,11 +43,31 @@ async def tested_models(conn: Connection, models: Collection[int]) -> set[int]:
     return {r["model_id"] for r in await conn.fetch(_MODELS, sorted(models))}
 
 
-async def note_predictions(
-    conn: Connection, model_id: int, variant_id: int, batch: PredictionColumns, new: Mask
+async def note_batches(
+    conn: Connection,
+    batches: Sequence[PredictionColumns],
+    variants: Sequence[Variant],
+    kept: Sequence[Mask],
+    labels: Mapping[tuple[int, str], Known],
 ) -> None:
-    """Note the new rows of a served batch, with the business outcomes that had arrived before them."""
-    ids, subjects = (list(compress(column, new.tolist())) for column in (batch.ids, batch.subjects))
+    """Note the new served predictions of models with a running experiment, with the labels, by (model,
+    prediction id), and the business outcomes that had arrived before them."""
+    tested = await tested_models(conn, {v.version.model_id for v in variants})
+    for batch, variant, new in zip(batches, variants, kept, strict=True):
+        model_id = variant.version.model_id
+        if model_id not in tested or batch.shadow or not new.any():
+            continue
+        ids = list(compress(batch.ids, new.tolist()))
+        await _note_predictions(conn, variant, batch, new, ids)
+        early = [(r["prediction_id"], r["name"], r["value"]) for r in await conn.fetch(_EARLY, model_id, ids)]
+        early += [(i, LABEL, labels[model_id, i].value) for i in ids if (model_id, i) in labels]
+        await note_outcomes(conn, model_id, early)
+
+
+async def _note_predictions(
+    conn: Connection, variant: Variant, batch: PredictionColumns, new: Mask, ids: Sequence[str]
+) -> None:
+    subjects = compress(batch.subjects, new.tolist())
     await conn.execute(
         _PREDICTIONS,
         [subject or i for i, subject in zip(ids, subjects, strict=True)],
@@ -53,12 +75,10 @@ async def note_predictions(
         batch.latencies_ms[new].tolist(),
         batch.failed[new].tolist(),
         [None if np.isnan(c) else c for c in batch.costs[new].tolist()],
-        model_id,
-        variant_id,
+        variant.version.model_id,
+        variant.id,
         COUNT,
     )
-    early = await conn.fetch(_EARLY, model_id, ids)
-    await note_outcomes(conn, model_id, [(r["prediction_id"], r["name"], r["value"]) for r in early])
 
 
 async def note_outcomes(conn: Connection, model_id: int, outcomes: Iterable[tuple[str, str, float]]) -> None:

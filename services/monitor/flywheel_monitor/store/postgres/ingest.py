@@ -21,8 +21,8 @@ from flywheel_monitor.ingest.batches import LABEL, OutcomeColumns, PredictionCol
 from flywheel_monitor.ingest.labels import Label
 from flywheel_monitor.store.postgres.answers import PAIRS, answer_of, pair_of, stored_outputs
 from flywheel_monitor.store.postgres.experiment_events import (
+    note_batches,
     note_outcomes,
-    note_predictions,
     tested_models,
 )
 from flywheel_monitor.store.postgres.late import add_late
@@ -82,6 +82,11 @@ INSERT INTO ingest_count AS c (model_id, partition, predictions, outcomes, orpha
     VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (model_id, partition) DO UPDATE SET predictions = c.predictions + $3, outcomes = c.outcomes + $4,
     orphans = c.orphans + $5, duplicates = c.duplicates + $6, late = c.late + $7
+"""
+# Models that have a named variant as shadow, of which any champion's answer may be a pair.
+_NAMED_SHADOWS = """
+SELECT DISTINCT v.model_id FROM variant t JOIN model_version v ON v.id = t.model_version_id
+WHERE v.model_id = ANY($1::integer[]) AND t.role = 3 AND t.rollout LIKE '%/variants/%'
 """
 _ARCHIVE = "INSERT INTO archive_queue (model_id, rows, kept, payload) VALUES ($1, $2, $3, $4)"
 
@@ -154,30 +159,13 @@ class IngestRows:
                 tally.orphans -= 0 if batch.shadow else len(early)
             await conn.execute(_ARCHIVE, model_id, count, pack_kept(new), batch.payload)
         await self._count_pairs(batches, variants, kept, work)
-        await self._note_in_experiments(batches, variants, kept, labels)
+        await note_batches(conn, batches, variants, kept, labels)
         await work.write(conn, partition)
         models = {v.version.id: v.version.model_id for v in variants}
         for version_id, count in (await add_late(conn, partition, times, self._pane_us)).items():
             tallies[models[version_id]].late += count
         await self._count(partition, tallies)
         await advance(conn, partition, arrived, labels=False)
-
-    async def _note_in_experiments(
-        self,
-        batches: Sequence[PredictionColumns],
-        variants: Sequence[Variant],
-        kept: Sequence[Mask],
-        labels: dict[tuple[int, str], Known],
-    ) -> None:
-        """Note the new served predictions of models with a running experiment, and their early labels."""
-        tested = await tested_models(self._conn, {v.version.model_id for v in variants})
-        for batch, variant, new in zip(batches, variants, kept, strict=True):
-            model_id = variant.version.model_id
-            if model_id in tested and not batch.shadow and new.any():
-                await note_predictions(self._conn, model_id, variant.id, batch, new)
-                early = [i for i in compress(batch.ids, new.tolist()) if (model_id, i) in labels]
-                known = [(i, LABEL, labels[model_id, i].value) for i in early]
-                await note_outcomes(self._conn, model_id, known)
 
     async def _count_pairs(
         self,
@@ -188,8 +176,11 @@ class IngestRows:
     ) -> None:
         """Count requests that both the champion and a shadow of a rollout have answered with these rows."""
         new: dict[int, dict[str, set[int]]] = {}
+        models = sorted({v.version.model_id for v in variants})
+        shadowed = {r["model_id"] for r in await self._conn.fetch(_NAMED_SHADOWS, models)}
         for batch, variant, mask in zip(batches, variants, kept, strict=True):
-            if batch.key.rollout and batch.key.role in (Role.CHAMPION, Role.SHADOW):
+            has_shadow = bool(batch.key.rollout) or variant.version.model_id in shadowed
+            if has_shadow and batch.key.role in (Role.CHAMPION, Role.SHADOW):
                 found = new.setdefault(variant.version.model_id, {})
                 for i in compress(batch.ids, mask.tolist()):
                     found.setdefault(i, set()).add(variant.id if batch.shadow else 0)

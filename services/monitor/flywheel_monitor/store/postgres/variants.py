@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flywheel_monitor.ingest.batches import Role, VariantKey
+from flywheel_monitor.ingest.batches import VariantKey
 from flywheel_monitor.references.version import WatchedVersion
 
 
@@ -17,11 +17,5 @@ class Variant:
     version: WatchedVersion
 
     def is_shadow_of(self, champion: Variant) -> bool:
-        """Whether this is a shadow of the champion in its rollout, with an output that can be compared."""
-        return (
-            self.key.role == Role.SHADOW
-            and champion.key.role == Role.CHAMPION
-            and champion.key.rollout == self.key.rollout
-            and champion.key.generation == self.key.generation
-            and champion.version.output.same(self.version.output)
-        )
+        """Whether this is a shadow of the champion, with an output that can be compared."""
+        return self.key.shadows(champion.key) and champion.version.output.same(self.version.output)

@@ -18,21 +18,24 @@ READ_SECONDS = 600.0
 """How long reading both topics may take."""
 
 
-async def sent_heads(bootstrap: str) -> dict[str, dict[int, str]]:
-    """Return model → sequence number → hash, of all retained events. Raises KafkaUnavailable."""
+async def sent_heads(bootstrap: str, registry_id: str) -> dict[str, dict[int, str]]:
+    """Return model → sequence number → hash, of all retained events of one registry.
+
+    Other registries on the same Kafka have other identities. Raises KafkaUnavailable.
+    """
     found: dict[str, dict[int, str]] = defaultdict(dict)
     with kafka_errors():
         async with asyncio.timeout(READ_SECONDS):
             consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, client_id="flywheel-verify-audit")
             await consumer.start()
             try:
-                await _read(consumer, found)
+                await _read(consumer, registry_id, found)
             finally:
                 await consumer.stop()
     return dict(found)
 
 
-async def _read(consumer: AIOKafkaConsumer, found: dict[str, dict[int, str]]) -> None:
+async def _read(consumer: AIOKafkaConsumer, registry_id: str, found: dict[str, dict[int, str]]) -> None:
     """Read the topics from the beginning to the ends that they have now."""
     partitions = await partitions_of(consumer, TYPES)
     if not partitions:
@@ -45,13 +48,13 @@ async def _read(consumer: AIOKafkaConsumer, found: dict[str, dict[int, str]]) ->
         batches = await consumer.getmany(timeout_ms=1000)
         for partition, records in batches.items():
             for record in records:
-                _note(record.topic, record.value, found)
+                _note(record.topic, record.value, registry_id, found)
             if await consumer.position(partition) >= ends[partition]:
                 left.discard(partition)
 
 
-def _note(topic: str, value: bytes, found: dict[str, dict[int, str]]) -> None:
+def _note(topic: str, value: bytes, registry_id: str, found: dict[str, dict[int, str]]) -> None:
     event = Event.FromString(value)
     payload: ModelStageChanged | RolloutChanged = payload_of(event, TYPES[topic])
-    if payload.audit_sequence:
+    if payload.audit_sequence and payload.registry_id == registry_id:
         found[event.key][payload.audit_sequence] = payload.audit_hash

@@ -11,9 +11,12 @@ from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_registry.audit.chain import AuditEntry, AuditHead, entry_hash, genesis
 from flywheel_registry.events.lifecycle import RolloutChanged, StageChanged
 from flywheel_registry.evidence.evidence import Evidence
+from flywheel_registry.models.approval import Approval
 from flywheel_registry.store.postgres import rows
 from flywheel_registry.store.postgres import statements as sql
+from flywheel_registry.store.postgres import webhook_statements as webhooks
 from flywheel_registry.store.postgres.models import PostgresModels
+from flywheel_registry.webhooks.payload import payload
 
 ToEvent = Callable[[StageChanged | RolloutChanged, datetime, AuditHead], tuple[str, Event]]
 """Converts a domain event at a wall time, with the head of its model's audit, to (topic, envelope)."""
@@ -85,9 +88,28 @@ class PostgresAudit(PostgresModels):
         """Store the emitted events in the outbox; at the end of the transaction, when the heads are known."""
         events, self._events = self._events, []
         for event, at in events:
-            topic, envelope = self._to_event(event, at, await self._audit_head(event.model))
+            head = await self._audit_head(event.model)
+            topic, envelope = self._to_event(event, at, head)
             await enqueue(self._conn, topic, envelope)
+            kind, body = payload(event, at, head)
+            await self._conn.execute(webhooks.ADD_DELIVERIES, event.model, kind, envelope.id, body.encode())
+
+    async def audit_head(self, model: str) -> AuditHead | None:
+        row = await self._conn.fetchrow(sql.AUDIT_HEAD, model)
+        return None if row is None else AuditHead(row["last_audit"], row["audit_head"])
 
     async def _audit_head(self, model: str) -> AuditHead:
-        row = await self._conn.fetchrow(sql.AUDIT_HEAD, model)
-        return AuditHead(row["last_audit"], row["audit_head"])
+        return await self.audit_head(model) or AuditHead()
+
+    async def last_evidence(self, model: str) -> int:
+        return await self._conn.fetchval(sql.LAST_EVIDENCE, model) or 0
+
+    async def add_approval(self, approval: Approval) -> None:
+        a = approval
+        await self._conn.execute(sql.INSERT_APPROVAL, a.model, a.version, a.approver, a.reason, a.approved_at)
+
+    async def approvals(self, model: str, version: int) -> list[Approval]:
+        return [Approval(**row) for row in await self._conn.fetch(sql.LIST_APPROVALS, model, version)]
+
+    async def registrar(self, model: str, version_name: str) -> str:
+        return await self._conn.fetchval(sql.REGISTRAR, model, version_name) or ""

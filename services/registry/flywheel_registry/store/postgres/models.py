@@ -11,11 +11,14 @@ from flywheel_registry.models.errors import ConcurrentArtifactChange, Concurrent
 from flywheel_registry.models.model import Model
 from flywheel_registry.models.version import FeatureUse, ModelVersion
 from flywheel_registry.stages.transitions import Stage
+from flywheel_registry.store.postgres import deletion_statements as deletion
 from flywheel_registry.store.postgres import rows
 from flywheel_registry.store.postgres import statements as sql
+from flywheel_registry.store.postgres.contents import PostgresContents
+from flywheel_registry.store.postgres.search import PostgresSearch
 
 
-class PostgresModels:
+class PostgresModels(PostgresSearch, PostgresContents):
     """Part of `PostgresRecords`: models and versions. `_conn` is the transaction's connection."""
 
     _conn: Connection
@@ -88,6 +91,9 @@ class PostgresModels:
             None if v.check_problems is None else rows.dumps(list(v.check_problems)),
         )
         await self._conn.execute(
+            sql.INSERT_METRICS, v.model, v.number, list(v.metrics), list(v.metrics.values())
+        )
+        await self._conn.execute(
             sql.INSERT_ARTIFACTS,
             v.model,
             v.number,
@@ -103,10 +109,18 @@ class PostgresModels:
         return None if row is None else rows.version(row)
 
     async def versions(
-        self, model: str, before: int, stage: Stage | None, tags: Mapping[str, str], limit: int
+        self,
+        model: str,
+        before: int,
+        stage: Stage | None,
+        tags: Mapping[str, str],
+        limit: int,
+        *,
+        golden: bool = False,
     ) -> list[ModelVersion]:
+        statement = sql.LIST_VERSIONS if golden else sql.LIST_VERSIONS_WITHOUT_GOLDEN_ROWS
         found = await self._conn.fetch(
-            sql.LIST_VERSIONS, model, before, stage.value if stage else "", rows.dumps(dict(tags)), limit
+            statement, model, before, stage.value if stage else "", rows.dumps(dict(tags)), limit
         )
         return [rows.version(row) for row in found]
 
@@ -142,6 +156,14 @@ class PostgresModels:
     async def has_dependents(self, version: ModelVersion) -> bool:
         return bool(await self._conn.fetchval(sql.HAS_DEPENDENTS, version.model, version.number))
 
-    async def delete_version(self, version: ModelVersion) -> None:
-        await self._conn.execute(sql.DELETE_ARTIFACTS, version.model, version.number)
-        await self._conn.execute(sql.DELETE_VERSION, version.model, version.number)
+    async def delete_version(self, version: ModelVersion, at: datetime) -> None:
+        await self._conn.execute(deletion.DELETE_VERSION, version.model, version.number, at)
+
+    async def restore_version(self, model: str, number: int) -> bool:
+        return await self._conn.fetchval(deletion.RESTORE_VERSION, model, number) is not None
+
+    async def delete_model(self, name: str, at: datetime) -> None:
+        await self._conn.execute(deletion.DELETE_MODEL, name, at)
+
+    async def restore_model(self, name: str) -> bool:
+        return await self._conn.fetchval(deletion.RESTORE_MODEL, name) is not None

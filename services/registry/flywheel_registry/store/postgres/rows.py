@@ -52,6 +52,7 @@ def _gate_policy(stored: str) -> GatePolicy:
     return GatePolicy(
         offline=tuple(MetricThreshold(**_known_fields(MetricThreshold, t)) for t in values["offline"]),
         min_evaluation_rows=values["min_evaluation_rows"],
+        min_approvals=values.get("min_approvals", 0),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import astuple
+from datetime import datetime
 
 from flywheel_common.postgres.pool import Connection
 from flywheel_registry.serving.history import ServingSpan
@@ -46,3 +47,10 @@ class PostgresServing:
         await self._conn.execute(
             sql.OPEN_SPAN, model, span.release, span.version, span.since, span.reason, span.by_rollback
         )
+
+    async def end_span(self, model: str, at: datetime) -> None:
+        await self._conn.execute(sql.CLOSE_SPAN, model, at)
+
+    async def span_at(self, model: str, at: datetime) -> ServingSpan | None:
+        row = await self._conn.fetchrow(sql.SPAN_AT, model, at)
+        return None if row is None else rows.span(row)

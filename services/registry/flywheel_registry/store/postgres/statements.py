@@ -16,11 +16,15 @@ FROM model m
 LEFT JOIN serving s ON s.model = m.name
 LEFT JOIN release r ON r.model = s.model AND r.number = s.champion
 """
-SELECT_MODEL = _MODEL + "WHERE m.name = $1"
+SELECT_MODEL = _MODEL + "WHERE m.name = $1 AND m.deleted_at IS NULL"
 LIST_MODELS = (
-    _MODEL + "WHERE m.project = $1 AND m.name > $2 AND m.tags @> $3::text::jsonb ORDER BY m.name LIMIT $4"
+    _MODEL
+    + """
+WHERE m.project = $1 AND m.name > $2 AND m.tags @> $3::text::jsonb AND m.deleted_at IS NULL
+ORDER BY m.name LIMIT $4
+"""
 )
-LOCK_MODEL = "SELECT 1 FROM model WHERE name = $1 FOR NO KEY UPDATE"
+LOCK_MODEL = "SELECT 1 FROM model WHERE name = $1 AND deleted_at IS NULL FOR NO KEY UPDATE"
 UPDATE_MODEL = """
 UPDATE model SET description = $2, owner = $3, tags = $4::text::jsonb, gate_policy = $5::text::jsonb,
        rollout_policy = $6::text::jsonb, revision = revision + 1
@@ -39,6 +43,11 @@ INSERT INTO model_version (model, number, stage, training_run, framework, metric
 VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, $7, $8, $9::text::jsonb, $10::text::jsonb, $11, $12,
   $13::text::jsonb, $14, $15, $16, $17, $18, $19, $20::text::jsonb)
 """
+INSERT_METRICS = """
+INSERT INTO version_metric (model, version, name, value, project)
+SELECT $1, $2, m.name, m.value, split_part($1, '/', 2)
+FROM unnest($3::text[], $4::double precision[]) AS m (name, value)
+"""
 INSERT_ARTIFACTS = """
 INSERT INTO artifact (model, version, name, position, size_bytes, sha256)
 SELECT $1, $2, a.name, a.position, a.size_bytes, a.sha256
@@ -55,18 +64,30 @@ v.promoted_by,
   ), '[]')::text
  FROM artifact a WHERE a.model = v.model AND a.version = v.number) AS artifacts
 """
-SELECT_VERSION = f"SELECT {VERSION_COLUMNS} FROM model_version v WHERE v.model = $1 AND v.number = $2"
+LISTED_COLUMNS = VERSION_COLUMNS.replace(
+    "v.golden_tensors::text AS golden_tensors, v.golden_data",
+    "'[]' AS golden_tensors, '{}'::bytea[] AS golden_data",
+)
+"""The columns of a version without its golden rows."""
+SELECT_VERSION = f"""
+SELECT {VERSION_COLUMNS} FROM model_version v
+WHERE v.model = $1 AND v.number = $2 AND v.deleted_at IS NULL
+"""
 LIST_VERSIONS = f"""
 SELECT {VERSION_COLUMNS} FROM model_version v
 WHERE v.model = $1 AND v.number < $2 AND ($3 = '' OR v.stage = $3) AND v.tags @> $4::text::jsonb
+  AND v.deleted_at IS NULL
 ORDER BY v.number DESC LIMIT $5
 """
+LIST_VERSIONS_WITHOUT_GOLDEN_ROWS = LIST_VERSIONS.replace(VERSION_COLUMNS, LISTED_COLUMNS)
 LIST_FEATURE_USES = """
 SELECT u.model, u.number, u.stage, u.feature_set FROM (
-  SELECT v.model, v.number, v.stage, v.feature_set FROM model_version v
+  SELECT v.model, v.number, v.stage, v.feature_set FROM model_version v WHERE v.deleted_at IS NULL
   UNION
   SELECT r.model, r.version, v.stage, r.feature_set
   FROM release r JOIN model_version v ON v.model = r.model AND v.number = r.version
+  WHERE v.deleted_at IS NULL
+    AND NOT EXISTS (SELECT FROM release_deletion d WHERE d.model = r.model AND d.number = r.number)
 ) u
 WHERE starts_with(u.feature_set, $1) AND (u.model, u.number, u.feature_set) > ($2, $3, $4)
 ORDER BY u.model, u.number, u.feature_set LIMIT $5
@@ -82,11 +103,12 @@ MARK_STORED = """
 UPDATE artifact SET stored = true WHERE model = $1 AND version = $2 AND name = $3 AND sha256 = $4 RETURNING 1
 """
 RECORD_CHECK = "UPDATE model_version SET check_problems = $3::text::jsonb WHERE model = $1 AND number = $2"
-DELETE_ARTIFACTS = "DELETE FROM artifact WHERE model = $1 AND version = $2"
-DELETE_VERSION = "DELETE FROM model_version WHERE model = $1 AND number = $2"
 HAS_DEPENDENTS = """
-SELECT EXISTS (SELECT 1 FROM release WHERE model = $1 AND version = $2)
-  OR EXISTS (SELECT 1 FROM evidence WHERE model = $1 AND version = $2)
+SELECT EXISTS (
+    SELECT FROM release r WHERE r.model = $1 AND r.version = $2
+      AND NOT EXISTS (SELECT FROM release_deletion d WHERE d.model = r.model AND d.number = r.number)
+  )
+  OR EXISTS (SELECT FROM model_alias a WHERE a.model = $1 AND a.version = $2)
 """
 DIGEST_STORED = "SELECT 1 FROM artifact WHERE sha256 = $1 AND stored LIMIT 1"
 
@@ -95,12 +117,15 @@ INSERT_RELEASE = """
 INSERT INTO release (model, number, version, feature_set, body, created_at, created_by)
 VALUES ($1, $2, $3, $4, $5::text::jsonb, $6, $7)
 """
-_RELEASE = (
-    "SELECT model, number, version, feature_set, body::text AS body, created_at, created_by FROM release "
-)
-SELECT_RELEASE = _RELEASE + "WHERE model = $1 AND number = $2"
-LIST_RELEASES = _RELEASE + "WHERE model = $1 AND number < $2 ORDER BY number DESC LIMIT $3"
-NEWEST_RELEASE_OF = _RELEASE + "WHERE model = $1 AND version = $2 ORDER BY number DESC LIMIT 1"
+_RELEASE = """
+SELECT r.model, r.number, r.version, r.feature_set, r.body::text AS body, r.created_at, r.created_by
+FROM release r
+WHERE NOT EXISTS (SELECT FROM release_deletion d WHERE d.model = r.model AND d.number = r.number)
+  AND r.model = $1
+"""
+SELECT_RELEASE = _RELEASE + "AND r.number = $2"
+LIST_RELEASES = _RELEASE + "AND r.number < $2 ORDER BY r.number DESC LIMIT $3"
+RELEASES_OF = _RELEASE + "AND r.version = $2 ORDER BY r.number DESC LIMIT $3"
 
 # --------------------------------------------------------------------------------------- evidence and audit
 INSERT_EVIDENCE = """
@@ -118,6 +143,15 @@ SELECT_EVIDENCE = _EVIDENCE + "WHERE model = $1 AND number = $2"
 NEWEST_EVIDENCE_OF = (
     _EVIDENCE + "WHERE model = $1 AND version = $2 AND kind = $3 ORDER BY number DESC LIMIT 1"
 )
+LAST_EVIDENCE = "SELECT last_evidence FROM model WHERE name = $1"
+INSERT_APPROVAL = """
+INSERT INTO approval (model, version, approver, reason, approved_at) VALUES ($1, $2, $3, $4, $5)
+"""
+LIST_APPROVALS = """
+SELECT model, version, approver, reason, approved_at FROM approval
+WHERE model = $1 AND version = $2 ORDER BY approved_at, approver
+"""
+REGISTRAR = "SELECT actor FROM audit WHERE model = $1 AND subject = $2 AND action = 'REGISTER' LIMIT 1"
 AUDIT_HEAD = "SELECT last_audit, audit_head FROM model WHERE name = $1"
 INSERT_AUDIT = """
 WITH head AS (UPDATE model SET last_audit = $2, audit_head = $11 WHERE name = $1)
@@ -188,6 +222,10 @@ WHERE model = $1 ORDER BY position
 LIST_SPANS = """
 SELECT position, release, version, since, until, reason, by_rollback FROM serving_span
 WHERE model = $1 AND position < $2 ORDER BY position DESC LIMIT $3
+"""
+SPAN_AT = """
+SELECT release, version, since, until, reason, by_rollback FROM serving_span
+WHERE model = $1 AND since <= $2 AND (until IS NULL OR until > $2) ORDER BY position DESC LIMIT 1
 """
 CLOSE_SPAN = "UPDATE serving_span SET until = $2 WHERE model = $1 AND until IS NULL"
 OPEN_SPAN = """

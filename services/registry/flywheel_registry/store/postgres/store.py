@@ -18,6 +18,7 @@ from flywheel_registry.store.postgres.audit import PostgresAudit, ToEvent
 from flywheel_registry.store.postgres.releases import PostgresReleases
 from flywheel_registry.store.postgres.rollouts import PostgresRollouts
 from flywheel_registry.store.postgres.serving import PostgresServing
+from flywheel_registry.store.postgres.webhooks import PostgresWebhooks
 
 CONSTRAINT_ERRORS: Translation = {
     "one_production_per_model": ConcurrentChampionChange(
@@ -33,7 +34,7 @@ CONSTRAINT_ERRORS: Translation = {
 """Constraints that are violated only when rows are changed without the model's lock."""
 
 
-class PostgresRecords(PostgresReleases, PostgresAudit, PostgresRollouts, PostgresServing):
+class PostgresRecords(PostgresReleases, PostgresAudit, PostgresRollouts, PostgresServing, PostgresWebhooks):
     """`RolloutRecords`, and with them all other records, on one connection."""
 
     def __init__(self, conn: object, to_event: ToEvent) -> None:
@@ -116,3 +117,9 @@ async def _all(conn: Connection, statement: str, model: str, key: str) -> AsyncI
         for row in batch:
             yield row
         after = batch[-1][key]
+
+
+async def registry_identity(pool: Pool) -> str:
+    """Return the identity of this database, which its events carry."""
+    async with connection(pool) as conn:
+        return str(await conn.fetchval("SELECT id FROM registry_identity"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -40,6 +40,11 @@ class GrpcFeature:
         state = JobState(job_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_"))
         error = f"{job.error_reason}: {job.error_message}" if job.error_reason else job.progress.message
         return state, job.training_set, error
+
+    async def upstream(self, name: str) -> Sequence[tuple[str, str]]:
+        request = feature_pb2.GetLineageRequest(name=name)
+        found = await response_of(PEER, self._stub.GetLineage(request))
+        return [(edge.read, edge.reader) for edge in found.upstream]
 
     async def get(self, name: str) -> TrainingSet:
         try:

@@ -81,12 +81,15 @@ class RegisteredModels:
 
 
 def _tensors(name: str, signature: Signature) -> tuple[InputTensor, ...]:
-    """The input tensors. Raises UnsupportedSignature for vectors."""
+    """The input tensors. Raises UnsupportedSignature for vectors and for more than two dimensions."""
     if signature.output.kind is OutputKind.VECTOR:
         raise UnsupportedSignature(f"The output of {name} is VECTOR, which has no labels.")
     vectors = [one.name for one in signature.inputs if one.vector_size]
     if vectors:
         raise UnsupportedSignature(f"The input {vectors[0]!r} of {name} is a vector.")
+    deep = [one.name for one in signature.input_tensors if len(one.shape) > 1]
+    if deep:
+        raise UnsupportedSignature(f"The tensor {deep[0]!r} of {name} has more than two dimensions.")
     return tuple(
         InputTensor(
             tensor.name,

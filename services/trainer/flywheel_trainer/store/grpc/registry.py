@@ -21,6 +21,7 @@ from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_gr
 from flywheel_protos.types.v1 import value_pb2
 from flywheel_trainer.jobs.errors import DigestMismatch
 from flywheel_trainer.pipelines.comparison import ChampionModel
+from flywheel_trainer.pipelines.ports import VersionOrigin
 from flywheel_trainer.store.grpc.calls import response_of
 
 PEER = "registry"
@@ -47,6 +48,12 @@ class GrpcRegistry:
         )
         content = await self.download(version, MODEL)
         return ChampionModel(version.name, content, inputs, _calibration(release.calibration))
+
+    async def origin(self, version: str) -> VersionOrigin:
+        found = await self.version(version)
+        return VersionOrigin(
+            found.training_run, found.training_dataset, found.pipeline_run, found.parent_version
+        )
 
     async def production_release(self, model: str) -> model_pb2.Release | None:
         """The release that production serves. Raises NotFound."""

@@ -15,26 +15,45 @@ from flywheel_common.postgres.idempotency import idempotent
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_protos.events.v1.lifecycle_pb2 import TrainingCompleted
 from flywheel_trainer.jobs.job import ENDED, JobState
-from flywheel_trainer.pipelines.errors import PipelineRunEnded, UnknownPipelineRun
-from flywheel_trainer.pipelines.pipeline_run import STEPS, PipelineRun, PipelineRunName, PipelineSpec, Step
+from flywheel_trainer.pipelines.cache import CachedStep
+from flywheel_trainer.pipelines.errors import (
+    PipelineRunEnded,
+    StepNotWaiting,
+    UnknownPipelineRun,
+    UnknownStep,
+)
+from flywheel_trainer.pipelines.graph import Graph, GraphStep
+from flywheel_trainer.pipelines.pipeline_run import (
+    Approval,
+    PipelineRun,
+    PipelineRunName,
+    PipelineSpec,
+    Step,
+    fields_in,
+)
+from flywheel_trainer.pipelines.ports import Ended
 from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.store.postgres.jobs import cancel_jobs_of
 from flywheel_trainer.store.postgres.text_conditions import text_conditions
 
 _INSERT = """
-INSERT INTO pipeline_run (id, project, model, spec, state, cause_alert, event_time, created_at)
-VALUES ($1, $2, $3, $4, 'QUEUED', $5, $6, $7)
+INSERT INTO pipeline_run (
+    id, project, model, spec, state, cause_alert, event_time, created_at, pipeline, params, rerun_of, policy,
+    training_set, run, model_version, release, rollout, gate_passed
+)
+VALUES ($1, $2, $3, $4, 'QUEUED', $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
 """
-_INSERT_STEPS = """
-INSERT INTO pipeline_step (pipeline_run, position, step, state)
-SELECT $1, ordinality, step, 'QUEUED' FROM unnest($2::text[]) WITH ORDINALITY AS s (step, ordinality)
+_INSERT_STEP = """
+INSERT INTO pipeline_step (
+    pipeline_run, position, step, state, definition, started_at, ended_at, output, message, outputs, attempt,
+    reused_from
+)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 """
 _SELECT = """
 SELECT p.*, (
-    SELECT jsonb_agg(
-        jsonb_build_array(s.step, s.state, s.started_at, s.ended_at, s.output, s.message) ORDER BY position
-    )
-    FROM pipeline_step s WHERE s.pipeline_run = p.id
+    SELECT jsonb_agg(to_jsonb(s) - 'pipeline_run' ORDER BY position) FROM pipeline_step s WHERE
+    s.pipeline_run = p.id
 ) AS steps
 FROM pipeline_run p
 """
@@ -49,12 +68,33 @@ WHERE id = $1 AND project = $2 AND state IN ('QUEUED', 'RUNNING') RETURNING true
 """
 _BEGIN_RUN = "UPDATE pipeline_run SET state = 'RUNNING' WHERE id = $1 AND state = 'QUEUED'"
 _BEGIN_STEP = """
-UPDATE pipeline_step SET state = 'RUNNING', started_at = coalesce(started_at, $3)
+UPDATE pipeline_step
+SET state = 'RUNNING', started_at = coalesce(started_at, $3), attempt = greatest(attempt, 1)
 WHERE pipeline_run = $1 AND step = $2 AND state IN ('QUEUED', 'RUNNING')
 """
+_BEGIN_ATTEMPT = """
+UPDATE pipeline_step SET attempt = $3, message = $4
+WHERE pipeline_run = $1 AND step = $2 AND state = 'RUNNING' AND attempt < $3
+"""
 _END_STEP = """
-UPDATE pipeline_step SET state = 'SUCCEEDED', output = $3, message = $4, ended_at = coalesce(ended_at, $5)
-WHERE pipeline_run = $1 AND step = $2
+UPDATE pipeline_step SET
+    state = $3, output = $4, message = $5, outputs = $6, error_reason = $7, reused_from = $8, ended_at = $9
+WHERE pipeline_run = $1 AND step = $2 AND state IN ('QUEUED', 'RUNNING') RETURNING true
+"""
+_CACHE = """
+INSERT INTO pipeline_step_cache (project, key, pipeline_run, step, created_at) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (project, key) DO UPDATE SET
+    pipeline_run = excluded.pipeline_run, step = excluded.step, created_at = excluded.created_at
+"""
+_CACHED = """
+SELECT s.output, s.message, s.outputs, c.pipeline_run FROM pipeline_step_cache c
+JOIN pipeline_step s USING (pipeline_run, step) WHERE c.project = $1 AND c.key = $2
+"""
+_DECIDE = """
+UPDATE pipeline_step SET approval = $3
+WHERE pipeline_run = $1 AND step = $2 AND state = 'RUNNING' AND definition ->> 'kind' = 'approval'
+    AND (approval IS NULL OR (approval ->> 'approved')::boolean = ($3::jsonb ->> 'approved')::boolean)
+RETURNING true
 """
 _SET_FIELDS = """
 UPDATE pipeline_run SET
@@ -84,17 +124,45 @@ async def insert_pipeline_run(conn: Connection, run: PipelineRun, now: datetime)
         _INSERT,
         run.name.run,
         run.name.project,
-        run.spec.model,
-        asdict(run.spec),
+        run.model,
+        None if run.spec is None else asdict(run.spec),
         run.cause_alert,
         run.event_time,
         now,
+        run.pipeline,
+        dict(run.params),
+        run.rerun_of,
+        run.policy,
+        run.training_set,
+        run.run,
+        run.model_version,
+        run.release,
+        run.rollout,
+        run.gate_passed,
     )
-    await conn.execute(_INSERT_STEPS, run.name.run, list(STEPS))
+    rows = [
+        (
+            run.name.run,
+            position,
+            step.step,
+            step.state,
+            asdict(definition),
+            step.started_at,
+            step.ended_at,
+            step.output,
+            step.message,
+            dict(step.outputs),
+            step.attempt,
+            step.reused_from,
+        )
+        for position, (definition, step) in enumerate(zip(run.graph.steps, run.steps, strict=True), 1)
+    ]
+    await conn.executemany(_INSERT_STEP, rows)
 
 
 class PostgresPipelines:
-    """`PipelineStore` on PostgreSQL; `finish` writes the `training.completed` event to the outbox."""
+    """`PipelineStore` and `StepCache` on PostgreSQL; `finish` writes the `training.completed` event to the
+    outbox."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -155,18 +223,57 @@ class PostgresPipelines:
         async with connection(self._pool) as conn:
             await conn.execute(_SET_FIELDS, name.run, dict(fields))
 
+    async def begin_attempt(self, name: PipelineRunName, step: str, attempt: int, message: str) -> None:
+        async with connection(self._pool) as conn:
+            await conn.execute(_BEGIN_ATTEMPT, name.run, step, attempt, message)
+
     async def end_step(
-        self,
-        name: PipelineRunName,
-        step: str,
-        output: str,
-        message: str,
-        fields: Mapping[str, Any],
-        now: datetime,
+        self, name: PipelineRunName, step: str, ended: Ended, now: datetime, cache_key: str = ""
     ) -> None:
         async with transaction(self._pool) as conn:
-            await conn.execute(_END_STEP, name.run, step, output, message, now)
-            await conn.execute(_SET_FIELDS, name.run, dict(fields))
+            first = await conn.fetchval(
+                _END_STEP,
+                name.run,
+                step,
+                ended.state,
+                ended.output,
+                ended.message,
+                dict(ended.outputs),
+                ended.reason,
+                ended.reused_from,
+                now,
+            )
+            if first and ended.state is JobState.SUCCEEDED:
+                await conn.execute(_SET_FIELDS, name.run, fields_in(ended.outputs))
+                if cache_key:
+                    await conn.execute(_CACHE, name.project, cache_key, name.run, step, now)
+
+    async def find(self, project: str, key: str) -> CachedStep | None:
+        """`StepCache.find`."""
+        async with connection(self._pool) as conn:
+            row = await conn.fetchrow(_CACHED, project, key)
+        if row is None:
+            return None
+        run = PipelineRunName(project, row["pipeline_run"])
+        return CachedStep(str(run), row["output"], row["message"], row["outputs"])
+
+    async def decide(
+        self, name: PipelineRunName, step: str, approval: Approval, request_id: str, body: bytes
+    ) -> PipelineRun:
+        async with (
+            transaction(self._pool) as conn,
+            idempotent(conn, "ApprovePipelineStep", request_id, body) as once,
+        ):
+            row = await conn.fetchrow(_GET, name.run, name.project)
+            if row is None:
+                raise UnknownPipelineRun.of(name)
+            if once.replay is None:
+                if _run(row).step(step) is None:
+                    raise UnknownStep.of(name, step)
+                if not await conn.fetchval(_DECIDE, name.run, step, asdict(approval)):
+                    raise StepNotWaiting.of(name, step)
+                once.store(str(name).encode())
+            return _run(await conn.fetchrow(_GET, name.run, name.project))
 
     async def finish(
         self, name: PipelineRunName, state: JobState, reason: str, message: str, now: datetime
@@ -182,6 +289,8 @@ class PostgresPipelines:
             await conn.execute(_FINISH_RUNNING_STEP, name.run, state, message, now)
             await conn.execute(_SKIP_STEPS, name.run)
             await cancel_jobs_of(conn, str(name))
+            if not row["model"]:
+                return
             payload = TrainingCompleted(
                 pipeline_run=str(name),
                 model=row["model"],
@@ -201,15 +310,19 @@ class PostgresPipelines:
 
 
 def _run(row: Any) -> PipelineRun:
+    graph = Graph(tuple(GraphStep.from_json(step["definition"]) for step in row["steps"]))
     return PipelineRun(
         name=PipelineRunName(row["project"], row["id"]),
-        spec=PipelineSpec.from_json(row["spec"]),
         event_time=row["event_time"],
+        graph=graph,
+        spec=None if row["spec"] is None else PipelineSpec.from_json(row["spec"]),
+        model=row["model"],
+        pipeline=row["pipeline"],
+        params=row["params"],
+        rerun_of=row["rerun_of"],
+        policy=row["policy"],
         state=JobState(row["state"]),
-        steps=tuple(
-            Step(step, JobState(state), _time(start), _time(end), output, message)
-            for step, state, start, end, output, message in row["steps"]
-        ),
+        steps=tuple(_step(step) for step in row["steps"]),
         training_set=row["training_set"],
         run=row["run"],
         model_version=row["model_version"],
@@ -222,6 +335,22 @@ def _run(row: Any) -> PipelineRun:
         cancel_requested=row["cancel_requested"],
         created_at=row["created_at"],
         ended_at=row["ended_at"],
+    )
+
+
+def _step(row: dict[str, Any]) -> Step:
+    return Step(
+        step=row["step"],
+        state=JobState(row["state"]),
+        started_at=_time(row["started_at"]),
+        ended_at=_time(row["ended_at"]),
+        output=row["output"],
+        message=row["message"],
+        outputs=row["outputs"],
+        attempt=row["attempt"],
+        error_reason=row["error_reason"],
+        approval=None if row["approval"] is None else Approval(**row["approval"]),
+        reused_from=row["reused_from"],
     )
 
 

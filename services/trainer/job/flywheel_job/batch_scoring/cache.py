@@ -84,7 +84,7 @@ class PredictionCache:
         keys = zip(*(batch.column(name).to_pylist() for name in join_keys), strict=True)
         newest: dict[str, tuple[int, bytes]] = {}
         for key, time_micros, bad, values in zip(keys, micros, failed, self._values(batch), strict=True):
-            if bad:
+            if bad or None in key:  # a null key names no entity
                 continue
             time_micros = min(time_micros, now)
             name = key_of(self._model, joined_keys(key))

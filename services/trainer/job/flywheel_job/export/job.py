@@ -20,7 +20,7 @@ from flywheel_job.export.graphs import converted, with_dynamic_rows
 from flywheel_job.export.params import FLOAT32, MODEL, REPORT, ROWS, ExportParams
 from flywheel_job.export.speed import call_seconds, cpu_name
 from flywheel_job.labelled_rows.labels import labels_for
-from flywheel_job.labelled_rows.model import ScoredModel, feed_of, read_model
+from flywheel_job.labelled_rows.model import ScoredModel, fed_rows, read_model
 from flywheel_job.labelled_rows.sample import sample
 from flywheel_job.labelled_rows.stream import TimeRange, labelled_batches
 from flywheel_job.launch import LABEL
@@ -40,7 +40,9 @@ def export(ctx: Context) -> None:
     content = read_model(ctx.store, source)
     calibration, evaluation = _rows(ctx, params, source)
     tensor = source.tensors[0].name
-    fitting, checking = (feed_of(part, source.tensors)[tensor] for part in (calibration, evaluation))
+    (calibration, fitting), (evaluation, checking) = (
+        _tensor(part, source) for part in (calibration, evaluation)
+    )
     dynamic = with_dynamic_rows(content, tensor, source.output)
     exported = converted(dynamic, params.format, fitting, per_channel=params.per_channel)
     original, plain = ScoredModel(source, content), _renamed(source)
@@ -97,6 +99,14 @@ def _rows(ctx: Context, params: ExportParams, source: ModelFile) -> tuple[pl.Dat
             f"{2 * MIN_ROWS} are needed."
         )
     return drawn.head(cut), drawn.slice(cut)
+
+
+def _tensor(rows: pl.DataFrame, source: ModelFile) -> tuple[pl.DataFrame, Tensor]:
+    """The rows that fit the source's tensor, and the tensor. Raises UnusableEvaluationSet for too few."""
+    fed = fed_rows(rows, [source])
+    if fed.frame.height < MIN_ROWS:
+        raise UnusableEvaluationSet(f"{fed.left_out} of {rows.height} rows do not fit the model's tensor.")
+    return fed.frame, np.ascontiguousarray(fed.feeds[0][source.tensors[0].name])
 
 
 def _renamed(source: ModelFile) -> ModelFile:

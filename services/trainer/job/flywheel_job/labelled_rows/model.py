@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,20 +13,19 @@ import polars as pl
 from pyarrow import fs
 
 from flywheel_common.arrays import Floats
+from flywheel_common.errors import WrongType
+from flywheel_common.scoring.input_tensors import MissingFeature, TensorBuilder
+from flywheel_common.signature import InputSpec, Signature, TensorSpec
 from flywheel_job import objects
+from flywheel_job.batch_scoring.features import feature_block
 from flywheel_job.errors import UnusableEvaluationSet, UnusableModel
 from flywheel_job.evaluation.calibration import calibration_from_json
-from flywheel_job.model_file import BINARY, MULTICLASS, InputTensor, ModelFile
-from flywheel_job.recipes.dataset import encode
+from flywheel_job.model_file import BINARY, MULTICLASS, ModelFile
 from flywheel_job.scoring import open_session
+from flywheel_protos.types.v1 import value_pb2
 
-DTYPES: dict[str, Any] = {
-    "BOOL": np.bool_,
-    "INT64": np.int64,
-    "FLOAT32": np.float32,
-    "FLOAT64": np.float64,
-}
-Feed = dict[str, npt.NDArray[Any]]
+Feed = Mapping[str, npt.NDArray[Any]]
+"""Input tensors by name."""
 
 
 def read_model(store: fs.FileSystem, model: ModelFile) -> bytes:
@@ -35,30 +36,58 @@ def read_model(store: fs.FileSystem, model: ModelFile) -> bytes:
     return content
 
 
-def feed_of(frame: pl.DataFrame, tensors: tuple[InputTensor, ...]) -> Feed:
-    """The input tensors of rows.
+@dataclass(frozen=True)
+class FedRows:
+    """Rows with the input tensors of each model. `left_out` is the number of rows that a tensor of a model
+    cannot hold exactly, which a gateway does not let the model answer (INPUT_NOT_EXACT)."""
 
-    Raises UnusableEvaluationSet for a column of another type, and for a null where the tensor has none.
-    """
+    frame: pl.DataFrame
+    feeds: tuple[Feed, ...]
+    left_out: int
+
+
+def fed_rows(frame: pl.DataFrame, models: Sequence[ModelFile]) -> FedRows:
+    """The input tensors as the gateway builds them. Raises UnusableEvaluationSet for a column of another
+    type."""
+    batch = frame.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks().to_batches()
+    if not batch:
+        return FedRows(frame, (), 0)
     try:
-        return {one.name: _tensor(frame, one) for one in tensors}
-    except pl.exceptions.PolarsError as error:
-        raise UnusableEvaluationSet(f"A column has another type than the model's input: {error}") from error
-
-
-def _tensor(frame: pl.DataFrame, tensor: InputTensor) -> npt.NDArray[Any]:
-    if tensor.data_type == "STRING":
-        columns = [frame[one.name].cast(pl.String).fill_null("").to_numpy() for one in tensor.inputs]
-        values: npt.NDArray[Any] = np.stack(columns, axis=1).astype(object)
-    else:
-        values = encode(frame, tensor.inputs, np.float32 if tensor.data_type == "FLOAT32" else np.float64)
-        if tensor.data_type in ("BOOL", "INT64") and np.isnan(values).any():
-            name = tensor.inputs[int(np.isnan(values).any(axis=0).argmax())].name
-            raise UnusableEvaluationSet(
-                f"Column {name!r} has nulls, and tensor {tensor.name} is {tensor.data_type}, which has none."
+        built = []
+        for model in models:
+            signature = signature_of(model)
+            built.append(
+                TensorBuilder(signature).build(feature_block(signature.inputs, batch[0], "the rows"))
             )
-        values = values.astype(DTYPES[tensor.data_type])
-    return values[:, 0] if tensor.flat else values
+    except (MissingFeature, WrongType) as error:
+        raise UnusableEvaluationSet(f"A column has another type than the model's input: {error}") from error
+    unfit = sorted({row for inputs in built for row in inputs.unfit})
+    if not unfit:
+        return FedRows(frame, tuple(inputs.tensors for inputs in built), 0)
+    kept = np.delete(np.arange(frame.height), unfit)
+    feeds = tuple({name: tensor[kept] for name, tensor in inputs.tensors.items()} for inputs in built)
+    return FedRows(frame[kept], feeds, len(unfit))
+
+
+def signature_of(model: ModelFile) -> Signature:
+    """The inputs of a model in the form that all services share."""
+    return Signature(
+        tuple(
+            InputSpec(
+                one.name, value_pb2.DataType.Value(f"DATA_TYPE_{one.data_type}"), one.vocabulary, tensor.name
+            )
+            for tensor in model.tensors
+            for one in tensor.inputs
+        ),
+        tuple(
+            TensorSpec(
+                one.name,
+                value_pb2.DataType.Value(f"DATA_TYPE_{one.data_type}"),
+                () if one.flat else (len(one.inputs),),
+            )
+            for one in model.tensors
+        ),
+    )
 
 
 class ScoredModel:
@@ -97,7 +126,7 @@ class ScoredModel:
     def unchecked(self, feed: Feed) -> Floats:
         """The output tensor as `[rows, values]`, whatever its values are. Raises UnusableModel."""
         try:
-            found = np.asarray(self._session.run([self.model.output], feed)[0], dtype=np.float64)
+            found = np.asarray(self._session.run([self.model.output], dict(feed))[0], dtype=np.float64)
         except Exception as error:
             raise UnusableModel(f"{self.model.name} cannot score the rows: {error}") from error
         return found.reshape(len(next(iter(feed.values()))), -1)

@@ -17,7 +17,7 @@ from flywheel_common.arrays import Array, Floats, Ints
 from flywheel_job.errors import TooManyRows, UnusableEvaluationSet
 from flywheel_job.evaluation.outputs import BinaryOutputs, MulticlassOutputs, Outputs, RegressionOutputs
 from flywheel_job.labelled_rows.labels import labels_for, weights_for
-from flywheel_job.labelled_rows.model import ScoredModel, feed_of
+from flywheel_job.labelled_rows.model import Feed, ScoredModel, fed_rows
 from flywheel_job.model_evaluation.params import EvaluationParams
 from flywheel_job.model_file import BINARY, MULTICLASS
 
@@ -64,6 +64,8 @@ class Collected:
     champion: Outputs | None
     weights: Floats
     slices: tuple[SliceColumn, ...]
+    left_out: int
+    """Rows that a tensor of a model cannot hold exactly."""
 
     def __len__(self) -> int:
         return len(self.model)
@@ -75,8 +77,8 @@ class _Parts:
     def __init__(self, scored: ScoredModel) -> None:
         self._scored, self._parts = scored, list[Any]()
 
-    def add(self, frame: pl.DataFrame, labels: Array) -> None:
-        outputs = self._scored.outputs(feed_of(frame, self._scored.model.tensors))
+    def add(self, feed: Feed, labels: Array) -> None:
+        outputs = self._scored.outputs(feed)
         of_classes = self._scored.model.kind == MULTICLASS
         self._parts.append(MulticlassOutputs.of(labels, outputs) if of_classes else outputs)
 
@@ -99,11 +101,15 @@ def collect(
 ) -> Collected:
     """Score all rows. Raises UnusableEvaluationSet without a row, TooManyRows, UnusableModel."""
     kind, classes = model.model.kind, model.model.classes
-    ours, theirs = _Parts(model), _Parts(champion) if champion else None
+    parts = [_Parts(one) for one in (model, champion) if one is not None]
+    files = [one.model for one in (model, champion) if one is not None]
     labels, weights = list[Array](), list[Floats]()
     slices = tuple(SliceColumn(name) for name in params.slices)
-    rows = 0
-    for frame in batches:
+    rows = left_out = 0
+    for batch in batches:
+        fed = fed_rows(batch, files)
+        frame = fed.frame
+        left_out += fed.left_out
         rows += frame.height
         if rows > MAX_ROWS:
             raise TooManyRows(f"There are more than {MAX_ROWS:,} rows with a label.")
@@ -114,13 +120,15 @@ def collect(
             weights.append(weights_for(frame[params.weight_column]))
         for one in slices:
             one.add(frame[one.name])
-        for parts in filter(None, (ours, theirs)):
-            parts.add(frame, labels[-1])
+        for part, feed in zip(parts, fed.feeds, strict=True):
+            part.add(feed, labels[-1])
         progress(rows)
     if not rows:
-        raise UnusableEvaluationSet("There is no row with a label in the time range of the job.")
+        unfit = f"; {left_out} rows do not fit the input tensors exactly" if left_out else ""
+        raise UnusableEvaluationSet(f"There is no row with a label in the time range of the job{unfit}.")
     expected = np.concatenate(labels)
     used = np.concatenate(weights) if weights else np.ones(rows)
     if not used.any():
         raise UnusableEvaluationSet(f"Every weight in {params.weight_column!r} is 0.")
-    return Collected(ours.joined(expected), theirs.joined(expected) if theirs else None, used, slices)
+    outputs = [part.joined(expected) for part in parts]
+    return Collected(outputs[0], outputs[1] if champion else None, used, slices, left_out)

@@ -51,7 +51,7 @@ def evaluate_rows(
 ) -> dict[str, Any]:
     """The parts of the report that depend on the rows. NaN is None, as JSON has none."""
     model, champion, weights = collected.model, collected.champion, collected.weights
-    found: dict[str, Any] = {"rows": len(collected)}
+    found: dict[str, Any] = {"rows": len(collected), "left_out_rows": collected.left_out}
     if isinstance(model, BinaryOutputs):
         decisions = choose_threshold(model, weights, params)
         model = model.with_threshold(decisions.used)

@@ -1,0 +1,24 @@
+"""Benchmarks of the registry; each part is a function `run(deployment, only) -> rows`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from bench import measure
+from bench.registry import catalog, uploads
+from bench.registry.deployment import Deployment
+
+Part = Callable[[Deployment, str], Iterable[measure.Row]]
+PARTS: dict[str, Part] = {"catalog": catalog.run, "uploads": uploads.run}
+
+
+def run(only: str) -> list[measure.Row]:
+    """Run the rows whose part or name contains `only`."""
+    found: list[measure.Row] = []
+    with Deployment() as deployment:
+        for name, part in PARTS.items():
+            measure.console.print(f"registry: {name}")
+            for row in part(deployment, "" if only in name else only):
+                found.append(row)
+                measure.console.print(f"  {row.name}: {measure.number(row.value)} {row.unit} ({row.target})")
+    return found

@@ -1,0 +1,91 @@
+"""A deployment of the registry for one run of the benchmarks: a service process on real backends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from flywheel_common.config import S3Settings
+from flywheel_local import ports
+from flywheel_local.backends import Backends
+from flywheel_local.layout import LOCAL
+from flywheel_local.platform import serves
+from flywheel_local.process import Process
+from flywheel_local.services import BUCKET, S3_CLIENTS
+
+START_SECONDS = 60.0
+
+
+class Deployment:
+    """A context manager that runs PostgreSQL, S3 and `flywheel-registry serve`, without Kafka."""
+
+    def __init__(self) -> None:
+        self.folder = LOCAL / "bench" / f"registry-{os.getpid()}"
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True)
+        self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        try:
+            self.backends = self._stack.enter_context(
+                Backends({"postgres", "s3"}, directory=self.folder / "data", log=self.folder / "log")
+            )
+            self.backends.postgres.create_databases(["flywheel_registry"])
+            self.backends.s3.create_bucket(BUCKET)
+            self.dsn = self.backends.postgres.dsn("flywheel_registry")
+            self.address = f"127.0.0.1:{ports.free(['registry'])['registry']}"
+            self.process = Process(
+                "registry",
+                [sys.executable, "-m", "flywheel_registry", "serve"],
+                log=self.folder / "log" / "registry.log",
+                environment=self._environment(),
+                directory=Path(__file__).parents[2],
+            )
+            self._stack.callback(self.process.stop)
+            deadline = time.monotonic() + START_SECONDS
+            while not serves(self.address):
+                if not self.process.running or time.monotonic() > deadline:
+                    raise RuntimeError(f"the registry did not start: {self.process.log}")
+                time.sleep(0.1)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def s3(self) -> S3Settings:
+        """Settings of the object store."""
+        s3 = self.backends.s3
+        return S3Settings(
+            s3_endpoint=s3.endpoint,
+            s3_access_key=s3.access_key,
+            s3_secret_key=s3.secret_key,
+            s3_bucket=BUCKET,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        s3 = self.backends.s3
+        fields = {
+            "listen": self.address,
+            "metrics_listen": "",
+            "postgres_dsn": self.dsn,
+            "kafka_bootstrap": "127.0.0.1:1",
+            "s3_endpoint": s3.endpoint,
+            "s3_access_key": s3.access_key,
+            "s3_secret_key": s3.secret_key,
+            "s3_bucket": BUCKET,
+            "log_level": "ERROR",
+            "log_rpcs": "false",
+        }
+        return {**{f"FLYWHEEL_REGISTRY_{k.upper()}": v for k, v in fields.items()}, **S3_CLIENTS}

@@ -1,0 +1,38 @@
+"""The command `flywheel models why MODEL/VERSION`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.tree import Tree
+
+from flywheel.cli.output import call, console, show, state
+from flywheel.client import Client
+from flywheel_protos.trainer.v1 import origin_pb2
+
+
+def why(version: Annotated[str, typer.Argument(help="MODEL/VERSION, such as late-arrival/3")]) -> None:
+    """Show where a version comes from: policy, event, pipeline, run, training set, views, sources."""
+    model, _, number = version.removesuffix("/").rpartition("/")
+    model = model.removesuffix("/versions")
+    if not model or not number.isdigit():
+        raise typer.BadParameter("give MODEL/VERSION, such as late-arrival/3")
+
+    async def work(client: Client) -> None:
+        found = await client.explain_version(model, int(number))
+        if state["json"]:
+            show(found)
+        else:
+            console.print(_tree(found))
+
+    call(work)
+
+
+def _tree(node: origin_pb2.OriginNode) -> Tree:
+    text = f"[bold]{node.kind}[/bold] {escape(node.name)} [dim]{escape(node.detail)}[/dim]"
+    tree = Tree(text, highlight=False)
+    for child in node.children:
+        tree.add(_tree(child))
+    return tree

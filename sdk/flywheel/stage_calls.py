@@ -1,0 +1,70 @@
+"""Calls about the stages of versions and their releases."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from flywheel.connection import Connection, request_id
+from flywheel_protos.registry.v1 import model_pb2, registry_pb2
+
+StageName = Literal["STAGING", "CANDIDATE", "PRODUCTION"]
+
+
+class StageCalls(Connection):
+    """Calls of the registry about stages and releases.
+
+    A version or release is a full name, or `model/3`: number 3 of a model of this project.
+    """
+
+    def version_name(self, version: str) -> str:
+        """`projects/{project}/models/{model}/versions/{n}`; a full name is returned unchanged."""
+        return self._numbered(version, "versions")
+
+    def release_name(self, release: str) -> str:
+        """`projects/{project}/models/{model}/releases/{n}`; a full name is returned unchanged."""
+        return self._numbered(release, "releases")
+
+    def _numbered(self, name: str, collection: str) -> str:
+        if name.startswith("projects/"):
+            return name
+        model, slash, number = name.partition("/")
+        if not (slash and model and number.isdigit()):
+            raise ValueError(f"{name!r} is neither a full name nor `model/number`.")
+        return f"{self.path('models', model)}/{collection}/{number}"
+
+    async def promote(
+        self, version: str, *, to: StageName | None = None, reason: str = "", override: bool = False
+    ) -> registry_pb2.PromoteModelVersionResponse:
+        """Moves a version to the next stage, or to `to`, when the gates pass.
+
+        Check `passed`: while it is false, the version stays and `evidence.findings` say which rules failed.
+        `override` moves it although a gate fails; it needs a reason.
+        """
+        request = registry_pb2.PromoteModelVersionRequest(
+            name=self.version_name(version),
+            to_stage=f"STAGE_{to or 'UNSPECIFIED'}",
+            reason=reason,
+            override=override,
+            request_id=request_id(),
+        )
+        return await self.registry.PromoteModelVersion(request)
+
+    async def reject(self, version: str, reason: str) -> model_pb2.ModelVersion:
+        """Moves a version that does not serve to REJECTED, which is final."""
+        request = registry_pb2.RejectModelVersionRequest(
+            name=self.version_name(version), reason=reason, request_id=request_id()
+        )
+        return (await self.registry.RejectModelVersion(request)).model_version
+
+    async def release(
+        self, version: str, release: model_pb2.Release | None = None, *, threshold: float = 0.5
+    ) -> model_pb2.Release:
+        """Creates a release of a version: `release` with its version filled in, else one with `threshold`."""
+        wanted = model_pb2.Release(threshold=threshold)
+        if release is not None:
+            wanted.CopyFrom(release)
+        wanted.model_version = self.version_name(version)
+        request = registry_pb2.CreateReleaseRequest(
+            parent=wanted.model_version.rpartition("/versions/")[0], release=wanted, request_id=request_id()
+        )
+        return (await self.registry.CreateRelease(request)).release

@@ -1,0 +1,1 @@
+"""Collects stored bytes that nothing needs any more."""

@@ -1,0 +1,1 @@
+"""Deletes and restores models, versions and releases."""

@@ -1,0 +1,35 @@
+"""The interface of all gates: offline, shadow, online and approval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from flywheel_registry.evidence.ports import EvidenceRecords
+from flywheel_registry.gates.offline import GateResult
+from flywheel_registry.models.ports import ModelRecords
+from flywheel_registry.models.version import ModelVersion
+from flywheel_registry.policies.gate_policy import GatePolicy
+
+
+class GateRecords(ModelRecords, EvidenceRecords, Protocol):
+    """What the gates read: evidence of earlier rollouts, and approvals."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A version at a gate, the champion that it would replace, its metrics, and the policy of its model."""
+
+    version: ModelVersion
+    champion: ModelVersion | None
+    metrics: Mapping[str, float]
+    policy: GatePolicy
+
+
+class Gate(Protocol):
+    """One condition for a stage. It reads and changes nothing."""
+
+    async def evaluate(self, records: GateRecords, candidate: Candidate) -> GateResult:
+        """Return whether the candidate passes, one finding per rule, and the numbers that were used."""
+        ...

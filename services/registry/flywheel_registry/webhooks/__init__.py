@@ -1,0 +1,1 @@
+"""Webhooks: HTTP notifications of stage and rollout changes."""

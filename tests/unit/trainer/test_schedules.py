@@ -1,0 +1,174 @@
+"""When schedules and windows come due, and which ones are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from flywheel_trainer.policies.decision import Reason, Trigger, decide, decide_time
+from flywheel_trainer.policies.errors import InvalidPolicy
+from flywheel_trainer.policies.schedule import (
+    Continuous,
+    Due,
+    Misfire,
+    Schedule,
+    check_continuous,
+    check_schedule,
+    due,
+    due_window,
+    jitter,
+)
+from tests.support.builders import trainer as build
+from tests.support.builders.trainer import WINDOW_END
+
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def fires(schedule: Schedule, start: str, count: int) -> list[str]:
+    found, moment = [], at(start)
+    for _ in range(count):
+        moment = schedule.first_after(moment)
+        found.append(f"{moment:%m-%dT%H:%M}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("cron", "zone", "start", "expected"),
+    [
+        ("0 3 * * *", "UTC", "2026-01-01T03:00+00:00", ["01-02T03:00", "01-03T03:00"]),
+        ("0 3 * * *", "Europe/Berlin", "2026-01-01T00:00+00:00", ["01-01T02:00", "01-02T02:00"]),
+        ("0 3 * * *", "Asia/Kolkata", "2026-01-01T00:00+00:00", ["01-01T21:30", "01-02T21:30"]),
+        # The clock goes from 2:00 to 3:00 on 29 March: 2:30 does not exist, 3:00 CEST is 1:00 UTC.
+        ("30 2 * * *", "Europe/Berlin", "2026-03-28T12:00+00:00", ["03-29T01:00", "03-30T00:30"]),
+        # It goes from 3:00 back to 2:00 on 25 October: 2:30 occurs twice, at 0:30 and at 1:30 UTC.
+        ("30 2 * * *", "Europe/Berlin", "2026-10-24T12:00+00:00", ["10-25T00:30", "10-26T01:30"]),
+        ("30 * * * *", "Europe/Berlin", "2026-10-25T00:00+00:00", ["10-25T00:30", "10-25T01:30"]),
+        ("0 0 29 2 *", "UTC", "2026-01-01T00:00+00:00", ["02-29T00:00", "02-29T00:00"]),
+        ("0 4 * * mon", "UTC", "2026-01-01T00:00+00:00", ["01-05T04:00", "01-12T04:00"]),
+    ],
+)
+def test_a_cron_fires_in_its_time_zone(cron: str, zone: str, start: str, expected: list[str]) -> None:
+    assert expected == fires(Schedule(cron, zone), start, 2)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "field"),
+    [
+        (Schedule("0 0 30 2 *"), "cron"),
+        (Schedule("0 0 31 4,6,9,11 *"), "cron"),
+        (Schedule(""), "cron"),
+        (Schedule("* * * *"), "cron"),
+        (Schedule("* * * * * *"), "cron"),
+        (Schedule("@daily"), "cron"),
+        (Schedule("61 * * * *"), "cron"),
+        (Schedule("R * * * *"), "cron"),
+        (Schedule("H(0-5) * * * *"), "cron"),
+        (Schedule("x y z a b"), "cron"),
+        (Schedule("0 3 * * *", "Europe/Atlantis"), "time_zone"),
+        (Schedule("0 3 * * *", "../../etc/passwd"), "time_zone"),
+        (Schedule("0 3 * * *", ""), "time_zone"),
+        (Schedule("0 3 * * *", jitter=25 * HOUR), "jitter"),
+        (Schedule("0 3 * * *", jitter=-MINUTE), "jitter"),
+        (Schedule("0 3 * * *", grace=31 * DAY), "misfire_grace"),
+    ],
+)
+def test_a_wrong_schedule_is_refused(schedule: Schedule, field: str) -> None:
+    with pytest.raises(InvalidPolicy) as caught:
+        check_schedule(schedule)
+    assert f"policy.schedule.{field}" in str(caught.value)
+
+
+def test_good_schedules_are_accepted() -> None:
+    for cron in ("0 3 * * *", "*/15 8-17 * * mon-fri", "0 0 1 jan,jul *", "0 0 29 2 *", "0 4 * * thu"):
+        check_schedule(Schedule(cron, "Europe/Berlin"))
+
+
+def test_missed_times_run_by_the_rule() -> None:
+    hourly, start = Schedule("0 * * * *"), at("2026-01-01T00:00+00:00")
+
+    def found(rule: Misfire, now: datetime, grace: timedelta = 10 * MINUTE) -> Due | None:
+        return due(replace(hourly, misfire=rule, grace=grace), start, now, "p")
+
+    for rule in Misfire:
+        assert found(rule, start + 59 * MINUTE) is None
+        assert Due(start + HOUR) == found(rule, start + HOUR)
+        assert Due(start + HOUR) == found(rule, start + HOUR + 10 * MINUTE)
+    late = start + 5 * HOUR + 11 * MINUTE
+    assert Due(start + 5 * HOUR) == found(Misfire.LATEST, late)
+    assert Due(start + 5 * HOUR, missed=True) == found(Misfire.SKIP, late)
+    assert Due(start + HOUR) == found(Misfire.ALL, late)
+
+
+def test_a_time_is_decided_after_its_jitter() -> None:
+    schedule, start = Schedule("0 3 * * *", jitter=HOUR), at("2026-01-01T00:00+00:00")
+    time = start + 3 * HOUR
+    delays = {name: jitter(schedule, time, name) for name in map(str, range(200))}
+    assert all(timedelta(0) <= delay < HOUR for delay in delays.values())
+    assert max(delays.values()) > 55 * MINUTE
+    assert min(delays.values()) < 5 * MINUTE
+    for name, delay in delays.items():
+        assert due(schedule, start, time + delay - timedelta(milliseconds=1), name) is None
+        assert Due(time) == due(schedule, start, time + delay, name)
+
+
+def test_a_window_is_due_after_its_end_and_its_delay() -> None:
+    continuous, start = Continuous(6 * HOUR, delay=HOUR), at("2026-01-01T01:00+00:00")
+    assert due_window(continuous, start, start + 5 * HOUR + 59 * MINUTE) is None
+    end = at("2026-01-01T06:00+00:00")
+    assert Due(end) == due_window(continuous, start, end + HOUR)
+    assert due_window(continuous, end, end + 6 * HOUR) is None
+    assert Due(end + 12 * HOUR) == due_window(continuous, end, end + 14 * HOUR), "the newest"
+    for wrong in (Continuous(timedelta(0)), Continuous(HOUR, delay=-HOUR), Continuous(HOUR, daily_budget=0)):
+        with pytest.raises(InvalidPolicy):
+            check_continuous(wrong)
+
+
+TIME = at("2026-01-01T03:00+00:00")
+POLICY = build.policy(
+    schedule=Schedule("0 3 * * *"), continuous=Continuous(HOUR, daily_budget=2), cooldown=365 * DAY
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "due", "started", "active", "expected"),
+    [
+        ({}, Due(TIME), [], False, Reason.STARTED),
+        ({}, Due(TIME), [TIME - HOUR], False, Reason.STARTED),
+        ({"disabled": True}, Due(TIME), [], False, Reason.DISABLED),
+        ({"ignore_drift": True}, Due(TIME), [], False, Reason.STARTED),
+        ({"dry_run": True}, Due(TIME), [], False, Reason.DRY_RUN),
+        ({}, Due(TIME, missed=True), [], False, Reason.MISFIRED),
+        ({}, Due(TIME), [], True, Reason.RUN_ACTIVE),
+        ({"schedule": Schedule("0 3 * * *", misfire=Misfire.ALL)}, Due(TIME), [], True, None),
+    ],
+)
+def test_a_time_of_the_schedule_is_decided(
+    changes: dict[str, object], due: Due, started: Sequence[datetime], active: bool, expected: Reason | None
+) -> None:
+    assert expected == decide_time(replace(POLICY, **changes), Trigger.SCHEDULE, due, started, active)
+
+
+def test_continuous_runs_have_a_budget_of_their_own() -> None:
+    for started, expected in (
+        ([TIME - HOUR], Reason.STARTED),
+        ([TIME - HOUR, TIME - 2 * HOUR], Reason.BUDGET),
+        ([TIME - 10 * HOUR, TIME - 11 * HOUR], Reason.STARTED),
+    ):
+        assert expected == decide_time(POLICY, Trigger.CONTINUOUS, Due(TIME), started, False)
+
+
+def test_a_failed_run_uses_the_budget_and_not_the_cooldown() -> None:
+    policy = build.policy(cooldown=7 * DAY, daily_budget=2)
+    drift = build.drift()
+    before = WINDOW_END - HOUR
+    assert Reason.COOLDOWN == decide(policy, drift, [before], False)
+    assert Reason.STARTED == decide(policy, drift, [], False, failed_at=[before])
+    assert Reason.BUDGET == decide(policy, drift, [], False, failed_at=[before, before - HOUR])
+    assert Reason.DISABLED == decide(replace(policy, ignore_drift=True), drift, [], False)
