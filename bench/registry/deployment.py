@@ -51,7 +51,7 @@ class Deployment:
             deadline = time.monotonic() + START_SECONDS
             while not serves(self.address):
                 if not self.process.running or time.monotonic() > deadline:
-                    raise RuntimeError(f"the registry did not start: {self.process.log}")
+                    raise RuntimeError(f"the registry did not start: {self.process.log.read_text()[-2000:]}")
                 time.sleep(0.1)
         except BaseException:
             self._stack.close()
@@ -88,4 +88,6 @@ class Deployment:
             "log_level": "ERROR",
             "log_rpcs": "false",
         }
-        return {**{f"FLYWHEEL_REGISTRY_{k.upper()}": v for k, v in fields.items()}, **S3_CLIENTS}
+        # The code of this checkout, also where another one is installed.
+        code = {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
+        return {**{f"FLYWHEEL_REGISTRY_{k.upper()}": v for k, v in fields.items()}, **S3_CLIENTS, **code}

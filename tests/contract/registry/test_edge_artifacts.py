@@ -267,6 +267,9 @@ async def test_a_collection_in_steps_looks_at_every_object_once(
 
 async def test_a_short_grace_period_is_refused(client: ModelClient) -> None:
     with refused("INVALID_ARGUMENT", "INVALID_GRACE"):
+        await client.stub.CollectArtifacts(pb.CollectArtifactsRequest(grace={"seconds": -(1 << 62)}))
+    assert (0, 0, 0, 0) == await collect(client, grace={"seconds": 1 << 62})
+    with refused("INVALID_ARGUMENT", "INVALID_GRACE"):
         await client.stub.CollectArtifacts(pb.CollectArtifactsRequest(grace={"seconds": 3599}))
     with refused("INVALID_ARGUMENT", "INVALID_PAGE_TOKEN"):
         await client.stub.CollectArtifacts(pb.CollectArtifactsRequest(page_token="x"))

@@ -210,6 +210,9 @@ async def test_what_served_at_a_time_is_one_read(client: ModelClient, sdk: fw.Cl
     _, release = await client.champion()
     served = await sdk.served_at("late", fw.connection.now())
     assert (release.name, None) == (served and served.release, await sdk.served_at("late", before))
+    request = registry_pb2.ListServingHistoryRequest(parent=client.model, at={"seconds": 1 << 60})
+    with refused("INVALID_ARGUMENT", "INVALID_VALUE"):
+        await client.stub.ListServingHistory(request)
 
 
 async def test_releases_of_a_rejected_version_are_no_longer_kept_warm(

@@ -24,6 +24,7 @@ from flywheel_registry.collection.collection import SHARDS, ArtifactCollection
 from flywheel_registry.models.names import VersionName
 
 COLLECTION = "collect artifacts"
+LONGEST_GRACE_SECONDS = 3650 * 86_400.0
 
 
 class ArtifactMethods(Mutations):
@@ -97,7 +98,10 @@ class ArtifactMethods(Mutations):
     async def CollectArtifacts(
         self, request: pb.CollectArtifactsRequest, context: Any
     ) -> pb.CollectArtifactsResponse:
-        grace = timedelta(seconds=to_seconds(request.grace)) if request.HasField("grace") else None
+        grace = None
+        if request.HasField("grace"):
+            # Longer than any installation exists, and within the range of times.
+            grace = timedelta(seconds=max(0.0, min(to_seconds(request.grace), LONGEST_GRACE_SECONDS)))
         done = await self._collection.step(_shard(request.page_token), grace, dry_run=request.dry_run)
         following = "" if done.next_shard is None else encode_token([done.next_shard], query=COLLECTION)
         return pb.CollectArtifactsResponse(

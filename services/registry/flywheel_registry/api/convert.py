@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from flywheel_common.errors import InvalidValue
 from flywheel_common.grpc.message_limits import check_text
 
 
@@ -52,3 +53,11 @@ def to_duration(seconds: float | None) -> Duration | None:
 def to_seconds(duration: Duration) -> float:
     """Convert a duration to seconds."""
     return duration.seconds + duration.nanos / 1e9
+
+
+def to_time(stamp: Timestamp, field: str) -> datetime:
+    """Convert a timestamp. Raises InvalidValue outside of the years 1 to 9999."""
+    try:
+        return stamp.ToDatetime(UTC)
+    except (OverflowError, ValueError):
+        raise InvalidValue(f"{field} is no time in the years 1 to 9999.", field=field) from None

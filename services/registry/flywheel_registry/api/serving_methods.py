@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, timedelta
+from datetime import timedelta
 from typing import Any
 
 from flywheel_common.context import left_seconds
@@ -13,7 +13,7 @@ from flywheel_common.grpc.auth import actor
 from flywheel_common.names import parse_project
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.api import convert_models, convert_serving, listing
-from flywheel_registry.api.convert import check_texts
+from flywheel_registry.api.convert import check_texts, to_time
 from flywheel_registry.api.errors import SpecChanged
 from flywheel_registry.api.mutations import Mutations
 from flywheel_registry.models.lookups import find_model, find_version
@@ -84,7 +84,7 @@ class ServingMethods(Mutations):
         async with self._store.reading() as records:
             await find_model(records, parent)
             if request.HasField("at"):
-                served = await records.span_at(parent, request.at.ToDatetime(UTC))
+                served = await records.span_at(parent, to_time(request.at, "at"))
                 found = [] if served is None else [convert_serving.span_to_proto(parent, served)]
                 return pb.ListServingHistoryResponse(spans=found)
             page = await listing.list_spans(records, parent, request.page_size, request.page_token)
