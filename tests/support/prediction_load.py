@@ -36,7 +36,8 @@ DEGRADED = ("cached", "default")
 @dataclass(frozen=True, slots=True)
 class Call:
     """One call. `sent`: on time.monotonic. `outcome`: model, cached, default, or the code of its error.
-    `labelled`: the answer is degraded exactly when the model did not give it. `reason`: why it is."""
+    `labelled`: the answer is degraded exactly when the model did not give it. `reason`: why it
+    is, or the error."""
 
     sent: float
     seconds: float
@@ -107,7 +108,8 @@ class PredictionLoad:
         except grpc.aio.AioRpcError as error:
             failure: Any = from_rpc_error(error)
             retry = float(getattr(failure, "retry_after_seconds", 0.0))
-            self.calls.append(Call(sent, time.monotonic() - sent, error.code().name, True, retry))
+            seconds, reason = time.monotonic() - sent, f"{failure.reason}: {failure.message}"
+            self.calls.append(Call(sent, seconds, error.code().name, True, retry, reason))
             return
         outcome = _SOURCES.get(answer.source, "?")
         labelled = answer.degraded == (outcome in DEGRADED) == bool(answer.degraded_reason)

@@ -164,6 +164,18 @@ async def test_overload_is_refused_while_health_is_served(start: Any) -> None:
     assert running.server.admission.in_flight == 0
 
 
+async def test_a_connection_has_a_limit_of_open_calls(start: Any) -> None:
+    # Of the three, the health check of the channel is one.
+    running = await start(max_calls_per_connection=3)
+    await running.stub.Echo(text("x"))
+    waiting = [asyncio.ensure_future(running.stub.Echo(text("wait"))) for _ in range(5)]
+    await eventually(lambda: running.echo.running == 2)
+    await asyncio.sleep(0.2)
+    assert running.echo.running == 2, "the others wait at the client"
+    running.echo.release.set()
+    assert await asyncio.gather(*waiting) == [text("wait")] * 5
+
+
 async def test_calls_are_counted_by_method_and_code(running: Any) -> None:
     await running.stub.Echo(text("x"))
     await failure(running.stub.Echo(text("not found")))
