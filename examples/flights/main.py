@@ -94,7 +94,7 @@ async def score_day(client: fw.Client, flights: pl.DataFrame, day: datetime) -> 
         timestamp_field="prediction_time",
         cache_for=CACHED,
     )
-    run = await client.train_code(job)
+    run = await client.run_job(job)
     predictions = fw.read_table(run.params["predictions_uri"])
     return f"{predictions.num_rows:,} flights of {day:%b %d} with {job.release}"
 

@@ -21,6 +21,9 @@ from flywheel_protos.trainer.v1 import trainer_pb2
 SOURCE_PART_BYTES = 512 * 1024
 UPLOAD_SECONDS = 300.0
 
+AnyJob = TrainJob | EvaluateJob | ExportJob | ScoreJob | trainer_pb2.Job
+"""What `run_job` takes; tuning jobs have `tune`."""
+
 
 class ModelCalls(BulkPredictions):
     """Calls of the registry, the trainer, the inference gateway and the monitor."""
@@ -104,52 +107,47 @@ class ModelCalls(BulkPredictions):
 
     async def run_job(
         self,
-        submitted: trainer_pb2.Job,
+        job: AnyJob,
         progress: Callable[[trainer_pb2.Job], None] | None = None,
         *,
         request: str = "",
     ) -> trainer_pb2.Run:
-        """Runs one job of any kind and returns its run. Raises JobFailedError.
+        """Runs one job and returns its run.
 
-        Calls with the same `request` and specification run one job.
-        """
-        job = (
-            await self.trainer.SubmitJob(
-                trainer_pb2.SubmitJobRequest(
-                    parent=self.parent, job=submitted, request_id=request or request_id()
-                )
-            )
-        ).job
-        job = await self.wait(
-            self.trainer.WatchJob(trainer_pb2.WatchJobRequest(name=job.name)),
-            "job",
-            progress,
-        )
-        return (await self.trainer.GetRun(trainer_pb2.GetRunRequest(name=job.run))).run
-
-    async def train_code(
-        self,
-        job: TrainJob | EvaluateJob | ExportJob | ScoreJob,
-        progress: Callable[[trainer_pb2.Job], None] | None = None,
-        *,
-        request: str = "",
-    ) -> trainer_pb2.Run:
-        """Runs one job and returns its run: TRAIN with the user's own code, EVALUATE, EXPORT or SCORE.
-
-        The run of a SCORE job has the address of the predictions in the param `predictions_uri`.
-
-        Calls with the same `request` and job run one job. Raises SourceError before anything is sent, and
+        Calls with the same `request` and job run one job. The run of a ScoreJob has the address of the
+        predictions in the param `predictions_uri`. Raises SourceError before anything is sent, and
         JobFailedError with the user's traceback.
         """
-        if isinstance(job, EvaluateJob | ExportJob):
-            return await self.run_job(job.message(self.path), progress, request=request)
-        if isinstance(job, ScoreJob):
-            return await self.run_job(trainer_pb2.Job(score=score_spec(job, self)), progress, request=request)
-        packed = await asyncio.to_thread(pack_job, job)
-        if packed.archive is not None:
-            await self.upload_source(packed.archive)
-        spec = self.code_spec(packed)
-        return await self.run_job(trainer_pb2.Job(train=spec), progress, request=request)
+        submitted = await self.submit_job(job, request=request)
+        watch = self.trainer.WatchJob(trainer_pb2.WatchJobRequest(name=submitted.name))
+        ended = await self.wait(watch, "job", progress)
+        return (await self.trainer.GetRun(trainer_pb2.GetRunRequest(name=ended.run))).run
+
+    async def submit_job(self, job: AnyJob, *, request: str = "") -> trainer_pb2.Job:
+        """Submits one job and returns at once; `run_job` says more."""
+        message = await self._job_message(job)
+        submit = trainer_pb2.SubmitJobRequest(
+            parent=self.parent, job=message, request_id=request or request_id()
+        )
+        return (await self.trainer.SubmitJob(submit)).job
+
+    async def _job_message(self, job: AnyJob) -> trainer_pb2.Job:
+        """The message of a job, whose source archive is stored."""
+        match job:
+            case trainer_pb2.Job():
+                return job
+            case EvaluateJob() | ExportJob():
+                return job.message(self.path)
+            case ScoreJob():
+                return trainer_pb2.Job(score=score_spec(job, self))
+            case TrainJob():
+                packed = await asyncio.to_thread(pack_job, job)
+                if packed.archive is not None:
+                    await self.upload_source(packed.archive)
+                return trainer_pb2.Job(train=self.code_spec(packed))
+        raise TypeError(
+            f"{type(job).__name__} is no job: pass a fw.TrainJob, EvaluateJob, ExportJob, ScoreJob."
+        )
 
     async def upload_source(self, archive: SourceArchive) -> None:
         """Stores a source archive; equal archives are stored once."""

@@ -21,7 +21,7 @@ class EvaluateJob:
 
     >>> job = fw.EvaluateJob(experiment="late", model_version=version, training_set=training_set,
     ...                      slices=("origin",), record_evidence=True)
-    >>> run = await client.train_code(job)
+    >>> run = await client.run_job(job)
     """
 
     experiment: str
@@ -112,7 +112,7 @@ class ExportJob:
 
     >>> job = fw.ExportJob(experiment="late", model_version=version, training_set=training_set,
     ...                    format="INT8_STATIC")
-    >>> run = await client.train_code(job)
+    >>> run = await client.run_job(job)
     """
 
     experiment: str

@@ -14,6 +14,7 @@ import typer
 from flywheel.cli import alert_sinks, definitions, tracking
 from flywheel.cli.experiments import experiments
 from flywheel.cli.features import features
+from flywheel.cli.jobs import jobs
 from flywheel.cli.models import models
 from flywheel.cli.monitor import monitor
 from flywheel.cli.operations import alerts, runs
@@ -30,6 +31,7 @@ groups = {
     "features": features,
     "models": models,
     "runs": runs,
+    "jobs": jobs,
     "alerts": alerts,
     "monitor": monitor,
     "experiments": experiments,

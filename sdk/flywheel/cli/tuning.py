@@ -12,9 +12,9 @@ from google.protobuf.json_format import Parse
 from rich.live import Live
 from rich.table import Table
 
+from flywheel.cli.objects import only_object
 from flywheel.cli.output import call, console, errors, show, show_all, state
 from flywheel.client import Client
-from flywheel.definitions import load_module
 from flywheel.errors import JobFailedError
 from flywheel.tune_job import TuneJob
 from flywheel_protos.trainer.v1 import trainer_pb2, tuning_pb2
@@ -66,10 +66,7 @@ def tune(
 async def _start(client: Client, target: str) -> str:
     """The name of the job."""
     if target.endswith(".py"):
-        made = [one for one in vars(load_module(target)).values() if isinstance(one, TuneJob)]
-        if len(made) != 1:
-            raise ValueError(f"{target} has {len(made)} objects of fw.TuneJob; exactly one is needed.")
-        name = (await client.start_tuning(made[0])).name
+        name = (await client.start_tuning(only_object(target, (TuneJob,)))).name
     elif target.endswith(".json"):
         spec = Parse(await asyncio.to_thread(Path(target).read_text), trainer_pb2.TuneSpec())
         name = (await client.submit_tuning(spec)).name

@@ -78,7 +78,7 @@ def job(folder: Path, function: str, **params: Any) -> fw.TrainJob:
 async def test_code_of_a_user_trains_on_two_workers(
     client: Any, tmp_path: Path, s3_settings: S3Settings, bucket: str
 ) -> None:
-    run = await client.train_code(job(tmp_path, "train", learning_rate=0.03, epochs=6))
+    run = await client.run_job(job(tmp_path, "train", learning_rate=0.03, epochs=6))
     request = pb.ListMetricPointsRequest(run=run.name, key="loss")
     losses = await client.trainer.ListMetricPoints(request)
     # 4,000 rows, 2,000 per rank: 8 batches an epoch.
@@ -96,7 +96,7 @@ async def test_an_exception_of_a_users_code_ends_the_job_with_its_traceback(
     client: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(JobFailedError) as caught:
-        await client.train_code(job(tmp_path, "broken", column="v__y"))
+        await client.run_job(job(tmp_path, "broken", column="v__y"))
     text = str(caught.value)
     assert "TRAINING_FAILED" in text
     assert "LookupError: no such column: v__y" in text

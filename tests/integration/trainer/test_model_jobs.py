@@ -75,7 +75,7 @@ async def test_models_are_evaluated_and_exported_on_ray(
     version = peers.registry.add_version(files, signature=SIGNATURE)
     labels = learnable_rows(4000)["label"].to_numpy()
 
-    run = await client.train_code(
+    run = await client.run_job(
         fw.EvaluateJob(
             experiment="late",
             model_version=version,
@@ -98,7 +98,7 @@ async def test_models_are_evaluated_and_exported_on_ray(
     assert {one["value"] for one in found["slices"]["carrier"]["values"]} == {"AA", "BB", "CC"}
 
     deep = peers.registry.add_version({"model.onnx": network((2, 32, 32, 1))}, signature=SIGNATURE)
-    exported = await client.train_code(
+    exported = await client.run_job(
         fw.ExportJob(
             experiment="late",
             model_version=deep,

@@ -125,7 +125,7 @@ async def test_a_table_is_scored_on_ray_and_cached_for_the_gateways(
         monkeypatch.setenv(f"FLYWHEEL_S3_{name}", value)
     guide = await run_guide(client, bucket)
     run, job = guide["run"], guide["job"]
-    again = await client.train_code(job, request="nightly-2026-01-01")
+    again = await client.run_job(job, request="nightly-2026-01-01")
     assert again.name == run.name
     # The features are joined once, for the whole table, as of the submission.
     (build,) = {request.request_id: request for request in peers.feature.build_requests}.values()
@@ -173,7 +173,7 @@ async def test_what_cannot_be_scored_is_refused_and_leaves_nothing(
     async def reason(table: str, release: str = release) -> str:
         job = fw.ScoreJob(release=release, table=f"s3://{bucket}/users/{table}", experiment="late")
         with pytest.raises(FlywheelError) as caught:
-            await client.train_code(job)
+            await client.run_job(job)
         return str(caught.value.reason)
 
     assert await reason("keyless.parquet") == "WRONG_TABLE"
@@ -185,6 +185,6 @@ async def test_what_cannot_be_scored_is_refused_and_leaves_nothing(
     peers.feature.failure = ("WRONG_SPINE", "column 'carrier' is a struct")
     job = fw.ScoreJob(release=release, table=f"s3://{bucket}/users/good.parquet", experiment="late")
     with pytest.raises(JobFailedError, match=r"FEATURES_NOT_JOINED.*WRONG_SPINE.*struct"):
-        await client.train_code(job)
+        await client.run_job(job)
     async with object_store(s3_settings) as store:
         assert [one.key async for one in store.list("predictions/")] == []

@@ -203,6 +203,7 @@ async def serve_in_memory(stack: AsyncExitStack) -> MemoryTrainer:
         memory_settings(), stack, ports, clock=clock, ids=SequentialIds("n"), prometheus=CollectorRegistry()
     )
     await server.start()
+    server.health.set_ready()
     stack.push_async_callback(server.stop)
     connection = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
     stub = trainer_pb2_grpc.TrainerServiceStub(connection)

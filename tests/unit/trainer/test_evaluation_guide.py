@@ -49,7 +49,7 @@ def blocks() -> list[str]:
 
 @dataclass
 class LocalClient:
-    """`train_code` validates a job as the trainer does, runs it in this process, and concludes it."""
+    """`run_job` validates a job as the trainer does, runs it in this process, and concludes it."""
 
     store: Store
     models: MemoryModels = field(default_factory=MemoryModels)
@@ -74,7 +74,7 @@ class LocalClient:
     def path(self, collection: str, name: str) -> str:
         return name if name.startswith("projects/") else f"{P}/{collection}/{name}"
 
-    async def train_code(self, job: Any) -> Any:
+    async def run_job(self, job: Any) -> Any:
         spec = spec_of(job.message(self.path))
         kind = self.kinds[spec.KIND]
         details = json.loads(json.dumps(await kind.validate(spec)))
