@@ -15,9 +15,6 @@ import atexit
 import itertools
 import json
 import logging
-import os
-import platform
-import sys
 import tempfile
 import threading
 import time
@@ -30,13 +27,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 
-from flywheel.errors import SourceError
-from flywheel.source_archive import git
 from flywheel.tracking.errors import RunFinished, SpoolFull, TrackingError
+from flywheel.tracking.first_request import continue_request, create_request, path
 from flywheel.tracking.sending import Sender, address_of
 from flywheel.tracking.spool import Kind, Spool, default_root
 from flywheel.tracking.system_metrics import SystemMetrics
@@ -451,35 +446,19 @@ def start(
     run_id = resume.rpartition("/")[2] or f"run-{new_id()}"
     full_name = resume if resume.startswith("projects/") else f"projects/{project}/runs/{run_id}"
     project = full_name.split("/")[1]
-    request_id = uuid.uuid4().hex
     first: Message
     if resume:
-        kind, first = (
-            Kind.CONTINUE,
-            tracking_pb2.ContinueRunRequest(name=full_name, rewind_to_step=rewind_to, request_id=request_id),
-        )
+        kind, first = Kind.CONTINUE, continue_request(full_name, rewind_to)
     else:
-        kind, created = (
-            Kind.CREATE,
-            trainer_pb2.CreateRunRequest(
-                parent=f"projects/{project}",
-                run_id=run_id,
-                request_id=request_id,
-                lease=Duration(seconds=int(lease_seconds), nanos=int(lease_seconds % 1 * 1e9)),
-                run=trainer_pb2.Run(
-                    experiment=_path(project, "experiments", experiment),
-                    params=texts(params, "param"),
-                    tags=texts(tags, "tag"),
-                    display_name=name,
-                    notes=notes,
-                    parent_run=_path(project, "runs", parent_name) if parent_name else "",
-                    code_version=_code_version(),
-                    environment=_environment(),
-                ),
-            ),
+        described = trainer_pb2.Run(
+            experiment=path(project, "experiments", experiment),
+            params=texts(params, "param"),
+            tags=texts(tags, "tag"),
+            display_name=name,
+            notes=notes,
+            parent_run=path(project, "runs", parent_name) if parent_name else "",
         )
-        created.run.started_at.GetCurrentTime()
-        first = created
+        kind, first = Kind.CREATE, create_request(full_name, described, lease_seconds)
     address = address_of(address)
     opened = Spool((Path(spool) if spool else default_root()) / f"{project}-{run_id}", max_spool_bytes)
     opened.write_description({"run": full_name, "address": address})
@@ -497,30 +476,3 @@ def start(
     if resume and params:
         run.log_params(params)
     return run
-
-
-def _path(project: str, collection: str, name: str) -> str:
-    return name if name.startswith("projects/") else f"projects/{project}/{collection}/{name}"
-
-
-def _environment() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cpus": str(os.cpu_count()),
-        "script": sys.argv[0][:1000] if sys.argv else "",
-    }
-
-
-def _code_version() -> str:
-    """The commit of the working directory, with `+dirty` if files were changed; empty without one."""
-    folder = Path.cwd()
-    try:
-        commit = git(folder, "rev-parse", "HEAD")
-        if commit is None:
-            return ""
-        changed = git(folder, "status", "--porcelain", "--untracked-files=no")
-    except SourceError:
-        return ""
-    return commit.strip() + ("+dirty" if changed else "")
