@@ -63,9 +63,6 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     answers that streams have not sent; more requests are refused with RESOURCE_EXHAUSTED OVERLOADED."""
     stream_in_flight: int = 64
     """Maximum number of unanswered requests and unread answers of one stream; then no more are read."""
-    max_calls_per_connection: int = 128
-    """Maximum number of open calls of one connection, also of those that wait to be accepted; further calls
-    wait at the client."""
     max_concurrent_rpcs: int = 2048
     """Maximum number of unary calls of any kind in flight; more are refused with RESOURCE_EXHAUSTED."""
     default_budget_seconds: float = 1.0
