@@ -40,9 +40,10 @@ class Report:
 
     @property
     def causes(self) -> list[str]:
-        """What is wrong with the data of the window: the causes of its features, and CLOCK_JUMP if many of
-        its predictions came after it was judged, as from senders with a wrong clock or a replay."""
-        found = {d.cause for d in self.features if d.cause}
+        """What is wrong with the data of the window: the causes of its features that are not silenced, and
+        CLOCK_JUMP if many of its predictions came after it was judged, as from senders with a wrong clock or
+        a replay."""
+        found = {d.cause for d in self._counted if d.cause}
         if self.late_predictions > LATE_SHARE * self.predictions:
             found.add(Cause.CLOCK_JUMP)
         return sorted(found)
@@ -50,11 +51,15 @@ class Report:
     @property
     def bad_data(self) -> bool:
         """Whether bad data is the likely cause of what this window shows."""
-        return any(d.verdict == Verdict.DATA_QUALITY for d in self.features)
+        return any(d.verdict == Verdict.DATA_QUALITY for d in self._counted)
 
     def features_with(self, *verdicts: Verdict) -> list[FeatureDrift]:
-        """Features with one of these verdicts, most drifted first."""
-        return [d for d in self.features if d.verdict in verdicts]
+        """Features with one of these verdicts that counts, most drifted first."""
+        return [d for d in self._counted if d.verdict in verdicts]
+
+    @property
+    def _counted(self) -> list[FeatureDrift]:
+        return [d for d in self.features if not d.silenced]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,6 +102,7 @@ def report_on(
         policy,
         {f.name: window.feature_blocks(f) for f in layout.features},
         {name: found for name, found in moments.items() if found is not None},
+        start_us=span.start_us,
     )
     if layout.features:
         verdict, reason = judge_window(features, window.predictions, policy)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from flywheel_monitor.models.errors import InvalidPolicy
+from flywheel_monitor.models.feature_rule import FeatureRule, rule_problems
 
 HOUR_US = 3_600_000_000
 
@@ -29,6 +30,7 @@ class MonitorPolicy:
     log_loss_ratio: float = 1.2
     data_quality_rate: float = 0.2
     label_shift: float = 0.05
+    feature_rules: tuple[FeatureRule, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -36,7 +38,24 @@ class MonitorPolicy:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> MonitorPolicy:
         known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in stored.items() if key in known})
+        found = {key: value for key, value in stored.items() if key in known}
+        rules = tuple(FeatureRule.from_json(rule) for rule in stored.get("feature_rules", ()))
+        return cls(**{**found, "feature_rules": rules})
+
+    def rules(self) -> dict[str, FeatureRule]:
+        """feature → its rule, with the thresholds that hold for it."""
+        return {
+            rule.feature: replace(
+                rule,
+                psi_warning=rule.psi_warning or self.psi_warning,
+                psi_alert=rule.psi_alert or self.psi_alert,
+            )
+            for rule in self.feature_rules
+        }
+
+    def default_rule(self, feature: str) -> FeatureRule:
+        """The rule of a feature without one of its own."""
+        return FeatureRule(feature, self.psi_warning, self.psi_alert)
 
     def checked(self, pane_us: int) -> MonitorPolicy:
         """The policy itself. Raises InvalidPolicy, which lists every problem."""
@@ -57,6 +76,7 @@ class MonitorPolicy:
             problems.append("log_loss_ratio must be above 1")
         if not 0 < self.data_quality_rate <= 1:
             problems.append("data_quality_rate must lie between 0 and 1")
+        problems.extend(rule_problems(self.feature_rules, self.psi_warning, self.psi_alert))
         if problems:
             raise InvalidPolicy(f"The policy is not valid: {'; '.join(problems)}.")
         return self
