@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel_common.errors import Unavailable
 from flywheel_common.grpc.auth import missing_rows
@@ -25,6 +26,7 @@ from flywheel_monitor.models.names import AlertName
 from flywheel_monitor.permissions import PERMISSIONS, SERVICE
 from flywheel_protos.monitor.v1 import distribution_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
+from flywheel_protos.monitor.v1.feature_rule_pb2 import FeatureRule
 from tests.support.builders.monitor import (
     CHALLENGER,
     HOUR_US,
@@ -273,6 +275,22 @@ REFUSALS: list[tuple[str, str, Callable[[], Any]]] = [
         "INVALID_ARGUMENT INVALID_POLICY",
         "SetMonitorPolicy",
         lambda: pb.SetMonitorPolicyRequest(policy=pb.MonitorPolicy(model=MODEL, fdr=2.0)),
+    ),
+    (
+        "INVALID_ARGUMENT INVALID_POLICY",
+        "SetMonitorPolicy",
+        lambda: pb.SetMonitorPolicyRequest(
+            policy=pb.MonitorPolicy(model=MODEL, feature_rules=[FeatureRule(feature="a")] * 2)
+        ),
+    ),
+    (
+        "INVALID_ARGUMENT OUT_OF_RANGE",
+        "SetMonitorPolicy",
+        lambda: pb.SetMonitorPolicyRequest(
+            policy=pb.MonitorPolicy(
+                model=MODEL, feature_rules=[FeatureRule(feature="a", silenced_until=Timestamp())]
+            )
+        ),
     ),
     ("INVALID_ARGUMENT INVALID_NAME", "SetMonitorPolicy", pb.SetMonitorPolicyRequest),
     (
