@@ -170,6 +170,21 @@ async def test_an_alert_ends_after_its_feature_is_silenced(traffic: Traffic) -> 
     assert [(Kind.DATA_DRIFT, AlertState.RESOLVED, 11)] == await traffic.alerts()
 
 
+async def test_a_weekly_pattern_opens_no_alert_with_a_second_reference(traffic: Traffic) -> None:
+    traffic.policy = replace(POLICY, seasonal_weeks=1)
+    for number in (10, 11, 12):
+        await traffic.hour(number, 1.5)
+    for number, shift in ((178, 1.5), (179, 1.5), (180, 0.0), (181, 0.0)):
+        await traffic.hour(number, shift)
+    await traffic.evaluator.pass_once()
+    drift, none = Verdict.DRIFT, Verdict.NO_DRIFT
+    # 178 is one week after 10. There is no window a week before 10.
+    expected = {10: drift, 11: drift, 12: drift, 178: none, 179: none, 180: none}
+    assert expected == {
+        h: v for (h, kind), v in (await traffic.verdicts()).items() if kind == Kind.DATA_DRIFT
+    }
+
+
 async def test_labels_are_judged_after_their_lateness_and_all_read(traffic: Traffic) -> None:
     for number in range(10, 16):
         await traffic.hour(number, labelled=True)

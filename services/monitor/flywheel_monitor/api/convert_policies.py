@@ -27,6 +27,7 @@ def policy_from_proto(policy: monitor_pb2.MonitorPolicy) -> MonitorPolicy:
         data_quality_rate=policy.data_quality_rate or d.data_quality_rate,
         label_shift=policy.label_shift or d.label_shift,
         feature_rules=tuple(rule_from_proto(rule) for rule in policy.feature_rules),
+        seasonal_weeks=policy.seasonal_weeks,
     )
 
 
@@ -48,4 +49,5 @@ def policy_to_proto(model: str, policy: MonitorPolicy) -> monitor_pb2.MonitorPol
         data_quality_rate=policy.data_quality_rate,
         label_shift=policy.label_shift,
         feature_rules=[rule_to_proto(rule) for rule in policy.feature_rules],
+        seasonal_weeks=policy.seasonal_weeks,
     )

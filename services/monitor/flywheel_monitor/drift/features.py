@@ -58,15 +58,21 @@ class FeatureDrift:
 
 
 def measure(
-    bins: FeatureBins, counts: Ints, mean_shift: float | None, blocks: Ints | None = None
+    bins: FeatureBins,
+    counts: Ints,
+    mean_shift: float | None,
+    blocks: Ints | None = None,
+    reference_blocks: Ints | None = None,
 ) -> tuple[FeatureDrift, float]:
     """The statistics of one feature and its p-value before adjustment.
 
     Numeric: KS of the finite values and chi-square of present against missing and out of range, the
     smaller p doubled (Bonferroni), so that a null burst is as significant as a shift. Categorical:
     chi-square over all bins. `blocks` [B, size]: the counts of consecutive parts of the window, from which
-    the design effect is estimated; None: rows are independent."""
-    reference = bins.reference_counts
+    the design effect is estimated; None: rows are independent. `reference_blocks` are those of another
+    window, which the counts are compared with in place of the training set."""
+    reference = bins.reference_counts if reference_blocks is None else reference_blocks.sum(axis=0)
+    against = reference_blocks
     window_coarse, reference_coarse = psi.coarse(bins, counts), psi.coarse(bins, reference)
     found = FeatureDrift(
         feature=bins.name,
@@ -78,11 +84,11 @@ def measure(
         reference_unseen_rate=unseen_rate(bins, reference),
     )
     if not bins.numeric:
-        effect = 1.0 if blocks is None else design_effect.of_shares(blocks)
-        test = chi2.chi_square(*chi2.pooled(counts, reference), effect)
+        effect, other = (1.0 if b is None else design_effect.of_shares(b) for b in (blocks, against))
+        test = chi2.chi_square(*chi2.pooled(counts, reference), effect, other)
         found = replace(
             found,
-            psi_corrected=psi.corrected(window_coarse, reference_coarse, effect),
+            psi_corrected=psi.corrected(window_coarse, reference_coarse, effect, other),
             chi_square=test.statistic,
             chi_square_degrees=test.degrees,
             chi_square_p_value=test.p_value,
@@ -91,15 +97,19 @@ def measure(
         )
         return found, test.p_value
     a, b = ks.ordered(bins, counts), ks.ordered(bins, reference)
-    effect = 1.0 if blocks is None else design_effect.of_order(ks.ordered(bins, blocks))
+    effect, other = (
+        1.0 if rows is None else design_effect.of_order(ks.ordered(bins, rows)) for rows in (blocks, against)
+    )
     statistic = ks.ks_statistic(a, b)
-    ks_p = ks.ks_p_value(statistic, float(a.sum()) / effect, float(b.sum()))
-    kinds_effect = 1.0 if blocks is None else design_effect.of_shares(_kinds(bins, blocks))
-    kinds = chi2.chi_square(*chi2.pooled(_kinds(bins, counts), _kinds(bins, reference)), kinds_effect)
+    ks_p = ks.ks_p_value(statistic, float(a.sum()) / effect, float(b.sum()) / other)
+    kind_effects = (
+        1.0 if rows is None else design_effect.of_shares(_kinds(bins, rows)) for rows in (blocks, against)
+    )
+    kinds = chi2.chi_square(*chi2.pooled(_kinds(bins, counts), _kinds(bins, reference)), *kind_effects)
     spread = bins.reference.stddev
     found = replace(
         found,
-        psi_corrected=psi.corrected(window_coarse, reference_coarse, effect),
+        psi_corrected=psi.corrected(window_coarse, reference_coarse, effect, other),
         ks=statistic,
         ks_p_value=ks_p,
         wasserstein=distances.wasserstein(a, b, bins.positions) / spread if spread > 0 else None,

@@ -11,6 +11,7 @@ from flywheel_monitor.drift import design_effect
 from flywheel_monitor.drift.causes import Cause
 from flywheel_monitor.drift.features import FeatureDrift, feature_from_json, judge_features, judge_window
 from flywheel_monitor.drift.score_shift import ScoreShift, score_shift
+from flywheel_monitor.drift.season import confirm_against
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.performance.quality import Quality
@@ -89,9 +90,12 @@ def report_on(
     quality: Quality,
     policy: MonitorPolicy,
     late: int = 0,
+    *,
+    earlier: WindowCounts | None = None,
 ) -> Report:
     """The report on a window from its counts; `quality` is empty while labels are not judged. `late`: how
-    many predictions came after the window was judged."""
+    many predictions came after the window was judged. `earlier`: the counts that it is also compared with
+    (`seasonal_window`)."""
     layout = version.layout
     shifts = {f.name: window.mean_shift(f.name) for f in layout.features}
     moments = {f.name: window.moments(f.name) for f in layout.features}
@@ -104,6 +108,9 @@ def report_on(
         {name: found for name, found in moments.items() if found is not None},
         start_us=span.start_us,
     )
+    season = ""
+    if earlier is not None:
+        features, season = confirm_against(earlier, window, features, policy)
     if layout.features:
         verdict, reason = judge_window(features, window.predictions, policy)
     else:
@@ -121,6 +128,7 @@ def report_on(
     )
     expected = version.quality_reference.label_mean
     shift = None if quality.label_mean is None or expected is None else quality.label_mean - expected
+    came_late = f"{late} of {window.predictions} predictions came late" if late else ""
     return Report(
         model_version=version.name,
         span=span,
@@ -128,7 +136,7 @@ def report_on(
         features=tuple(features),
         score=score,
         verdict=verdict,
-        reason=f"{reason}; {late} of {window.predictions} predictions came late" if late else reason,
+        reason="; ".join(part for part in (reason, season, came_late) if part),
         reference_hash=version.reference.hash,
         quality=quality,
         label_shift=shift,

@@ -10,6 +10,8 @@ from flywheel_monitor.models.errors import InvalidPolicy
 from flywheel_monitor.models.feature_rule import FeatureRule, rule_problems
 
 HOUR_US = 3_600_000_000
+WEEK_US = 7 * 24 * HOUR_US
+MAX_SEASONAL_WEEKS = 53
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class MonitorPolicy:
     data_quality_rate: float = 0.2
     label_shift: float = 0.05
     feature_rules: tuple[FeatureRule, ...] = ()
+    seasonal_weeks: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,6 +79,10 @@ class MonitorPolicy:
             problems.append("log_loss_ratio must be above 1")
         if not 0 < self.data_quality_rate <= 1:
             problems.append("data_quality_rate must lie between 0 and 1")
+        if not 0 <= self.seasonal_weeks <= MAX_SEASONAL_WEEKS:
+            problems.append(f"seasonal_weeks must lie between 0 and {MAX_SEASONAL_WEEKS}")
+        if self.window_us > self.seasonal_weeks * WEEK_US > 0:
+            problems.append("window must not be longer than seasonal_weeks")
         problems.extend(rule_problems(self.feature_rules, self.psi_warning, self.psi_alert))
         if problems:
             raise InvalidPolicy(f"The policy is not valid: {'; '.join(problems)}.")
