@@ -93,6 +93,13 @@ async def test_performance_is_converted(edge: LocalMonitor, stub: Any) -> None:
     found = (await stub.GetPerformance(request)).performance
     assert performance_to_proto(await edge.performance()) == found
     assert (40, 30, 0.75) == (found.predictions, found.labelled, found.coverage)
+    middles = (np.floor(np.array(scores) * 200) + 0.5) / 200
+    promised = np.maximum(middles, 1 - middles)
+    assert (promised.mean(), promised[:30].mean()) == pytest.approx(
+        (found.estimate.accuracy, found.estimate.labelled_accuracy), abs=1e-12
+    )
+    right = (np.array(scores) >= 0.5)[:30] == np.array(labels[:30])
+    assert right.mean() == pytest.approx(found.estimate.realised_accuracy, abs=1e-12)
     assert (times[0], times[39]) == (found.first_event.ToMicroseconds(), found.last_event.ToMicroseconds())
     at(at(request, "start_time", times[5]), "end_time", times[20])
     assert 15 == (await stub.GetPerformance(request)).performance.predictions
@@ -100,7 +107,7 @@ async def test_performance_is_converted(edge: LocalMonitor, stub: Any) -> None:
     assert 10 == (await stub.GetPerformance(segment)).performance.predictions
     empty = pb.GetPerformanceRequest(model_version=version_name(), segment="none")
     found = (await stub.GetPerformance(empty)).performance
-    absent = ("auc", "log_loss", "brier", "calibration_error", "first_event", "last_event")
+    absent = ("auc", "log_loss", "brier", "calibration_error", "first_event", "last_event", "estimate")
     assert [False] * len(absent) == [found.HasField(field) for field in absent]
 
 
