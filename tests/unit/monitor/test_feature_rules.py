@@ -208,6 +208,7 @@ def test_a_policy_stored_without_rules_has_none() -> None:
         ([FeatureRule("a", psi_alert=0.05)], "psi_warning <= psi_alert"),
         ([FeatureRule("a", psi_alert=-1.0)], "psi_warning <= psi_alert"),
         ([FeatureRule("a", psi_warning=float("nan"))], "psi_warning <= psi_alert"),
+        ([FeatureRule("a", psi_alert=float("inf"))], "finite"),
         ([FeatureRule("")], "no feature"),
         ([FeatureRule(f"f{i}") for i in range(1001)], "at most 1000"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -60,6 +61,8 @@ def rule_problems(rules: tuple[FeatureRule, ...], psi_warning: float, psi_alert:
         seen.add(name)
         if rule.direction not in list(Direction):
             problems.append(f"{name}: unknown direction {int(rule.direction)}")
+        if math.inf in (rule.psi_warning, rule.psi_alert):
+            problems.append(f"{name}: thresholds must be finite")
         changed = bool(rule.psi_warning or rule.psi_alert)
         if changed and not 0 < (rule.psi_warning or psi_warning) <= (rule.psi_alert or psi_alert):
             problems.append(f"{name}: 0 < psi_warning <= psi_alert must hold")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -62,7 +63,8 @@ class MonitorPolicy:
 
     def checked(self, pane_us: int) -> MonitorPolicy:
         """The policy itself. Raises InvalidPolicy, which lists every problem."""
-        problems = []
+        # JSON has no infinity.
+        problems = [f"{name} must be finite" for name, value in vars(self).items() if value == math.inf]
         if self.window_us < pane_us or self.window_us % pane_us:
             problems.append(f"window must be a positive multiple of the pane of {pane_us / 1e6:g} s")
         if self.lateness_us < 0:
