@@ -103,6 +103,13 @@ def test_only_a_move_in_the_direction_of_the_rule_counts(
     assert found.psi == pytest.approx(expected_psi(shift), rel=0.02)
 
 
+def test_values_below_the_range_do_not_count_upwards() -> None:
+    found = judged({"a": -4.0}, [FeatureRule("a", direction=Direction.UP)])["a"]
+    assert found.unseen_rate == pytest.approx(stats.norm.cdf(-1.0), abs=0.001)
+    assert Verdict.NO_DRIFT == found.verdict
+    assert Verdict.DRIFT == judged({"a": 4.0}, [FeatureRule("a", direction=Direction.UP)])["a"].verdict
+
+
 def test_missing_values_count_in_any_direction() -> None:
     found = judged({"a": -1.0}, [FeatureRule("a", direction=Direction.UP)], missing=ROWS // 10)["a"]
     assert Verdict.WARNING == found.verdict

@@ -195,17 +195,18 @@ def judge_effect(d: FeatureDrift, policy: MonitorPolicy, rule: FeatureRule) -> F
     if d.adjusted_p_value > policy.fdr:
         return replace(d, reason=f"not significant (p {d.adjusted_p_value:.3g}); {numbers}")
     large, moved = d.psi_corrected >= rule.psi_alert, d.psi_corrected >= rule.psi_warning
+    counts = rule.counts(d.mean_shift)
     if large or moved or shift >= MEAN_SHIFT_WARNING:
-        if rule.counts(d.mean_shift):
+        if counts:
             verdict = Verdict.DRIFT if large else Verdict.WARNING
             limit = "at least" if large else "moved, less than"
             return replace(d, verdict=verdict, reason=f"{numbers}: {limit} {rule.psi_alert:g}")
         numbers += f": only a mean that moves {Direction(rule.direction).name} counts"
-    for what, rate, expected in (
-        ("missing or unusable", d.null_rate, d.reference_null_rate),
-        ("unseen or out of range", d.unseen_rate, d.reference_unseen_rate),
+    for what, rate, expected, counted in (
+        ("missing or unusable", d.null_rate, d.reference_null_rate, True),
+        ("unseen or out of range", d.unseen_rate, d.reference_unseen_rate, counts),
     ):
-        if rate - expected >= RATE_WARNING:
+        if counted and rate - expected >= RATE_WARNING:
             reason = f"{rate:.1%} of values are {what}, {expected:.1%} in the reference"
             return replace(d, verdict=Verdict.WARNING, reason=reason)
     return replace(d, reason=f"significant but small; {numbers}" if not moved else numbers)
