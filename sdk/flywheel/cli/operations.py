@@ -105,7 +105,16 @@ def drift(model: str) -> None:
         console.print(f"{report.model_version} {window}: {report.reason}")
         show_all(
             report.features,
-            ["feature", "psi_corrected", "ks", "adjusted_p_value", "mean_shift", "verdict", "cause"],
+            [
+                "feature",
+                "psi_corrected",
+                "ks",
+                "adjusted_p_value",
+                "mean_shift",
+                "verdict",
+                "silenced",
+                "cause",
+            ],
         )
 
     call(work)

@@ -61,16 +61,33 @@ def _causes(report: monitor_pb2.DriftReport) -> str:
 
 
 def _quality(found: monitor_pb2.Performance) -> str:
-    names = [field.name for field in monitor_pb2.Performance.DESCRIPTOR.fields if field.has_presence]
-    shown = [n for n in names if n not in ("first_event", "last_event") and found.HasField(n)]
     rows = [
         ("predictions", f"{found.predictions:,}"),
         ("labelled", f"{found.labelled:,} ({found.coverage:.1%})"),
-        *((name.replace("_", " "), f"{getattr(found, name):.6g}") for name in shown),
+        *_figures(found),
+        *((f"estimated {name}", value) for name, value in _estimated(found)),
         ("latency p50 / p99", f"{found.latency_p50_ms:.3g} / {found.latency_p99_ms:.3g} ms"),
         ("errors / fallbacks", f"{found.error_rate:.2%} / {found.fallback_rate:.2%}"),
     ]
-    return _table(("", ""), ((escape(name), escape(value)) for name, value in rows))
+    warning = f"<p>{escape(found.estimate.warning)}</p>" if found.estimate.warning else ""
+    return warning + _table(("", ""), ((escape(name), escape(value)) for name, value in rows))
+
+
+def _figures(found: monitor_pb2.Performance) -> list[tuple[str, str]]:
+    """Return the optional numbers that are set."""
+    fields = [f for f in monitor_pb2.Performance.DESCRIPTOR.fields if f.has_presence and not f.message_type]
+    return [
+        (f.name.replace("_", " "), f"{getattr(found, f.name):.6g}") for f in fields if found.HasField(f.name)
+    ]
+
+
+def _estimated(found: monitor_pb2.Performance) -> list[tuple[str, str]]:
+    """Return what the scores promise without labels."""
+    if not found.HasField("estimate"):
+        return []
+    estimate = found.estimate
+    values = (("auc", estimate.auc), ("accuracy", estimate.accuracy), ("log loss", estimate.log_loss))
+    return [(name, f"{value:.6g}") for name, value in values]
 
 
 def _alerts(alerts: Sequence[monitor_pb2.Alert]) -> str:
@@ -116,7 +133,9 @@ def _features(content: ReportContent) -> str:
     found = {one.name: one for one in content.distributions.features}
     parts = []
     for name in [*drift, *(n for n in found if n not in drift)]:
-        head = f"<h3>{escape(name)} {_verdict(drift[name].verdict) if name in drift else ''}</h3>"
+        silenced = " (silenced)" if name in drift and drift[name].silenced else ""
+        verdict = _verdict(drift[name].verdict) + silenced if name in drift else ""
+        head = f"<h3>{escape(name)} {verdict}</h3>"
         numbers = _numbers(drift[name]) if name in drift else ""
         parts.append(head + numbers + (_distribution(found[name]) if name in found else ""))
     return "".join(parts) or '<p class="empty">the version has no reference profile</p>'

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel_common.errors import Unavailable
 from flywheel_common.grpc.auth import missing_rows
@@ -25,6 +26,7 @@ from flywheel_monitor.models.names import AlertName
 from flywheel_monitor.permissions import PERMISSIONS, SERVICE
 from flywheel_protos.monitor.v1 import distribution_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
+from flywheel_protos.monitor.v1.feature_rule_pb2 import FeatureRule
 from tests.support.builders.monitor import (
     CHALLENGER,
     HOUR_US,
@@ -91,6 +93,13 @@ async def test_performance_is_converted(edge: LocalMonitor, stub: Any) -> None:
     found = (await stub.GetPerformance(request)).performance
     assert performance_to_proto(await edge.performance()) == found
     assert (40, 30, 0.75) == (found.predictions, found.labelled, found.coverage)
+    middles = (np.floor(np.array(scores) * 200) + 0.5) / 200
+    promised = np.maximum(middles, 1 - middles)
+    assert (promised.mean(), promised[:30].mean()) == pytest.approx(
+        (found.estimate.accuracy, found.estimate.labelled_accuracy), abs=1e-12
+    )
+    right = (np.array(scores) >= 0.5)[:30] == np.array(labels[:30])
+    assert right.mean() == pytest.approx(found.estimate.realised_accuracy, abs=1e-12)
     assert (times[0], times[39]) == (found.first_event.ToMicroseconds(), found.last_event.ToMicroseconds())
     at(at(request, "start_time", times[5]), "end_time", times[20])
     assert 15 == (await stub.GetPerformance(request)).performance.predictions
@@ -98,7 +107,7 @@ async def test_performance_is_converted(edge: LocalMonitor, stub: Any) -> None:
     assert 10 == (await stub.GetPerformance(segment)).performance.predictions
     empty = pb.GetPerformanceRequest(model_version=version_name(), segment="none")
     found = (await stub.GetPerformance(empty)).performance
-    absent = ("auc", "log_loss", "brier", "calibration_error", "first_event", "last_event")
+    absent = ("auc", "log_loss", "brier", "calibration_error", "first_event", "last_event", "estimate")
     assert [False] * len(absent) == [found.HasField(field) for field in absent]
 
 
@@ -273,6 +282,22 @@ REFUSALS: list[tuple[str, str, Callable[[], Any]]] = [
         "INVALID_ARGUMENT INVALID_POLICY",
         "SetMonitorPolicy",
         lambda: pb.SetMonitorPolicyRequest(policy=pb.MonitorPolicy(model=MODEL, fdr=2.0)),
+    ),
+    (
+        "INVALID_ARGUMENT INVALID_POLICY",
+        "SetMonitorPolicy",
+        lambda: pb.SetMonitorPolicyRequest(
+            policy=pb.MonitorPolicy(model=MODEL, feature_rules=[FeatureRule(feature="a")] * 2)
+        ),
+    ),
+    (
+        "INVALID_ARGUMENT OUT_OF_RANGE",
+        "SetMonitorPolicy",
+        lambda: pb.SetMonitorPolicyRequest(
+            policy=pb.MonitorPolicy(
+                model=MODEL, feature_rules=[FeatureRule(feature="a", silenced_until=Timestamp())]
+            )
+        ),
     ),
     ("INVALID_ARGUMENT INVALID_NAME", "SetMonitorPolicy", pb.SetMonitorPolicyRequest),
     (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from flywheel_monitor.models.feature_rule import Direction, FeatureRule
 from flywheel_monitor.models.policy import MonitorPolicy
 from tests.support.builders.monitor import (
     MODEL,
@@ -36,6 +37,20 @@ async def test_a_policy_replaces_that_of_its_model_only(monitor: LocalMonitor) -
         await policy_of(monitor, MODEL),
         await policy_of(monitor, other),
     )
+
+
+async def test_the_rules_of_features_are_stored_with_the_policy(monitor: LocalMonitor) -> None:
+    rules = (
+        FeatureRule("view__up", 0.3, 0.4, Direction.UP),
+        FeatureRule("view__silent", silenced=True),
+        FeatureRule("view__später", silenced_until_us=1_700_000_000_000_000),
+    )
+    await set_policy(monitor, MODEL, MonitorPolicy(feature_rules=rules))
+    found = await policy_of(monitor)
+    assert found is not None
+    assert rules == found.feature_rules
+    await set_policy(monitor, MODEL, MonitorPolicy())
+    assert MonitorPolicy() == await policy_of(monitor)
 
 
 async def test_a_model_named_by_a_batch_has_the_default_policy(monitor: LocalMonitor) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flywheel_common.errors import InvalidPageToken, NotFound
@@ -15,8 +16,14 @@ from flywheel_monitor.drift.score_shift import ScoreShift
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.evaluation.ports import Frontier
 from flywheel_monitor.evaluation.report import Report
-from flywheel_monitor.evaluation.report_lookup import Distributions, find_distributions, find_reports
+from flywheel_monitor.evaluation.report_lookup import (
+    Distributions,
+    find_distributions,
+    find_report,
+    find_reports,
+)
 from flywheel_monitor.evaluation.verdicts import WindowVerdict
+from flywheel_monitor.models.policy import WEEK_US
 from flywheel_monitor.performance.quality import Quality
 from flywheel_monitor.references.reference import ScoreReference
 from flywheel_monitor.windows.watermark import ReachedTimes
@@ -26,6 +33,7 @@ from tests.support.builders.monitor import (
     PANE_US,
     SHADOW,
     START_US,
+    STRICT_POLICY,
     hour,
     outcomes,
     predictions,
@@ -141,6 +149,33 @@ async def test_one_wrong_time_makes_no_version_the_champion(monitor: LocalMonito
     late = [START_US + 2 * HOUR_US] * 2
     await monitor.predicted(predictions(["right-1", "right-2"], times=late))
     assert version_name(1) == (await monitor.report(MODEL, START_US, START_US + 2 * HOUR_US)).model_version
+
+
+async def test_a_report_compares_with_the_same_hours_of_an_earlier_week(monitor: LocalMonitor) -> None:
+    values = [1.0, 2.0] * 10
+    for week, shown in enumerate((values, values, [1.0, -1.0] * 10)):
+        times = START_US + week * WEEK_US + np.arange(20)
+        ids = [f"{week}-{i}" for i in range(20)]
+        await monitor.predicted(predictions(ids, times=times, values=shown, segments=["JFK"] * 20))
+    version = version_name()
+
+    async def verdicts(weeks: int, segment: str = "") -> list[Verdict]:
+        async with monitor.store.transaction() as records:
+            await records.set_policy(MODEL, replace(STRICT_POLICY, seasonal_weeks=weeks))
+        starts = [START_US + week * WEEK_US for week in range(3)]
+        found = [
+            await find_report(
+                monitor.store, version, start_us=at, end_us=at + HOUR_US, segment=segment, pane_us=PANE_US
+            )
+            for at in starts
+        ]
+        return [report.verdict for report in found]
+
+    drift, none = Verdict.DRIFT, Verdict.NO_DRIFT
+    assert [drift, drift, none] == await verdicts(0)
+    assert [drift, none, none] == await verdicts(1)
+    assert [drift, none, none] == await verdicts(1, "JFK")
+    assert [drift, drift, none] == await verdicts(2)
 
 
 async def test_recent_verdicts_are_the_newest_with_enough_rows(

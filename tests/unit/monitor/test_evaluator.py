@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from flywheel_monitor.evaluation.evaluator import Evaluator
 from flywheel_monitor.evaluation.metrics import EvaluationMetrics
 from flywheel_monitor.fakes.references import MemoryReferences
 from flywheel_monitor.fakes.store import MemoryStore
+from flywheel_monitor.models.feature_rule import FeatureRule
 from flywheel_monitor.models.policy import HOUR_US, MonitorPolicy
 from flywheel_monitor.references.reference import Reference
 from flywheel_monitor.windows.bins import ColumnReference
@@ -45,6 +47,7 @@ class Traffic:
         column = ColumnReference("v__x", True, COUNTS, edges=EDGES, stddev=1.0, minimum=-4.0, maximum=4.0)
         references.known = {VERSION: Reference((column,), {"auc": 0.9, "label_mean": 0.5})}
         self.store = MemoryStore(references, PANE_US, ManualClock())
+        self.policy = POLICY
         self.unread = UnreadPartitions()
         self.during_read: Callable[[], Awaitable[None]] | None = None
         """Runs while the lag is read."""
@@ -71,7 +74,7 @@ class Traffic:
         values = stats.norm.ppf((np.arange(n) + 0.5) / n) + shift
         batch = predictions(ids, rng.uniform(0.05, 0.95, n), times=times, values=values)
         async with self.store.transaction() as records:
-            await records.set_policy(MODEL, POLICY)
+            await records.set_policy(MODEL, self.policy)
             await records.add_predictions(0, [batch])
             if labelled:
                 labels = rng.integers(0, 2, n).astype(float)
@@ -142,6 +145,44 @@ async def test_two_drifted_windows_open_an_alert_three_clean_ones_end_it(traffic
     assert [12, 13] == [a.span.start_us // HOUR_US for a in announced]
     assert 1 == len({a.alert for a in announced})
     assert not any(a.data_quality_cause for a in announced)
+
+
+async def test_a_silenced_feature_opens_no_alert_until_its_event_time(traffic: Traffic) -> None:
+    rule = FeatureRule("v__x", silenced_until_us=13 * HOUR_US)
+    traffic.policy = replace(POLICY, feature_rules=(rule,))
+    seen = []
+    for number in range(10, 17):
+        await traffic.hour(number, 1.5)
+        await traffic.evaluator.pass_once()
+        seen.append([last for kind, _, last in await traffic.alerts() if kind == Kind.DATA_DRIFT])
+    # 13 and 14 are the first two windows that count; a pass judges the windows before the newest hour.
+    assert [[], [], [], [], [], [14], [15]] == seen
+
+
+async def test_an_alert_ends_after_its_feature_is_silenced(traffic: Traffic) -> None:
+    for number in range(10, 13):
+        await traffic.hour(number, 1.5)
+        await traffic.evaluator.pass_once()
+    traffic.policy = replace(POLICY, feature_rules=(FeatureRule("v__x", silenced=True),))
+    for number in range(13, 16):
+        await traffic.hour(number, 1.5)
+        await traffic.evaluator.pass_once()
+    assert [(Kind.DATA_DRIFT, AlertState.RESOLVED, 11)] == await traffic.alerts()
+
+
+async def test_a_weekly_pattern_opens_no_alert_with_a_second_reference(traffic: Traffic) -> None:
+    traffic.policy = replace(POLICY, seasonal_weeks=1)
+    for number in (10, 11, 12):
+        await traffic.hour(number, 1.5)
+    for number, shift in ((178, 1.5), (179, 1.5), (180, 0.0), (181, 0.0)):
+        await traffic.hour(number, shift)
+    await traffic.evaluator.pass_once()
+    drift, none = Verdict.DRIFT, Verdict.NO_DRIFT
+    # 178 is one week after 10. There is no window a week before 10.
+    expected = {10: drift, 11: drift, 12: drift, 178: none, 179: none, 180: none}
+    assert expected == {
+        h: v for (h, kind), v in (await traffic.verdicts()).items() if kind == Kind.DATA_DRIFT
+    }
 
 
 async def test_labels_are_judged_after_their_lateness_and_all_read(traffic: Traffic) -> None:

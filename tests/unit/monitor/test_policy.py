@@ -36,6 +36,10 @@ def test_an_empty_policy_has_the_documented_defaults() -> None:
         {"log_loss_ratio": 0.9},
         {"lateness_us": -1},
         {"auc_drop": float("nan")},
+        {"auc_drop": float("inf")},
+        {"score_shift": float("inf")},
+        {"psi_alert": float("inf")},
+        {"log_loss_ratio": float("inf")},
     ],
 )
 def test_an_invalid_policy_is_rejected(fields: dict[str, float]) -> None:

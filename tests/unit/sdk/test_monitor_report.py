@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from html.parser import HTMLParser
 
 from flywheel.monitor_report import ReportContent, report_page
 from flywheel_protos.monitor.v1 import distribution_pb2, monitor_pb2
+from flywheel_protos.monitor.v1.performance_estimate_pb2 import PerformanceEstimate
 
 VERSION = "projects/p/models/late/versions/3"
 VOID = {"meta", "br"}
@@ -102,6 +104,28 @@ def test_bars_are_shares_of_all_rows_with_the_missing_ones() -> None:
     assert "&gt; 1.5: observed 20.00%" in titles
     assert "missing: observed 60.00%" in titles
     assert "moved most: missing 0.0% → 60.0%, ≤ 0.5 50.0% → 10.0%" in "".join(Page(html).text)
+
+
+def test_estimates_stand_beside_the_realised_quality() -> None:
+    shown = content()
+    estimate = PerformanceEstimate(
+        auc=0.8125, accuracy=0.625, log_loss=0.375, warning="worse <than> promised"
+    )
+    shown.performance.estimate.CopyFrom(estimate)
+    cells = Page(report_page(shown)).text
+    assert "worse <than> promised" in cells
+    rows = dict(itertools.pairwise(cells))
+    assert ("0.75", "0.8125", "0.625", "0.375") == tuple(
+        rows[name] for name in ("auc", "estimated auc", "estimated accuracy", "estimated log loss")
+    )
+    assert "estimated auc" not in Page(report_page(content())).text
+
+
+def test_a_silenced_feature_is_named() -> None:
+    shown = content()
+    assert "(silenced)" not in report_page(shown)
+    shown.report.features[0].silenced = True
+    assert "(silenced)" in report_page(shown)
 
 
 def test_timelines_leave_gaps_where_a_window_has_no_value() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from flywheel_monitor.api.timestamps import timestamp
+from flywheel_monitor.performance.estimate import Estimate
 from flywheel_monitor.performance.served import ServedPerformance
 from flywheel_protos.monitor.v1 import monitor_pb2
+from flywheel_protos.monitor.v1.performance_estimate_pb2 import PerformanceEstimate
 
 
 def performance_to_proto(p: ServedPerformance) -> monitor_pb2.Performance:
@@ -31,4 +33,19 @@ def performance_to_proto(p: ServedPerformance) -> monitor_pb2.Performance:
         fallback_rate=p.fallback_rate,
         first_event=timestamp(p.first_event_us),
         last_event=timestamp(p.last_event_us),
+        estimate=None if p.estimate is None else _estimate(p.estimate),
+    )
+
+
+def _estimate(found: Estimate) -> PerformanceEstimate:
+    labelled = found.labelled
+    return PerformanceEstimate(
+        auc=found.expected.auc,
+        accuracy=found.expected.accuracy,
+        log_loss=found.expected.log_loss,
+        labelled_auc=labelled.auc if labelled else None,
+        labelled_accuracy=labelled.accuracy if labelled else None,
+        labelled_log_loss=labelled.log_loss if labelled else None,
+        realised_accuracy=found.realised_accuracy,
+        warning=found.warning,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flywheel_monitor.api.convert_feature_rules import rule_from_proto, rule_to_proto
 from flywheel_monitor.api.timestamps import duration
 from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_protos.monitor.v1 import monitor_pb2
@@ -25,6 +26,8 @@ def policy_from_proto(policy: monitor_pb2.MonitorPolicy) -> MonitorPolicy:
         log_loss_ratio=policy.log_loss_ratio or d.log_loss_ratio,
         data_quality_rate=policy.data_quality_rate or d.data_quality_rate,
         label_shift=policy.label_shift or d.label_shift,
+        feature_rules=tuple(rule_from_proto(rule) for rule in policy.feature_rules),
+        seasonal_weeks=policy.seasonal_weeks,
     )
 
 
@@ -45,4 +48,6 @@ def policy_to_proto(model: str, policy: MonitorPolicy) -> monitor_pb2.MonitorPol
         log_loss_ratio=policy.log_loss_ratio,
         data_quality_rate=policy.data_quality_rate,
         label_shift=policy.label_shift,
+        feature_rules=[rule_to_proto(rule) for rule in policy.feature_rules],
+        seasonal_weeks=policy.seasonal_weeks,
     )

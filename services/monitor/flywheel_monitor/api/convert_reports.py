@@ -33,6 +33,7 @@ def feature_to_proto(d: FeatureDrift) -> monitor_pb2.FeatureDrift:
         verdict=int(d.verdict),  # type: ignore[arg-type]
         reason=d.reason,
         cause=d.cause,
+        silenced=d.silenced,
     )
 
 

@@ -48,10 +48,11 @@ class ChiSquare:
     cramers_v: float = 0.0
 
 
-def chi_square(a: Ints, b: Ints, effect: float = 1.0) -> ChiSquare:
+def chi_square(a: Ints, b: Ints, effect: float = 1.0, reference_effect: float = 1.0) -> ChiSquare:
     """The test of two count vectors [B]; p 1 when a side or all but one bin is empty. `effect` is the design
-    effect of `a`: it divides the statistic that the p-value is taken from, as the variance of the difference
-    grows from 1/n + 1/m to effect/n + 1/m (Rao and Scott 1984, first order)."""
+    effect of `a`, `reference_effect` that of `b`: they divide the statistic that the p-value is taken from,
+    as the variance of the difference grows from 1/n + 1/m to effect/n + reference_effect/m (Rao and Scott
+    1984, first order)."""
     used = (a + b) > 0
     x, y = a[used].astype(np.float64), b[used].astype(np.float64)
     n, m = x.sum(), y.sum()
@@ -59,7 +60,7 @@ def chi_square(a: Ints, b: Ints, effect: float = 1.0) -> ChiSquare:
         return ChiSquare()
     share = (x + y) / (n + m)
     statistic = float(np.sum((x - n * share) ** 2 / (n * share)) + np.sum((y - m * share) ** 2 / (m * share)))
-    inflated = (effect / n + 1 / m) / (1 / n + 1 / m)
+    inflated = (effect / n + reference_effect / m) / (1 / n + 1 / m)
     return ChiSquare(
         statistic,
         len(x) - 1,

@@ -49,15 +49,15 @@ def psi(window: Ints, reference: Ints, smoothing: Smoothing = Smoothing.JEFFREYS
     return float(np.sum((p - q) * np.log(p / q)))
 
 
-def corrected(window: Ints, reference: Ints, effect: float = 1.0) -> float:
+def corrected(window: Ints, reference: Ints, effect: float = 1.0, reference_effect: float = 1.0) -> float:
     """PSI over the bins that are not sparse, less its expectation under no drift, not below 0. `effect` is
-    the design effect of the window."""
+    the design effect of the window, `reference_effect` that of the reference."""
     a, b = pooled(window, reference)
     bins = int(np.count_nonzero((a > 0) | (b > 0)))
     n, m = float(a.sum()), float(b.sum())
     if n == 0 or m == 0:
         return 0.0
-    return max(0.0, psi(a, b) - (bins - 1) * (effect / n + 1 / m))
+    return max(0.0, psi(a, b) - (bins - 1) * (effect / n + reference_effect / m))
 
 
 def decile_groups(reference: Ints, groups: int = DECILES) -> Ints:

@@ -22,7 +22,7 @@ from flywheel_monitor.evaluation.alerting import AlertingRecords, update_alert
 from flywheel_monitor.evaluation.metrics import EvaluationMetrics
 from flywheel_monitor.evaluation.ports import Frontier
 from flywheel_monitor.evaluation.report import report_on
-from flywheel_monitor.evaluation.report_lookup import ReportRecords
+from flywheel_monitor.evaluation.report_lookup import ReportRecords, seasonal_window
 from flywheel_monitor.evaluation.verdicts import verdicts
 from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.performance.quality import Quality
@@ -182,7 +182,9 @@ class Evaluator:
             if quality.labels and not version.first_labels and quality.labelled >= policy.min_labels:
                 await records.set_first_labels(version_id, quality.labels)
                 version = replace(version, first_labels=quality.labels)
-            report = report_on(version, span, window, quality, policy, await records.late(version_id, span))
+            late = await records.late(version_id, span)
+            earlier = await seasonal_window(records, version, span, policy)
+            report = report_on(version, span, window, quality, policy, late, earlier=earlier)
             await records.put_report(version_id, report)
             kinds = (*FEATURE_KINDS, *LABEL_KINDS) if labels else FEATURE_KINDS
             for kind, (verdict, reason) in verdicts(report, version, policy, kinds).items():

@@ -11,6 +11,7 @@ from flywheel_monitor.drift import design_effect
 from flywheel_monitor.drift.causes import Cause
 from flywheel_monitor.drift.features import FeatureDrift, feature_from_json, judge_features, judge_window
 from flywheel_monitor.drift.score_shift import ScoreShift, score_shift
+from flywheel_monitor.drift.season import confirm_against
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.performance.quality import Quality
@@ -40,9 +41,10 @@ class Report:
 
     @property
     def causes(self) -> list[str]:
-        """What is wrong with the data of the window: the causes of its features, and CLOCK_JUMP if many of
-        its predictions came after it was judged, as from senders with a wrong clock or a replay."""
-        found = {d.cause for d in self.features if d.cause}
+        """What is wrong with the data of the window: the causes of its features that are not silenced, and
+        CLOCK_JUMP if many of its predictions came after it was judged, as from senders with a wrong clock or
+        a replay."""
+        found = {d.cause for d in self._counted if d.cause}
         if self.late_predictions > LATE_SHARE * self.predictions:
             found.add(Cause.CLOCK_JUMP)
         return sorted(found)
@@ -50,11 +52,15 @@ class Report:
     @property
     def bad_data(self) -> bool:
         """Whether bad data is the likely cause of what this window shows."""
-        return any(d.verdict == Verdict.DATA_QUALITY for d in self.features)
+        return any(d.verdict == Verdict.DATA_QUALITY for d in self._counted)
 
     def features_with(self, *verdicts: Verdict) -> list[FeatureDrift]:
-        """Features with one of these verdicts, most drifted first."""
-        return [d for d in self.features if d.verdict in verdicts]
+        """Features with one of these verdicts that counts, most drifted first."""
+        return [d for d in self._counted if d.verdict in verdicts]
+
+    @property
+    def _counted(self) -> list[FeatureDrift]:
+        return [d for d in self.features if not d.silenced]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -84,9 +90,12 @@ def report_on(
     quality: Quality,
     policy: MonitorPolicy,
     late: int = 0,
+    *,
+    earlier: WindowCounts | None = None,
 ) -> Report:
     """The report on a window from its counts; `quality` is empty while labels are not judged. `late`: how
-    many predictions came after the window was judged."""
+    many predictions came after the window was judged. `earlier`: the counts that it is also compared with
+    (`seasonal_window`)."""
     layout = version.layout
     shifts = {f.name: window.mean_shift(f.name) for f in layout.features}
     moments = {f.name: window.moments(f.name) for f in layout.features}
@@ -97,7 +106,11 @@ def report_on(
         policy,
         {f.name: window.feature_blocks(f) for f in layout.features},
         {name: found for name, found in moments.items() if found is not None},
+        start_us=span.start_us,
     )
+    season = ""
+    if earlier is not None:
+        features, season = confirm_against(earlier, window, features, policy)
     if layout.features:
         verdict, reason = judge_window(features, window.predictions, policy)
     else:
@@ -115,6 +128,7 @@ def report_on(
     )
     expected = version.quality_reference.label_mean
     shift = None if quality.label_mean is None or expected is None else quality.label_mean - expected
+    came_late = f"{late} of {window.predictions} predictions came late" if late else ""
     return Report(
         model_version=version.name,
         span=span,
@@ -122,7 +136,7 @@ def report_on(
         features=tuple(features),
         score=score,
         verdict=verdict,
-        reason=f"{reason}; {late} of {window.predictions} predictions came late" if late else reason,
+        reason="; ".join(part for part in (reason, season, came_late) if part),
         reference_hash=version.reference.hash,
         quality=quality,
         label_shift=shift,

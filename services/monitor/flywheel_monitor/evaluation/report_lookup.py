@@ -13,10 +13,12 @@ from flywheel_monitor.evaluation.ports import Reports
 from flywheel_monitor.evaluation.report import Report, report_on
 from flywheel_monitor.ingest.ports import CountedWindows
 from flywheel_monitor.models.lookup import existing_policy
+from flywheel_monitor.models.policy import WEEK_US, MonitorPolicy
 from flywheel_monitor.performance.ports import LabelledPredictions
 from flywheel_monitor.references.errors import NoPredictions, NoReference
 from flywheel_monitor.references.lookup import VersionRecords, find_version
 from flywheel_monitor.references.version import WatchedVersion
+from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.span import Span, whole_panes
 
 SEGMENTS_SHOWN = 100
@@ -48,9 +50,21 @@ async def find_report(
         window = await records.window(version, span, segment)
         quality = await records.quality(version.id, span, window, segment)
         late = await records.late(version.id, span) if not segment else 0
+        earlier = await seasonal_window(records, version, span, policy, segment)
     if window.predictions == 0:
         raise NoPredictions(f"{version.name} served no predictions in this range.")
-    return report_on(version, span, window, quality, policy, late)
+    return report_on(version, span, window, quality, policy, late, earlier=earlier)
+
+
+async def seasonal_window(
+    records: CountedWindows, version: WatchedVersion, span: Span, policy: MonitorPolicy, segment: str = ""
+) -> WindowCounts | None:
+    """The counts of the same hours `seasonal_weeks` earlier; None if the policy has no second reference, or
+    if the two ranges overlap."""
+    shift = policy.seasonal_weeks * WEEK_US
+    if not shift or span.end_us - span.start_us > shift:
+        return None
+    return await records.window(version, Span(span.start_us - shift, span.end_us - shift), segment)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ def _verdict(
         return Verdict.NO_DRIFT, "data is as expected"
     # Data drift is judged on the features whose data is good: the drift statistics of the others mean
     # nothing.
-    good = [d for d in report.features if d.verdict != Verdict.DATA_QUALITY]
-    if not good:
+    counted = [d for d in report.features if not d.silenced]
+    good = [d for d in counted if d.verdict != Verdict.DATA_QUALITY]
+    if counted and not good:
         return Verdict.INSUFFICIENT, report.reason
     return judge_window(good, report.predictions, policy)

@@ -8,6 +8,7 @@ from typing import Protocol
 from flywheel_common.postgres.transactions import Store
 from flywheel_monitor.ingest.ports import CountedWindows
 from flywheel_monitor.models.names import VersionName
+from flywheel_monitor.performance.estimate import Estimate, estimate_of
 from flywheel_monitor.performance.ports import LabelledPredictions
 from flywheel_monitor.performance.quality import Quality
 from flywheel_monitor.performance.rates import error_rate, fallback_rate
@@ -31,6 +32,7 @@ class ServedPerformance:
     cost_mean: float | None
     first_event_us: int | None
     last_event_us: int | None
+    estimate: Estimate | None = None
 
 
 class PerformanceRecords(VersionRecords, CountedWindows, LabelledPredictions, Protocol):
@@ -68,4 +70,5 @@ async def served_performance(
         cost_mean=window.cost_mean(),
         first_event_us=first,
         last_event_us=last,
+        estimate=estimate_of(window, quality),
     )
