@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict
 
-from flywheel_common.errors import from_rpc_error
+from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_protos.trainer.v1 import pipeline_graph_pb2, policy_pipeline_pb2, retraining_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_trainer.policies.decision import Trigger
