@@ -124,12 +124,15 @@ class PipelineBuilder:
     def score(
         self, step: str, job: ScoreJob, *, released: Step | None = None, **options: Unpack[Options]
     ) -> Step:
-        """Runs a SCORE job, with the release of an earlier step if `released` is given.
+        """Runs a SCORE job, with the release of an earlier step (`release`, `champion`) if one is given.
 
-        Outputs: those of a job.
+        Outputs: those of a job. Paths of `values` begin with `score.`.
         """
+        values = {}
+        if released is not None:
+            job = replace(job, release=f"{LATER}/releases/1")
+            values["score.release"] = released[released.release_output]
         spec = score_spec(job, Connection(self.project))
-        values = {} if released is None else {"score.release": released["release"]}
         return self.job(step, trainer_pb2.Job(score=spec), _values=values, **options)
 
     def job(
@@ -143,6 +146,17 @@ class PipelineBuilder:
         """Runs a job of any kind; only the specification of `job` is set."""
         spec = ParseDict(MessageToDict(job, preserving_proto_field_name=True), Struct())
         return self._add(pb.GraphStep(id=step, job=spec), dict(_values or {}), options)
+
+    def champion(self, step: str, *, model: Given, **options: Unpack[Options]) -> Step:
+        """Looks the champion of a model up. All outputs are empty texts if there is none.
+
+        Outputs: `release_in_production`, `model_version_in_production`, and `weights_of`, the version if
+        training can start from its weights.
+        """
+        message = pb.ChampionStep()
+        values = self._set(message, "model", model, "models")
+        added = self._add(pb.GraphStep(id=step, champion=message), values, options)
+        return Step(added.id, release_output="release_in_production")
 
     def compare(
         self, step: str, *, model: Given, trained: Step, data: Step | str, **options: Unpack[Options]

@@ -70,6 +70,8 @@ class Step:
     id: str
     run_output: str = "run"
     """The output with the run whose model can be registered."""
+    release_output: str = "release"
+    """The output with the release that can be scored with."""
 
     def __getitem__(self, output: str) -> Output:
         return Output(self.id, output)

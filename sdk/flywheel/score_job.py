@@ -22,7 +22,8 @@ class ScoreJob:
     """
 
     release: str
-    """`{model}/releases/{release}` or `{model}/versions/{version}`, also with the project before it."""
+    """`{model}/releases/{release}` or `{model}/versions/{version}`, also with the project before it; empty in
+    a step of a pipeline that gets it from an earlier step."""
     table: str
     """`s3://bucket/key.parquet` or a prefix: Parquet files with the entity keys and request fields."""
     experiment: str

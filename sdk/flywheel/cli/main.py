@@ -20,6 +20,7 @@ from flywheel.cli.monitor import monitor
 from flywheel.cli.operations import alerts, runs
 from flywheel.cli.output import call, show, show_all, state
 from flywheel.cli.pipelines import pipelines
+from flywheel.cli.policies import policies
 from flywheel.cli.tuning import tune
 from flywheel.cli.why import why
 from flywheel.client import Client
@@ -39,6 +40,7 @@ groups = {
 for name, group in groups.items():
     app.add_typer(group, name=name)
 app.add_typer(pipelines, name="pipelines")
+app.add_typer(policies, name="policies")
 definitions.add_commands(app, features)
 tracking.add_commands(runs)
 alert_sinks.add_silence(alerts)

@@ -28,6 +28,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "ListPipelineRuns",
         "WatchPipelineRun",
         "GetRetrainingPolicy",
+        "ListRetrainingPolicies",
         "ListRetrainingDecisions",
         "GetPipeline",
         "ListPipelines",

@@ -266,7 +266,7 @@ async def wire(
         parse_job=spec_from_step,
     )
     pipelines = Pipelines(ports.pipelines, ports.definitions, step_kinds, spec_to_json, ids, clock)
-    policies = Policies(ports.policies, clock)
+    policies = Policies(ports.policies, ports.definitions, clock)
     execution = Execution(
         ports.pipelines, step_kinds, ports.step_cache, clock, settings.pipeline_poll_seconds
     )

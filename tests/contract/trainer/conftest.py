@@ -72,7 +72,8 @@ class Stores:
 def memory_stores() -> Stores:
     tracking = MemoryTracking()
     pipelines = MemoryPipelines(tracking)
-    policies = MemoryPolicies(pipelines)
+    definitions = MemoryPipelineDefinitions()
+    policies = MemoryPolicies(pipelines, definitions)
 
     async def completed() -> list[TrainingCompleted]:
         return [
@@ -93,7 +94,7 @@ def memory_stores() -> Stores:
         return MemorySupervision(tracking, next(tokens))
 
     runs, edits, jobs = MemoryRuns(tracking), MemoryRunEdits(tracking), MemoryJobs(tracking)
-    definitions, trials = MemoryPipelineDefinitions(), MemoryTrials(tracking)
+    trials = MemoryTrials(tracking)
     decide = policies.decide
     return Stores(
         runs, edits, jobs, pipelines, definitions, pipelines, policies, decide, completed, supervise, trials

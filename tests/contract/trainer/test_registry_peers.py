@@ -137,7 +137,7 @@ async def test_the_first_release_serves_and_the_next_one_waits(registry: Registr
     assert await registry.peer.champion(MODEL) is None
     version = await registry.promote()
     inputs = (Input("v__x", "FLOAT64", ()), Input("v__c", "STRING", ("AA", "BB")))
-    champion = ChampionModel(version, GRAPH, inputs, Platt(1.5, -0.25))
+    champion = ChampionModel(version, GRAPH, inputs, Platt(1.5, -0.25), f"{MODEL}/releases/1")
     assert champion == await registry.peer.champion(MODEL)
     second = await registry.register("second:register")
     release = await registry.peer.create_release(MODEL, release_of(second), "second:release")

@@ -62,14 +62,18 @@ async def test_the_guide_trains_registers_and_releases_a_model_of_ones_own_code(
     tmp_path: Path,
 ) -> None:
     trainer = await start_trainer(trainer_settings | with_peers | with_ray)
-    code, pipelines, policy = blocks("python")
+    code, pipelines, policy, nightly = blocks("python")
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / "train.py").write_text(code)
     (folder / "weekly.py").write_text(pipelines)
     (folder / "policy.py").write_text(policy)
+    (folder / "nightly.py").write_text(nightly)
+    (folder / "nightly.json").write_text(*blocks("json"))
     shell = Shell(folder, trainer.address)
-    first, again, why = (re.findall(r"^\$ (.*)$", block, re.MULTILINE) for block in blocks("console"))
+    first, again, policies, why = (
+        re.findall(r"^\$ (.*)$", block, re.MULTILINE) for block in blocks("console")
+    )
 
     async with fw.Client(trainer=trainer.address) as client:
         await client.create_experiment("late")
@@ -111,6 +115,11 @@ async def test_the_guide_trains_registers_and_releases_a_model_of_ones_own_code(
         assert rerun in await shell.command(again[2])
 
         assert "Europe/Berlin" in await shell.python("policy.py")
+        shown = [await shell.command(command) for command in policies]
+        for text, output in zip(
+            ("late-nightly/versions/1 created", "0 2 * * *", "tonight"), shown, strict=False
+        ):
+            assert text in output
         tree = await shell.command(why[0])
         for name in ("pipelines/late-weekly/versions/1", run, "trainingSets/one", "views/v/versions/2"):
             assert name in tree

@@ -65,9 +65,9 @@ def register(peers: Peers) -> str:
 
 
 async def run_guide(client: Any, bucket: str) -> dict[str, Any]:
-    """Run the program of docs/guides/batch-scoring.md as it is written there; returns its variables."""
-    (block,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    body = textwrap.indent(block.replace("s3://lake/", f"s3://{bucket}/"), "    ")
+    """Run the programs of docs/guides/batch-scoring.md as they are written there; returns their variables."""
+    program = "\n".join(re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL))
+    body = textwrap.indent(program.replace("s3://lake/", f"s3://{bucket}/"), "    ")
     names: dict[str, Any] = {}
     exec(f"async def guide(client):\n{body}\n    return locals()", names)
     found: dict[str, Any] = await names["guide"](client)
@@ -128,6 +128,7 @@ async def test_a_table_is_scored_on_ray_and_cached_for_the_gateways(
     again = await client.run_job(job, request="nightly-2026-01-01")
     assert again.name == run.name
     # The features are joined once, for the whole table, as of the submission.
+    assert (guide["applied"].created, guide["policy"].schedule.cron) == (True, "0 2 * * *")
     (build,) = {request.request_id: request for request in peers.feature.build_requests}.values()
     assert build.spine.file.uri == job.table
     assert build.spine.file.as_of.seconds > 0 and not build.spine.file.timestamp_field
@@ -156,6 +157,14 @@ async def test_a_table_is_scored_on_ray_and_cached_for_the_gateways(
     assert (ended.kind, ended.score.release) == ("SCORE", f"{MODEL}/releases/1")
     assert run.training_set == "" and [a.name for a in run.artifacts] == ["score.json"]
     assert TRAINING_SET.startswith("projects/")
+    # The pipeline of the nightly policy scores with the release that serves.
+    peers.registry.production = f"{MODEL}/releases/1"
+    started = await client.run_pipeline("late-nightly", {"scheduled_at": "2013-06-01T02:00:00Z"})
+    nightly = await client.wait_pipeline(started.name)
+    assert ["champion", "score"] == [step.step for step in nightly.steps]
+    scored = (await client.trainer.GetRun(pb.GetRunRequest(name=nightly.run))).run
+    assert fw.read_table(scored.params["predictions_uri"]).num_rows == 4000
+    assert peers.feature.build_requests[-1].spine.file.as_of.ToDatetime().isoformat() == "2013-06-01T02:00:00"
 
 
 async def test_what_cannot_be_scored_is_refused_and_leaves_nothing(

@@ -20,6 +20,7 @@ from flywheel_trainer.jobs.limits import Limits
 from flywheel_trainer.jobs.model_spec import ModelSource
 from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.jobs.tune_spec import TuneSpec
+from flywheel_trainer.pipelines.graph import Graph, GraphStep, Source
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName, PipelineSpec
 from flywheel_trainer.pipelines.standard import standard_run
 from flywheel_trainer.policies.decision import Drift
@@ -156,3 +157,13 @@ def learnable_rows(rows: int, seed: int = 0) -> pl.DataFrame:
             "label": label,
         }
     )
+
+
+def score_graph(**params: Any) -> Graph:
+    """A graph of one SCORE step, with these parameters; `scheduled_at` gives the time of the features."""
+    spec = {
+        "score": {"experiment": "projects/p/experiments/late", "release": "projects/p/models/late/releases/1"}
+    }
+    inputs = {"score.table_uri": Source(param="table"), "score.as_of": Source(param="scheduled_at")}
+    used = {path: source for path, source in inputs.items() if source.param in params}
+    return Graph((GraphStep("score", "job", spec, used),), params)

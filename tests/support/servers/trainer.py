@@ -127,7 +127,8 @@ def memory_ports() -> Ports:
     """Adapters in memory."""
     tracking, objects, engine = MemoryTracking(), MemoryObjectStore(), MemoryEngine()
     pipelines = MemoryPipelines(tracking)
-    feature, registry, policies = MemoryFeature({}), MemoryRegistry([]), MemoryPolicies(pipelines)
+    feature, registry, definitions = MemoryFeature({}), MemoryRegistry([]), MemoryPipelineDefinitions()
+    policies = MemoryPolicies(pipelines, definitions)
     models = MemoryModels()
     tokens = iter(range(1, 1_000_000))
 
@@ -152,7 +153,7 @@ def memory_ports() -> Ports:
         run_edits=MemoryRunEdits(tracking),
         jobs=MemoryJobs(tracking),
         pipelines=pipelines,
-        definitions=MemoryPipelineDefinitions(),
+        definitions=definitions,
         step_cache=pipelines,
         policies=policies,
         trials=MemoryTrials(tracking),

@@ -196,3 +196,27 @@ def test_a_run_is_drawn_below_the_steps_that_it_needs() -> None:
         "   └─ · c (job) [also after a]",
         "      └─ ▶ ok (job) [waits for approval]",
     ] == drawing(run, now)
+
+
+@fw.pipeline("late-nightly", params={"scheduled_at": None})
+def nightly(p: fw.PipelineBuilder) -> None:
+    champion = p.champion("champion", model="late")
+    job = fw.ScoreJob(release="", table="s3://lake/tonight/", experiment="late")
+    p.score(
+        "score",
+        job,
+        released=champion,
+        values={"score.as_of": p.param("scheduled_at")},
+        when=[champion["release_in_production"].differs("")],
+    )
+
+
+def test_a_graph_scores_with_the_release_that_serves() -> None:
+    graph = fw.compile_pipeline(nightly, "p").graph
+    champion, score = (MessageToDict(step, preserving_proto_field_name=True) for step in graph.steps)
+    assert {"id": "champion", "champion": {"model": "projects/p/models/late"}} == champion
+    assert {
+        "score.release": {"step": {"step": "champion", "output": "release_in_production"}},
+        "score.as_of": {"param": "scheduled_at"},
+    } == score["inputs"]
+    assert "s3://lake/tonight/" == score["job"]["score"]["table_uri"]

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flywheel_trainer.encoding.specs import spec_to_json
+from flywheel_trainer.pipelines.pipeline_run import PipelineRun
 from flywheel_trainer.policies.decision import Drift, Reason, decide
 from flywheel_trainer.policies.policy import KINDS, Policy
-from flywheel_trainer.policies.triggered_run import time_range, triggered_run
+from flywheel_trainer.policies.triggered_run import Cause, run_for, time_range
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import DAY
 from tests.support.builders.trainer import WINDOW_END as T
@@ -38,6 +39,12 @@ drifts = st.builds(
     window_end=moments,
     data_quality_cause=st.booleans(),
 )
+
+
+def triggered_run(policy: Policy, drift: Drift) -> PipelineRun:
+    return run_for(policy, Cause.of_drift(drift), None, spec_to_json)
+
+
 NO_COOLDOWN = replace(POLICY, cooldown=timedelta(0))
 
 
@@ -91,7 +98,7 @@ def test_an_active_run_or_a_dry_run_starts_nothing(policy: Policy, drift: Drift)
 def test_the_spine_covers_the_history_before_the_window_end() -> None:
     policy = replace(POLICY, history=90 * DAY)
     assert time_range(policy, DRIFT.window_end) == (T - 90 * DAY, T)
-    run = triggered_run(policy, DRIFT, spec_to_json)
+    run = triggered_run(policy, DRIFT)
     assert run.spec is not None
     assert run.spec.spine["source"] == {
         "source": "projects/p/sources/landed",
@@ -106,11 +113,11 @@ def test_the_spine_covers_the_history_before_the_window_end() -> None:
 
 def test_a_window_determines_the_name_of_its_run() -> None:
     other = replace(DRIFT, alert="projects/p/alerts/a2")
-    assert triggered_run(POLICY, DRIFT, spec_to_json).name == triggered_run(POLICY, DRIFT, spec_to_json).name
-    assert triggered_run(POLICY, DRIFT, spec_to_json).name != triggered_run(POLICY, other, spec_to_json).name
+    assert triggered_run(POLICY, DRIFT).name == triggered_run(POLICY, DRIFT).name
+    assert triggered_run(POLICY, DRIFT).name != triggered_run(POLICY, other).name
 
 
 def test_a_later_window_of_the_same_alert_starts_another_run() -> None:
     later = replace(DRIFT, window_end=DRIFT.window_end + timedelta(days=70))
-    assert triggered_run(POLICY, later, spec_to_json).name != triggered_run(POLICY, DRIFT, spec_to_json).name
-    assert triggered_run(POLICY, later, spec_to_json).cause_alert == DRIFT.alert
+    assert triggered_run(POLICY, later).name != triggered_run(POLICY, DRIFT).name
+    assert triggered_run(POLICY, later).cause_alert == DRIFT.alert

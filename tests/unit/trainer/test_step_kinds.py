@@ -126,12 +126,14 @@ async def test_the_export_of_a_users_code_is_registered_and_released(world: Worl
     released = await world.run(release, model_version=version, run=str(RUN))
     assert 0.5 == released.outputs["threshold"], "the report has no threshold"
     champion = ChampionStep(world.registry, MemoryWeights(world.registry, world.objects, "b"))
-    assert "" == (await world.run(champion, model=MODEL)).outputs["weights_of"]
+    none = (await world.run(champion, model=MODEL)).outputs
+    assert dict.fromkeys(champion.outputs, "") == none
     await world.registry.start_rollout(MODEL, released.outputs["release"], "", "")
     found = await world.registry.champion(MODEL)
     assert found is not None
     assert 0.3 == pytest.approx(found.calibration.apply([0.3])[0]), "no calibration is the identity"
     without = await world.run(champion, model=MODEL)
+    assert released.outputs["release"] == without.outputs["release_in_production"]
     assert (version, "") == (without.outputs["model_version_in_production"], without.outputs["weights_of"])
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from flywheel_protos.trainer.v1 import origin_pb2, retraining_pb2
+from google.protobuf.message import Message
+
+from flywheel_protos.trainer.v1 import origin_pb2, policy_pipeline_pb2, retraining_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
-from flywheel_trainer.api.convert_pipelines import pipeline_spec_from_proto, pipeline_spec_to_proto
+from flywheel_trainer.api.convert_graphs import to_json
+from flywheel_trainer.api.convert_pipelines import pipeline_spec_from_proto, pipeline_spec_to_proto, struct
 from flywheel_trainer.api.convert_times import duration, timestamp
 from flywheel_trainer.policies.decision import Decision
-from flywheel_trainer.policies.errors import InvalidPolicy
 from flywheel_trainer.policies.origin import Node
 from flywheel_trainer.policies.policy import (
     DEFAULT_COOLDOWN,
@@ -23,6 +25,7 @@ from flywheel_trainer.policies.schedule import (
     Misfire,
     Schedule,
 )
+from flywheel_trainer.policies.stored_pipeline import StoredPipeline
 
 MISFIRE_PREFIX = "MISFIRE_RULE_"
 
@@ -30,14 +33,13 @@ MISFIRE_PREFIX = "MISFIRE_RULE_"
 def policy_from_proto(message: pb.RetrainingPolicy) -> Policy:
     """Unset fields become defaults.
 
-    Raises InvalidPolicy if there is no pipeline, InvalidSpec, InvalidName.
+    Raises InvalidSpec, InvalidName, InvalidPipeline.
     """
     name = PolicyName.parse(message.name)
-    if not message.HasField("pipeline"):
-        raise InvalidPolicy("policy.pipeline is missing.", field="policy.pipeline")
+    has_pipeline = message.HasField("pipeline")
     return Policy(
         name=name,
-        pipeline=pipeline_spec_from_proto(message.pipeline),
+        pipeline=pipeline_spec_from_proto(message.pipeline) if has_pipeline else None,
         trigger_kinds=tuple(message.trigger_kinds),
         cooldown=message.cooldown.ToTimedelta() if message.HasField("cooldown") else DEFAULT_COOLDOWN,
         daily_budget=message.daily_budget or DEFAULT_DAILY_BUDGET,
@@ -47,13 +49,15 @@ def policy_from_proto(message: pb.RetrainingPolicy) -> Policy:
         ignore_drift=message.ignore_drift,
         schedule=_schedule_from_proto(message.schedule) if message.HasField("schedule") else None,
         continuous=_continuous_from_proto(message.continuous) if message.HasField("continuous") else None,
+        drift_pipeline=_stored_from_proto(message, "drift_pipeline"),
     )
 
 
 def policy_to_proto(policy: Policy) -> pb.RetrainingPolicy:
+    spec, project = policy.pipeline, policy.name.project
     return pb.RetrainingPolicy(
         name=str(policy.name),
-        pipeline=pipeline_spec_to_proto(policy.pipeline, policy.name.project),
+        pipeline=None if spec is None else pipeline_spec_to_proto(spec, project),
         trigger_kinds=policy.trigger_kinds,
         cooldown=duration(policy.cooldown),
         daily_budget=policy.daily_budget,
@@ -63,6 +67,7 @@ def policy_to_proto(policy: Policy) -> pb.RetrainingPolicy:
         ignore_drift=policy.ignore_drift,
         schedule=None if policy.schedule is None else _schedule_to_proto(policy.schedule),
         continuous=None if policy.continuous is None else _continuous_to_proto(policy.continuous),
+        drift_pipeline=_stored_to_proto(policy.drift_pipeline),
     )
 
 
@@ -75,6 +80,7 @@ def decision_to_proto(decision: Decision) -> pb.RetrainingDecision:
         reason=decision.reason,
         pipeline_run=decision.pipeline_run,
         trigger=decision.trigger,
+        message=decision.message,
     )
 
 
@@ -93,6 +99,7 @@ def _schedule_from_proto(message: retraining_pb2.RetrainingSchedule) -> Schedule
         misfire=Misfire(rule.removeprefix(MISFIRE_PREFIX)),
         grace=grace,
         jitter=message.jitter.ToTimedelta(),
+        pipeline=_stored_from_proto(message, "pipeline"),
     )
 
 
@@ -103,6 +110,7 @@ def _schedule_to_proto(schedule: Schedule) -> retraining_pb2.RetrainingSchedule:
         misfire=f"{MISFIRE_PREFIX}{schedule.misfire}",
         misfire_grace=duration(schedule.grace),
         jitter=duration(schedule.jitter),
+        pipeline=_stored_to_proto(schedule.pipeline),
     )
 
 
@@ -112,6 +120,7 @@ def _continuous_from_proto(message: retraining_pb2.ContinuousRetraining) -> Cont
         delay=message.delay.ToTimedelta(),
         min_rows=message.min_rows,
         daily_budget=message.daily_budget or DEFAULT_CONTINUOUS_BUDGET,
+        pipeline=_stored_from_proto(message, "pipeline"),
     )
 
 
@@ -121,4 +130,18 @@ def _continuous_to_proto(continuous: Continuous) -> retraining_pb2.ContinuousRet
         delay=duration(continuous.delay),
         min_rows=continuous.min_rows,
         daily_budget=continuous.daily_budget,
+        pipeline=_stored_to_proto(continuous.pipeline),
     )
+
+
+def _stored_from_proto(message: Message, field: str) -> StoredPipeline | None:
+    if not message.HasField(field):
+        return None
+    stored: policy_pipeline_pb2.StoredPipeline = getattr(message, field)
+    return StoredPipeline(stored.pipeline, to_json(stored.params))
+
+
+def _stored_to_proto(stored: StoredPipeline | None) -> policy_pipeline_pb2.StoredPipeline | None:
+    if stored is None:
+        return None
+    return policy_pipeline_pb2.StoredPipeline(pipeline=stored.pipeline, params=struct(stored.params))

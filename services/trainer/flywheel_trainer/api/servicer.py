@@ -257,6 +257,16 @@ class TrainerServicer(TrackingMethods, TrialMethods, trainer_pb2_grpc.TrainerSer
         policy = await self._policies.get(PolicyName.parse(request.name))
         return pb.GetRetrainingPolicyResponse(policy=policy_to_proto(policy))
 
+    async def ListRetrainingPolicies(
+        self, request: pb.ListRetrainingPoliciesRequest, context: Any
+    ) -> pb.ListRetrainingPoliciesResponse:
+        page = await self._policies.list(
+            parse_project(request.parent), page_size(request.page_size), request.page_token
+        )
+        return pb.ListRetrainingPoliciesResponse(
+            policies=map(policy_to_proto, page.items), next_page_token=page.next_page_token
+        )
+
     async def ListRetrainingDecisions(
         self, request: pb.ListRetrainingDecisionsRequest, context: Any
     ) -> pb.ListRetrainingDecisionsResponse:

@@ -7,21 +7,29 @@ from datetime import datetime
 
 from flywheel_common.paging import Page, cut, decode_token
 from flywheel_trainer.encoding.specs import spec_to_json
+from flywheel_trainer.fakes.pipeline_definitions import MemoryPipelineDefinitions
 from flywheel_trainer.fakes.pipelines import MemoryPipelines
 from flywheel_trainer.fakes.requests import MemoryRequests
-from flywheel_trainer.pipelines.pipeline_run import ModelName, PipelineRun
-from flywheel_trainer.policies.decision import Decision, Drift, Trigger, decide, decide_time
+from flywheel_trainer.pipelines.pipeline_run import ModelName
+from flywheel_trainer.policies.decision import Decision, Drift, Reason, Trigger, decide, decide_time
 from flywheel_trainer.policies.policy import Policy, PolicyName
 from flywheel_trainer.policies.ports import TimedPolicy
 from flywheel_trainer.policies.schedule import Due
-from flywheel_trainer.policies.triggered_run import decision_and_run, timed_decision_and_run
+from flywheel_trainer.policies.triggered_run import (
+    Candidate,
+    Cause,
+    candidate_run,
+    decided,
+    has_trigger,
+    stored_pipeline_of,
+)
 
 
 class MemoryPolicies:
     """`PolicyStore` and `Decisions`; started runs are added to `pipelines`."""
 
-    def __init__(self, pipelines: MemoryPipelines) -> None:
-        self._pipelines = pipelines
+    def __init__(self, pipelines: MemoryPipelines, definitions: MemoryPipelineDefinitions) -> None:
+        self._pipelines, self._definitions = pipelines, definitions
         self._requests = MemoryRequests()
         self._policies: dict[PolicyName, Policy] = {}
         self._set_at: dict[PolicyName, datetime] = {}
@@ -51,15 +59,16 @@ class MemoryPolicies:
         if policy is None or self._is_decided(name, Trigger.DRIFT, drift.alert, drift.window_end):
             return None
         started = self._started(name, Trigger.DRIFT)
+        cause = Cause.of_drift(drift)
+        candidate = await self._candidate(policy, cause)
         reason = decide(
             policy,
             drift,
             [d.event_time for d in started if not self._pipelines.has_failed(d.pipeline_run)],
-            self._pipelines.has_active_run(drift.model),
+            self._is_active(started, candidate),
             [d.event_time for d in started if self._pipelines.has_failed(d.pipeline_run)],
         )
-        decision, run = decision_and_run(policy, drift, reason, spec_to_json)
-        return self._store(decision, run, now)
+        return self._store(policy, cause, reason, candidate, now)
 
     async def decision_of(self, name: PolicyName, pipeline_run: str) -> Decision | None:
         found = (d for d in self._decisions if d.policy == name and d.started)
@@ -76,15 +85,27 @@ class MemoryPolicies:
         self, name: PolicyName, trigger: Trigger, due: Due, now: datetime
     ) -> Decision | None:
         policy = self._policies.get(name)
-        if policy is None or self._is_decided(name, trigger, "", due.time):
+        if policy is None or not has_trigger(policy, trigger):
             return None
-        started = [d.event_time for d in self._started(name, trigger)]
-        active = self._pipelines.has_active_run(policy.pipeline.model)
-        reason = decide_time(policy, trigger, due, started, active)
+        if self._is_decided(name, trigger, "", due.time):
+            return None
+        started = self._started(name, trigger)
+        cause = Cause(trigger, due.time)
+        candidate = await self._candidate(policy, cause)
+        active = self._is_active(started, candidate)
+        reason = decide_time(policy, trigger, due, [d.event_time for d in started], active)
         if reason is None:
             return None
-        decision, run = timed_decision_and_run(policy, trigger, due.time, reason, spec_to_json)
-        return self._store(decision, run, now)
+        return self._store(policy, cause, reason, candidate, now)
+
+    async def _candidate(self, policy: Policy, cause: Cause) -> Candidate:
+        stored = stored_pipeline_of(policy, cause.trigger)
+        definition = await self._definitions.get(*stored.version) if stored is not None else None
+        return candidate_run(policy, cause, definition, spec_to_json)
+
+    def _is_active(self, started: Sequence[Decision], candidate: Candidate) -> bool:
+        of_model = bool(candidate.model) and self._pipelines.has_active_run(candidate.model)
+        return of_model or any(self._pipelines.is_active(d.pipeline_run) for d in started)
 
     def _is_decided(self, name: PolicyName, trigger: Trigger, alert: str, time: datetime) -> bool:
         key = (name, trigger, alert, time)
@@ -100,8 +121,17 @@ class MemoryPolicies:
                 found[d.trigger] = max(d.event_time, found.get(d.trigger, d.event_time))
         return found
 
-    def _store(self, decision: Decision, run: PipelineRun | None, now: datetime) -> Decision:
-        if run is not None:
-            self._pipelines.add(run, now)
+    def _store(
+        self, policy: Policy, cause: Cause, reason: Reason, candidate: Candidate, now: datetime
+    ) -> Decision:
+        decision = decided(policy, cause, reason, candidate)
+        if decision.started and candidate.run is not None:
+            self._pipelines.add(candidate.run, now)
         self._decisions.append(decision)
         return decision
+
+    async def list(self, project: str, size: int, token: str) -> Page[Policy]:
+        (after,) = decode_token(token, query=project) or [""]
+        found = [p for n, p in self._policies.items() if n.project == project and n.policy > str(after)]
+        rows = sorted(found, key=lambda p: p.name.policy)
+        return cut(rows[: size + 1], size, lambda p: (p.name.policy,), query=project)

@@ -54,6 +54,7 @@ class MemoryRegistry:
             self.download(name, MODEL),
             tuple(Input(i["name"], i["data_type"], tuple(i["vocabulary"])) for i in inputs),
             Platt(release["slope"], release["intercept"]),
+            self._production[model],
         )
 
     async def origin(self, version: str) -> VersionOrigin:

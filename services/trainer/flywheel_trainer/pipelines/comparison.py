@@ -26,6 +26,7 @@ class ChampionModel:
     model: bytes
     inputs: tuple[Input, ...]
     calibration: Calibration
+    release: str = ""
 
 
 @dataclass(frozen=True)

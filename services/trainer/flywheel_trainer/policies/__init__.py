@@ -1,1 +1,1 @@
-"""Retraining policies: when drift starts a pipeline run."""
+"""Retraining policies: when drift, a schedule or a window starts a pipeline run."""

@@ -24,6 +24,7 @@ class Reason(StrEnum):
     RUN_ACTIVE = "RUN_ACTIVE"
     KIND_NOT_LISTED = "KIND_NOT_LISTED"
     MISFIRED = "MISFIRED"
+    PIPELINE_REFUSED = "PIPELINE_REFUSED"
 
 
 class Trigger(StrEnum):
@@ -57,6 +58,8 @@ class Decision:
     reason: Reason
     pipeline_run: str = ""
     trigger: Trigger = Trigger.DRIFT
+    message: str = ""
+    """Why the stored pipeline was refused, for PIPELINE_REFUSED."""
 
 
 def decide(
@@ -69,7 +72,7 @@ def decide(
     """The first rule that forbids a run. If none does: DRY_RUN for a dry-run policy, else STARTED.
 
     `started_at` are the event times of the runs that drift started and that have not failed, `failed_at`
-    those of the failed ones; `run_active`: the model has a pipeline run that has not ended. All times are
+    those of the failed ones; `run_active`: a run of the model or of this trigger has not ended. All times are
     event times in UTC. The cooldown applies before and after each run that has not failed, because events
     of several windows can arrive out of order. The budget limits all runs per UTC day of `window_end`.
     """

@@ -1,7 +1,8 @@
-"""A retraining policy: when a model is retrained after drift, and its validation."""
+"""A retraining policy: when pipelines of a model run by themselves, and its validation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import ClassVar
@@ -10,6 +11,7 @@ from flywheel_common.names import Pattern, ResourceName
 from flywheel_trainer.pipelines.pipeline_run import ModelName, PipelineSpec, check_pipeline
 from flywheel_trainer.policies.errors import InvalidPolicy
 from flywheel_trainer.policies.schedule import Continuous, Schedule, check_continuous, check_schedule
+from flywheel_trainer.policies.stored_pipeline import StoredPipeline, check_stored_pipeline
 
 DATA_QUALITY = "DATA_QUALITY"
 KINDS = ("DATA_DRIFT", "PREDICTION_DRIFT", "LABEL_DRIFT", "CONCEPT_DRIFT")
@@ -18,6 +20,7 @@ KINDS = ("DATA_DRIFT", "PREDICTION_DRIFT", "LABEL_DRIFT", "CONCEPT_DRIFT")
 DEFAULT_COOLDOWN = timedelta(days=7)
 DEFAULT_DAILY_BUDGET = 1
 DEFAULT_HISTORY = timedelta(days=90)
+LONGEST_HISTORY = timedelta(days=36_525)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,9 @@ class Policy:
     """
 
     name: PolicyName
-    pipeline: PipelineSpec
-    """The pipeline to run; the time range of its spine is set for each run."""
+    pipeline: PipelineSpec | None
+    """The standard pipeline, of the triggers without a stored one; the time range of its spine is set for
+    each run."""
     trigger_kinds: tuple[str, ...] = ()
     """Alert kinds that trigger a run; empty: all of KINDS."""
     cooldown: timedelta = DEFAULT_COOLDOWN
@@ -52,17 +56,23 @@ class Policy:
     """Drift starts no runs."""
     schedule: Schedule | None = None
     continuous: Continuous | None = None
+    drift_pipeline: StoredPipeline | None = None
+    """What drift runs; None: the standard pipeline."""
+
+    @property
+    def model(self) -> str:
+        return str(ModelName(self.name.project, self.name.policy))
 
 
 def check_policy(policy: Policy) -> None:
     """Raises InvalidPolicy, InvalidSpec or InvalidName naming the field."""
-    spec = policy.pipeline
-    check_pipeline(spec, policy.name.project)
-    model = ModelName.parse(spec.model).model
     problems = [
-        (model != policy.name.policy, "name", f"must end with the model's id, {model!r}"),
         (policy.cooldown < timedelta(0), "cooldown", "must not be negative"),
-        (policy.history <= timedelta(0), "history", "must be above zero"),
+        (
+            not timedelta(0) < policy.history <= LONGEST_HISTORY,
+            "history",
+            "must be above 0 and up to 100 years",
+        ),
         (policy.daily_budget < 1, "daily_budget", "must be at least 1"),
         (
             DATA_QUALITY in policy.trigger_kinds,
@@ -74,16 +84,42 @@ def check_policy(policy: Policy) -> None:
             "trigger_kinds",
             f"can only contain {', '.join(KINDS)}",
         ),
-        (
-            "source" not in spec.spine,
-            "pipeline.spine",
-            "must be a source spine, because the policy sets its time range",
-        ),
     ]
-    for wrong, field, rule in problems:
-        if wrong:
-            raise InvalidPolicy(f"policy.{field} {rule}.", field=f"policy.{field}")
+    _refuse_first(problems)
+    _check_pipelines(policy)
     if policy.schedule is not None:
         check_schedule(policy.schedule)
     if policy.continuous is not None:
         check_continuous(policy.continuous)
+
+
+def _check_pipelines(policy: Policy) -> None:
+    project, spec = policy.name.project, policy.pipeline
+    schedule, continuous = policy.schedule, policy.continuous
+    runs = [policy.drift_pipeline] if not policy.ignore_drift else []
+    runs += [trigger.pipeline for trigger in (schedule, continuous) if trigger is not None]
+    if spec is None and (None in runs or not runs):
+        _refuse_first([(True, "pipeline", "is missing: a trigger has no stored pipeline")])
+    for stored, field in (
+        (policy.drift_pipeline, "policy.drift_pipeline"),
+        (schedule.pipeline if schedule is not None else None, "policy.schedule.pipeline"),
+        (continuous.pipeline if continuous is not None else None, "policy.continuous.pipeline"),
+    ):
+        if stored is not None:
+            check_stored_pipeline(stored, project, field)
+    if spec is not None:
+        check_pipeline(spec, project)
+        model = ModelName.parse(spec.model).model
+        rule = "must be a source spine, because the policy sets its time range"
+        _refuse_first(
+            [
+                (model != policy.name.policy, "name", f"must end with the model's id, {model!r}"),
+                ("source" not in spec.spine, "pipeline.spine", rule),
+            ]
+        )
+
+
+def _refuse_first(problems: Sequence[tuple[bool, str, str]]) -> None:
+    for wrong, field, rule in problems:
+        if wrong:
+            raise InvalidPolicy(f"policy.{field} {rule}.", field=f"policy.{field}")

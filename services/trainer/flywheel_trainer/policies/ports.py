@@ -32,17 +32,23 @@ class PolicyStore(Protocol):
     - `set` replaces the policy of this name. It is idempotent by request_id: a repeated request returns its
       policy and changes nothing, even if another policy was set since. Raises RequestIdReused for another
       body.
+    - `list` returns the policies of a project, by id.
     - `decisions` returns the newest first.
     - `decision_of` returns the decision that started a pipeline run, or None.
     - `timed` returns the policies that have a schedule or a continuous training and are not disabled.
     - `decide_time` records the decision on a time (`policies.decision.decide_time`) and the run that it
-      starts, both in one transaction. It returns None and changes nothing if the policy is gone, the time
-      was decided before, or the decision is to be made later. Decisions of one policy are serialized.
+      starts, both in one transaction. It returns None and changes nothing if the policy or its trigger
+      is gone, the time was decided before, or the decision is to be made later. Decisions of one policy are
+      serialized.
+    - A stored pipeline is read in the same transaction. One that does not accept the parameters is decided as
+      PIPELINE_REFUSED, with the error as the message of the decision.
     """
 
     async def set(self, policy: Policy, request_id: str, body: bytes, now: datetime) -> Policy: ...
 
     async def get(self, name: PolicyName) -> Policy | None: ...
+
+    async def list(self, project: str, size: int, token: str) -> Page[Policy]: ...
 
     async def decisions(self, name: PolicyName, size: int, token: str) -> Page[Decision]: ...
 

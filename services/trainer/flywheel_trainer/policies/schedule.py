@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 from croniter import CroniterError, croniter
 
 from flywheel_trainer.policies.errors import InvalidPolicy
+from flywheel_trainer.policies.stored_pipeline import StoredPipeline
 
 DEFAULT_GRACE = timedelta(minutes=5)
 DEFAULT_CONTINUOUS_BUDGET = 24
@@ -43,6 +44,8 @@ class Schedule:
     grace: timedelta = DEFAULT_GRACE
     jitter: timedelta = timedelta(0)
     """A run starts up to this much later, by an amount that follows from the policy and the time."""
+    pipeline: StoredPipeline | None = None
+    """None: the standard pipeline."""
 
     def first_after(self, after: datetime) -> datetime:
         """The first time after a time, in UTC.
@@ -78,6 +81,8 @@ class Continuous:
     min_rows: int = 0
     """With fewer rows in its training set, a run ends without training."""
     daily_budget: int = DEFAULT_CONTINUOUS_BUDGET
+    pipeline: StoredPipeline | None = None
+    """None: the standard pipeline."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,7 @@ def check_continuous(continuous: Continuous) -> None:
         (not timedelta(minutes=1) <= continuous.window <= year, "window", "1 minute to 366 days"),
         (not timedelta(0) <= continuous.delay <= year, "delay", "0 to 366 days"),
         (continuous.daily_budget < 1, "daily_budget", "at least 1"),
+        (continuous.pipeline is not None and continuous.min_rows > 0, "min_rows", "0 with a stored pipeline"),
     ]
     for wrong, field, rule in problems:
         if wrong:

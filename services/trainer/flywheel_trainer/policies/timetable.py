@@ -41,6 +41,7 @@ class Timetable:
                         trigger=trigger,
                         time=found.time.isoformat(),
                         reason=decision.reason,
+                        message=decision.message,
                     )
 
     def _due(self, timed: TimedPolicy) -> list[tuple[Trigger, Due]]:

@@ -1,4 +1,4 @@
-"""The kind `champion`: the model version in production."""
+"""The kind `champion`: the release and the model version in production."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ChampionStep:
     """`StepKind` that looks the champion up; the outputs are empty texts if there is none."""
 
     required = ("model",)
-    outputs = ("model_version_in_production", "weights_of")
+    outputs = ("model_version_in_production", "release_in_production", "weights_of")
     cacheable = False
 
     def __init__(self, registry: RegistryPeer, weights: Weights) -> None:
@@ -31,5 +31,9 @@ class ChampionStep:
         message = name or "no champion"
         if name and not has_weights:
             message += ": it has no weights to start from"
-        outputs = {"model_version_in_production": name, "weights_of": name if has_weights else ""}
+        outputs = {
+            "model_version_in_production": name,
+            "release_in_production": champion.release if champion is not None else "",
+            "weights_of": name if has_weights else "",
+        }
         return Result(name, message, outputs)

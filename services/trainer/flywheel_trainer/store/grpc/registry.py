@@ -47,7 +47,7 @@ class GrpcRegistry:
             for i in version.signature.inputs
         )
         content = await self.download(version, MODEL)
-        return ChampionModel(version.name, content, inputs, _calibration(release.calibration))
+        return ChampionModel(version.name, content, inputs, _calibration(release.calibration), release.name)
 
     async def origin(self, version: str) -> VersionOrigin:
         found = await self.version(version)

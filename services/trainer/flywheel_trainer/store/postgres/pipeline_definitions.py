@@ -68,14 +68,19 @@ class PostgresPipelineDefinitions:
 
     async def get(self, name: PipelineName, version: int | None = None) -> Pipeline | None:
         async with connection(self._pool) as conn:
-            row = await conn.fetchrow(_GET, name.project, name.pipeline, version)
-        return None if row is None else _pipeline(row)
+            return await read_pipeline(conn, name, version)
 
     async def list(self, project: str, size: int, token: str) -> Page[Pipeline]:
         (after,) = decode_token(token, query=project) or [""]
         async with connection(self._pool) as conn:
             rows = await conn.fetch(_LIST, project, after, size + 1)
         return cut([_pipeline(row) for row in rows], size, lambda p: (p.name.pipeline,), query=project)
+
+
+async def read_pipeline(conn: Connection, name: PipelineName, version: int | None) -> Pipeline | None:
+    """`PipelineDefinitions.get` in the transaction of `conn`."""
+    row = await conn.fetchrow(_GET, name.project, name.pipeline, version)
+    return None if row is None else _pipeline(row)
 
 
 def _pipeline(row: Any) -> Pipeline:

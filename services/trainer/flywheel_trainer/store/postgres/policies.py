@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from flywheel_common.paging import Page, cut, decode_token
 from flywheel_common.postgres.idempotency import idempotent
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_trainer.encoding.specs import spec_to_json
-from flywheel_trainer.pipelines.pipeline_run import ModelName, PipelineSpec
+from flywheel_trainer.pipelines.definition import Pipeline
+from flywheel_trainer.pipelines.pipeline_run import ModelName
 from flywheel_trainer.policies.decision import Decision, Drift, Reason, Trigger, decide, decide_time
 from flywheel_trainer.policies.policy import Policy, PolicyName
 from flywheel_trainer.policies.ports import TimedPolicy
-from flywheel_trainer.policies.schedule import Continuous, Due, Misfire, Schedule
+from flywheel_trainer.policies.schedule import Due
 from flywheel_trainer.policies.triggered_run import (
-    decision_and_run,
-    time_id,
-    timed_decision_and_run,
-    window_id,
+    Candidate,
+    Cause,
+    candidate_run,
+    cause_id,
+    decided,
+    has_trigger,
+    stored_pipeline_of,
 )
+from flywheel_trainer.store.postgres.pipeline_definitions import read_pipeline
 from flywheel_trainer.store.postgres.pipelines import insert_pipeline_run
+from flywheel_trainer.store.postgres.policy_json import policy_from_json, policy_to_json
 
 _SET = """
 INSERT INTO retraining_policy (project, id, body, updated_at) VALUES ($1, $2, $3, $4)
 ON CONFLICT (project, id) DO UPDATE SET body = excluded.body, updated_at = excluded.updated_at
 """
 _GET = "SELECT body FROM retraining_policy WHERE project = $1 AND id = $2"
+_LIST = "SELECT * FROM retraining_policy WHERE project = $1 AND id > $2 ORDER BY id LIMIT $3"
 _DECISIONS = """
 SELECT *, extract(epoch FROM created_at)::text AS created_seconds FROM retraining_decision
 WHERE project = $1 AND policy = $2
@@ -60,11 +66,19 @@ FROM retraining_policy p
 WHERE (p.body -> 'schedule' <> 'null' OR p.body -> 'continuous' <> 'null') AND NOT (p.body ->>
 'disabled')::boolean ORDER BY p.project, p.id
 """
-_RUN_ACTIVE = "SELECT EXISTS (SELECT 1 FROM pipeline_run WHERE model = $1 AND state IN ('QUEUED', 'RUNNING'))"
+_RUN_ACTIVE = """
+SELECT EXISTS (SELECT 1 FROM pipeline_run WHERE model = $1 AND $1 <> '' AND state IN ('QUEUED', 'RUNNING'))
+    OR EXISTS (
+        SELECT 1 FROM pipeline_run r
+        JOIN retraining_decision d ON 'projects/' || r.project || '/pipelineRuns/' || r.id = d.pipeline_run
+        WHERE r.state IN ('QUEUED', 'RUNNING') AND d.project = $2 AND d.policy = $3 AND d.trigger = $4
+    )
+"""
 _INSERT_DECISION = """
 INSERT INTO retraining_decision
-    (id, project, policy, alert, model, event_time, started, reason, pipeline_run, trigger, created_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, clock_timestamp())
+    (id, project, policy, alert, model, event_time, started, reason, pipeline_run, trigger, message,
+    created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, clock_timestamp())
 """
 
 
@@ -80,15 +94,20 @@ class PostgresPolicies:
             idempotent(conn, "SetRetrainingPolicy", request_id, body) as once,
         ):
             if once.replay is None:
-                await conn.execute(
-                    _SET, policy.name.project, policy.name.policy, _policy_to_json(policy), now
-                )
+                await conn.execute(_SET, policy.name.project, policy.name.policy, policy_to_json(policy), now)
                 once.store(b"set")
         return policy
 
     async def get(self, name: PolicyName) -> Policy | None:
         async with connection(self._pool) as conn:
             return await _read_policy(conn, name)
+
+    async def list(self, project: str, size: int, token: str) -> Page[Policy]:
+        (after,) = decode_token(token, query=project) or [""]
+        async with connection(self._pool) as conn:
+            rows = await conn.fetch(_LIST, project, after, size + 1)
+        policies = [policy_from_json(PolicyName(row["project"], row["id"]), row["body"]) for row in rows]
+        return cut(policies, size, lambda p: (p.name.policy,), query=project)
 
     async def decisions(self, name: PolicyName, size: int, token: str) -> Page[Decision]:
         key = decode_token(token, query=str(name))
@@ -108,7 +127,7 @@ class PostgresPolicies:
             rows = await conn.fetch(_TIMED)
         return [
             TimedPolicy(
-                _policy_from_json(PolicyName(row["project"], row["id"]), row["body"]),
+                policy_from_json(PolicyName(row["project"], row["id"]), row["body"]),
                 row["updated_at"],
                 {Trigger(t): datetime.fromisoformat(at) for t, at in (row["decided"] or {}).items()},
             )
@@ -137,18 +156,16 @@ class PostgresDecisions:
         if await self._is_decided(policy.name, Trigger.DRIFT, drift.alert, drift.window_end):
             return None
         started = await self._started(policy.name, Trigger.DRIFT)
+        cause = Cause.of_drift(drift)
+        candidate = await self._candidate(policy, cause)
         reason = decide(
             policy,
             drift,
             started_at=[at for at, failed in started if not failed],
-            run_active=await self._conn.fetchval(_RUN_ACTIVE, drift.model),
+            run_active=await self._is_active(policy.name, cause, candidate),
             failed_at=[at for at, failed in started if failed],
         )
-        decision, run = decision_and_run(policy, drift, reason, spec_to_json)
-        if run is not None:
-            await insert_pipeline_run(self._conn, run, now)
-        await self._insert(f"decision-{window_id(policy, drift)}", decision)
-        return decision
+        return await self._store(policy, cause, reason, candidate, now)
 
     async def decide_time(
         self, name: PolicyName, trigger: Trigger, due: Due, now: datetime
@@ -156,17 +173,40 @@ class PostgresDecisions:
         """`PolicyStore.decide_time`."""
         await self._lock(name)
         policy = await _read_policy(self._conn, name)
-        if policy is None or await self._is_decided(name, trigger, "", due.time):
+        if policy is None or not has_trigger(policy, trigger):
+            return None
+        if await self._is_decided(name, trigger, "", due.time):
             return None
         started = await self._started(name, trigger)
-        active = await self._conn.fetchval(_RUN_ACTIVE, policy.pipeline.model)
+        cause = Cause(trigger, due.time)
+        candidate = await self._candidate(policy, cause)
+        active = await self._is_active(name, cause, candidate)
         reason = decide_time(policy, trigger, due, [at for at, _ in started], active)
         if reason is None:
             return None
-        decision, run = timed_decision_and_run(policy, trigger, due.time, reason, spec_to_json)
-        if run is not None:
-            await insert_pipeline_run(self._conn, run, now)
-        await self._insert(f"decision-{time_id(policy, trigger, due.time)}", decision)
+        return await self._store(policy, cause, reason, candidate, now)
+
+    async def _candidate(self, policy: Policy, cause: Cause) -> Candidate:
+        stored = stored_pipeline_of(policy, cause.trigger)
+        definition: Pipeline | None = None
+        if stored is not None:
+            definition = await read_pipeline(self._conn, *stored.version)
+        return candidate_run(policy, cause, definition, spec_to_json)
+
+    async def _is_active(self, name: PolicyName, cause: Cause, candidate: Candidate) -> bool:
+        """Whether a run of the candidate's model, or of the trigger, has not ended."""
+        found = await self._conn.fetchval(
+            _RUN_ACTIVE, candidate.model, name.project, name.policy, cause.trigger
+        )
+        return bool(found)
+
+    async def _store(
+        self, policy: Policy, cause: Cause, reason: Reason, candidate: Candidate, now: datetime
+    ) -> Decision:
+        decision = decided(policy, cause, reason, candidate)
+        if decision.started and candidate.run is not None:
+            await insert_pipeline_run(self._conn, candidate.run, now)
+        await self._insert(f"decision-{cause_id(policy, cause)}", decision)
         return decision
 
     async def _lock(self, name: PolicyName) -> None:
@@ -195,85 +235,13 @@ class PostgresDecisions:
             decision.reason,
             decision.pipeline_run,
             decision.trigger,
+            decision.message,
         )
 
 
 async def _read_policy(conn: Connection, name: PolicyName) -> Policy | None:
     body: dict[str, Any] | None = await conn.fetchval(_GET, name.project, name.policy)
-    return None if body is None else _policy_from_json(name, body)
-
-
-def _policy_to_json(policy: Policy) -> dict[str, Any]:
-    return {
-        "pipeline": asdict(policy.pipeline),
-        "trigger_kinds": list(policy.trigger_kinds),
-        "cooldown_seconds": policy.cooldown.total_seconds(),
-        "daily_budget": policy.daily_budget,
-        "history_seconds": policy.history.total_seconds(),
-        "dry_run": policy.dry_run,
-        "disabled": policy.disabled,
-        "ignore_drift": policy.ignore_drift,
-        "schedule": None if policy.schedule is None else _schedule_to_json(policy.schedule),
-        "continuous": None if policy.continuous is None else _continuous_to_json(policy.continuous),
-    }
-
-
-def _schedule_to_json(schedule: Schedule) -> dict[str, Any]:
-    return {
-        "cron": schedule.cron,
-        "time_zone": schedule.time_zone,
-        "misfire": schedule.misfire,
-        "grace_seconds": schedule.grace.total_seconds(),
-        "jitter_seconds": schedule.jitter.total_seconds(),
-    }
-
-
-def _continuous_to_json(continuous: Continuous) -> dict[str, Any]:
-    return {
-        "window_seconds": continuous.window.total_seconds(),
-        "delay_seconds": continuous.delay.total_seconds(),
-        "min_rows": continuous.min_rows,
-        "daily_budget": continuous.daily_budget,
-    }
-
-
-def _schedule_from_json(body: dict[str, Any] | None) -> Schedule | None:
-    if body is None:
-        return None
-    return Schedule(
-        body["cron"],
-        body["time_zone"],
-        Misfire(body["misfire"]),
-        timedelta(seconds=body["grace_seconds"]),
-        timedelta(seconds=body["jitter_seconds"]),
-    )
-
-
-def _continuous_from_json(body: dict[str, Any] | None) -> Continuous | None:
-    if body is None:
-        return None
-    return Continuous(
-        timedelta(seconds=body["window_seconds"]),
-        timedelta(seconds=body["delay_seconds"]),
-        body["min_rows"],
-        body["daily_budget"],
-    )
-
-
-def _policy_from_json(name: PolicyName, body: dict[str, Any]) -> Policy:
-    return Policy(
-        name=name,
-        pipeline=PipelineSpec.from_json(body["pipeline"]),
-        trigger_kinds=tuple(body["trigger_kinds"]),
-        cooldown=timedelta(seconds=body["cooldown_seconds"]),
-        daily_budget=body["daily_budget"],
-        history=timedelta(seconds=body["history_seconds"]),
-        dry_run=body["dry_run"],
-        disabled=body["disabled"],
-        ignore_drift=body.get("ignore_drift", False),
-        schedule=_schedule_from_json(body.get("schedule")),
-        continuous=_continuous_from_json(body.get("continuous")),
-    )
+    return None if body is None else policy_from_json(name, body)
 
 
 def _decision(row: Any) -> Decision:
@@ -286,4 +254,5 @@ def _decision(row: Any) -> Decision:
         reason=Reason(row["reason"]),
         pipeline_run=row["pipeline_run"],
         trigger=Trigger(row["trigger"]),
+        message=row["message"],
     )
