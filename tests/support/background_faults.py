@@ -89,6 +89,8 @@ class _Proxy:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._port, name)
+        if isinstance(found, _Proxy):
+            return found  # a port of a port
         return self._counted(found) if callable(found) and not name.startswith("_") else found
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:

@@ -25,7 +25,10 @@ class FaultyDeployment(MemoryDeployment):
         self.faults = Faults()
 
     async def ports(self, settings: InferenceSettings, stack: AsyncExitStack) -> Ports:
-        return self.faults.wrap(await super().ports(settings, stack))
+        ports = await super().ports(settings, stack)
+        for replica in ports.replicas:
+            replica.holds = self.faults.proxy(replica.holds)
+        return self.faults.wrap(ports)
 
     async def _server(self, settings: InferenceSettings, stack: AsyncExitStack) -> Server:
         server = await super()._server(settings, stack)
