@@ -1,15 +1,20 @@
-"""The program of docs/guides/monitoring.md, on a monitor in memory."""
+"""The program and commands of docs/guides/monitoring.md, on a monitor in memory."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import re
+import shlex
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from typer.testing import CliRunner
+
+from flywheel.cli.main import app
+from flywheel_monitor.alerts.lifecycle import Kind
 from flywheel_monitor.models.feature_rule import Direction, FeatureRule
 from tests.support.servers.monitor import listening, memory_monitor
 
@@ -41,3 +46,22 @@ async def test_the_program_of_the_guide_sets_its_rules() -> None:
         FeatureRule("airport__queue", silenced_until_us=UNTIL_US),
         FeatureRule("flight__number", silenced=True),
     ) == policy.feature_rules
+
+
+async def test_the_commands_of_the_guide_set_sinks_and_silences() -> None:
+    (block,) = re.findall(r"^```\n(flywheel .*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
+    monitor = memory_monitor()
+    sinks = []
+    async with listening(monitor.store) as address:
+        for line in block.splitlines():
+            environment = {"FLYWHEEL_MONITOR_ADDRESS": address}
+            done = await asyncio.to_thread(CliRunner().invoke, app, shlex.split(line)[1:], env=environment)
+            assert 0 == done.exit_code, done.output
+            async with monitor.store.reading() as records:
+                sinks.append([(sink.id, sink.format) for sink in await records.sinks("default")])
+    both = [("pager", "WEBHOOK"), ("prometheus", "ALERTMANAGER")]
+    assert [both[:1], both, both, both, both, both[:1]] == sinks
+    async with monitor.store.reading() as records:
+        (silence,) = await records.silences("default")
+    assert (Kind.DATA_DRIFT, "new data source") == (silence.kind, silence.reason)
+    assert timedelta(hours=3) < silence.until - datetime.now(UTC) < timedelta(hours=4)
