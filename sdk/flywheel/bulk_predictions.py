@@ -33,6 +33,7 @@ class BulkPredictions(Connection):
         request_fields: Mapping[str, Any] | None = None,
         *,
         as_of: datetime | None = None,
+        subject: str = "",
         prediction_id: str = "",
         priority: Priority = "normal",
     ) -> inference_pb2.PredictRequest:
@@ -42,6 +43,7 @@ class BulkPredictions(Connection):
             model=self.path("models", model),
             entity_keys={name: from_python(value) for name, value in entity_keys.items()},
             request_fields={name: from_python(value) for name, value in (request_fields or {}).items()},
+            subject=subject,
             prediction_id=prediction_id,
             priority=PRIORITIES[priority],
         )

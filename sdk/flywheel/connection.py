@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -47,8 +47,13 @@ class Service:
     def __getattr__(self, method: str) -> Any:
         call = getattr(self._stub, method)
 
-        def start(request: Any, *, timeout: float | None = None) -> Any:
-            started = call(request, timeout=timeout)
+        def start(
+            request: Any,
+            *,
+            timeout: float | None = None,
+            metadata: Sequence[tuple[str, str]] | None = None,
+        ) -> Any:
+            started = call(request, timeout=timeout, metadata=metadata)
             return _answer(started) if isinstance(started, Awaitable) else started
 
         return start

@@ -176,24 +176,41 @@ class ModelCalls(BulkPredictions):
         request_fields: Mapping[str, Any] | None = None,
         *,
         as_of: datetime | None = None,
+        subject: str = "",
         prediction_id: str = "",
         priority: Priority = "normal",
+        variant: str = "",
         timeout: float | None = None,
     ) -> inference_pb2.PredictResponse:
-        """One prediction."""
+        """One prediction.
+
+        `subject` is whom the answer is for, by default the entity: one subject gets one release while the
+        percentages of a rollout do not change, and is one unit of an experiment. `variant` forces champion,
+        challenger or a variant by name, which needs a role that may promote.
+        """
         request = self.prediction_request(
-            model, entity_keys, request_fields, as_of=as_of, prediction_id=prediction_id, priority=priority
+            model,
+            entity_keys,
+            request_fields,
+            as_of=as_of,
+            subject=subject,
+            prediction_id=prediction_id,
+            priority=priority,
         )
-        return await self.inference.Predict(request, timeout=timeout)
+        metadata = (("flywheel-variant", variant),) if variant else None
+        return await self.inference.Predict(request, timeout=timeout, metadata=metadata)
 
     async def record_outcomes(
         self,
         model: str,
-        outcomes: Sequence[tuple[str, float | str, datetime]],
+        outcomes: Sequence[tuple[str, float | str, datetime] | tuple[str, float | str, datetime, str]],
         *,
         name: str = "label",
     ) -> int:
         """Sends (prediction id, value, time at which it became known); returns the number accepted.
+
+        A fourth part is the id of the outcome: outcomes of a business metric with ids of their own all count,
+        such as several purchases after one prediction. Without it an outcome counts once per prediction.
 
         A `label` is 0 or 1 for a BINARY model, a number for a REGRESSION model and the class name (str) for a
         MULTICLASS model; other values are outcomes with the name of a business metric.
@@ -201,9 +218,12 @@ class ModelCalls(BulkPredictions):
         accepted = 0
         for start in range(0, len(outcomes), 10_000):
             request = inference_pb2.RecordOutcomeRequest(model=self.path("models", model))
-            for prediction, value, moment in outcomes[start : start + 10_000]:
+            for prediction, value, moment, *ids in outcomes[start : start + 10_000]:
                 outcome = request.outcomes.add(
-                    prediction_id=prediction, name=name, event_time=timestamp(moment)
+                    prediction_id=prediction,
+                    name=name,
+                    event_time=timestamp(moment),
+                    outcome_id=ids[0] if ids else "",
                 )
                 if isinstance(value, str):
                     outcome.class_name = value

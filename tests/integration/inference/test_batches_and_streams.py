@@ -266,4 +266,10 @@ async def test_the_sdk_predicts_in_batches_and_streams(memory_deployment: Memory
                 yield str(number), one
 
         streamed = {id_: result.response.score async for id_, result in client.predict_stream(numbered())}
+        fields = {"miles": 3.0, "origin": "JFK"}
+        answer = await client.predict("late", {"carrier": "UA"}, fields, subject="ann", variant="champion")
+        assert answer.score == pytest.approx(expected[3], abs=1e-6)
+        with pytest.raises(fw.FlywheelError) as unknown:
+            await client.predict("late", {"carrier": "UA"}, fields, variant="none")
+        assert unknown.value.reason == "UNKNOWN_VARIANT"
     assert [streamed[str(i)] for i in range(20)] == pytest.approx(expected, abs=1e-6)
