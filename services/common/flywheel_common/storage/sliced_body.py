@@ -1,7 +1,7 @@
 """A request body that is sent slice by slice.
 
-aiohttp writes a body of bytes at once: the transport then copies all that the socket does not take, twice in
-Python 3.11, and the event loop waits for the copies. A slice is written when the one before it was taken.
+aiohttp writes a body of bytes at once, and the transport then holds a copy of what the socket does not take.
+This one is written slice by slice, each when the transport has room for it.
 """
 
 from __future__ import annotations
