@@ -13,7 +13,7 @@ import flywheel as fw
 from bench import measure
 from bench.registry.deployment import Deployment
 from flywheel_common.config import S3Settings
-from flywheel_common.storage.s3 import PART_BYTES, s3_client
+from flywheel_common.storage.s3 import s3_client
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 
 MIB = 1 << 20
@@ -22,6 +22,7 @@ ROUNDS = 4
 AT_ONCE = 32
 SMALL = 16 * MIB
 CHUNK = MIB
+PEER_PART = 8 * MIB
 
 
 def run(deployment: Deployment, only: str) -> Iterator[measure.Row]:
@@ -83,8 +84,8 @@ async def _multipart(settings: S3Settings) -> float:
     async with s3_client(settings) as client:
         start = time.perf_counter()
         upload, parts = (await client.create_multipart_upload(**where))["UploadId"], []
-        for number, at in enumerate(range(0, SIZE, PART_BYTES), 1):
-            body = content[at : at + PART_BYTES]
+        for number, at in enumerate(range(0, SIZE, PEER_PART), 1):
+            body = content[at : at + PEER_PART]
             answer = await client.upload_part(**where, UploadId=upload, PartNumber=number, Body=body)
             parts.append({"PartNumber": number, "ETag": answer["ETag"]})
         await client.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 from typing import Annotated
 
 import typer
@@ -18,12 +19,17 @@ from flywheel_registry.server import MIGRATIONS, build
 from flywheel_registry.store.kafka.sent_heads import sent_heads
 from flywheel_registry.store.postgres.store import PostgresStore, registry_identity
 
+M_MMAP_THRESHOLD = -3
+"""From malloc.h."""
+MAPPED_BYTES = 512 * 1024
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
 
 @app.command()
 def serve() -> None:
     """Run the service until SIGTERM."""
+    _return_large_buffers()
     runtime.main("registry", RegistrySettings, build)
 
 
@@ -67,6 +73,17 @@ def verify_audit(
 def main() -> None:
     """Entry point of the console script."""
     app()
+
+
+def _return_large_buffers() -> None:
+    """Make glibc map each chunk and part of an upload, so that freed memory returns to the system.
+
+    glibc raises this threshold to the largest size freed (up to 32 MiB), and then keeps holes in its heap.
+    """
+    allocator = ctypes.CDLL(None)
+    # Other C libraries have no such option.
+    if hasattr(allocator, "mallopt"):
+        allocator.mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 if __name__ == "__main__":

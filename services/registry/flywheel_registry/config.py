@@ -44,8 +44,8 @@ class RegistrySettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Setti
     """Largest artifact."""
     rollback_wait_seconds: float = 30.0
     """How long a rollback waits for gateways when its caller sets no deadline."""
-    uploads_at_once: int = 8
-    """How many uploads hold buffers at once, about 16 MiB each; further ones wait."""
+    uploads_at_once: int = 2
+    """How many uploads hold buffers at once, about 12 MiB each; further ones wait."""
     stream_idle_seconds: float = 60.0
     """How long the caller of an upload or download may neither send nor take data."""
     webhook_hosts: tuple[str, ...] = ()

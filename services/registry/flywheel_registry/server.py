@@ -69,6 +69,9 @@ log = get_logger(__name__)
 MIGRATIONS = Path(__file__).parent / "migrations"
 HOUSEKEEPING_SECONDS = 3600.0
 RETRY_SECONDS = 1.0
+STREAM_WINDOW = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 64 * 1024))
+"""What gRPC receives of a stream before it is read. With the probe, gRPC enlarges this to several MiB, also
+for uploads that wait. A message that is being read still arrives as a whole."""
 JOIN_SECONDS = 600.0
 """How long joining the parts of an upload may take when its caller sets no deadline."""
 ROLLBACK_RESERVE_SECONDS = 5.0
@@ -199,6 +202,7 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
             f"/{SERVICE}/CompleteArtifactUpload": JOIN_SECONDS,
         },
         readiness=ports.ready,
+        options=STREAM_WINDOW,
     )
     ticker = Ticker(ports.store, lifecycle, ports.monitor, ports.gateways, clock, settings.tick_seconds)
     server.add_background("desired state", desired_state.run)

@@ -63,9 +63,10 @@ class Server(Worker):
         registry: CollectorRegistry = REGISTRY,
         restarts: RestartRule = RESTARTS,
         authenticate: Callable[[Authenticator], Authenticator] = lambda selected: selected,
+        options: Sequence[tuple[str, int]] = (),
     ) -> None:
         """`authenticate` may wrap the authenticator that the settings select, for tokens of the service's
-        own."""
+        own. `options` are further gRPC channel arguments."""
         super().__init__(settings, registry=registry, restarts=restarts)
         self.health = Health(full_service_names)
         self.methods: list[str] = []
@@ -88,7 +89,9 @@ class Server(Worker):
             default_deadline_seconds=settings.default_deadline_seconds,
             deadlines=deadlines,
         )
-        self._server = grpc.aio.server(interceptors=tuple(interceptors), options=_options(settings))
+        self._server = grpc.aio.server(
+            interceptors=tuple(interceptors), options=[*_options(settings), *options]
+        )
         for add, servicer in servicers:
             add(servicer, _Registrar(self._server, self._pipeline, self.methods))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)

@@ -24,11 +24,13 @@ from flywheel_common.storage.objects import (
     check_key,
     object_not_found,
 )
+from flywheel_common.storage.sliced_body import SlicedBody
 from flywheel_common.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-PART_BYTES = 8 * 1024 * 1024
+PART_BYTES = 5 * 1024 * 1024
+"""The smallest part that S3 accepts: each `put_stream` holds one."""
 CLEAN_UP_SECONDS = 60.0
 """Timeout for removing the parts of a failed upload."""
 CLOSE_SECONDS = 2.0
@@ -113,7 +115,7 @@ class S3ObjectStore:
         return Digest(len(data), hashlib.sha256(data).hexdigest())
 
     async def put_stream(self, key: str, chunks: AsyncIterable[bytes]) -> Digest:
-        at, sha, size, buffer = self._at(key), hashlib.sha256(), 0, bytearray()
+        at, sha, size, buffer = self._at(key), hashlib.sha256(), 0, SlicedBody()
         upload: str | None = None
         parts: list[dict[str, Any]] = []
         where = {"Bucket": self._bucket, "Key": at}
@@ -124,12 +126,10 @@ class S3ObjectStore:
                 if upload is None:
                     upload = (await self._client.create_multipart_upload(**where))["UploadId"]
                 number = len(parts) + 1
-                body = bytes(buffer)
-                # One copy at a time: uploads run side by side.
-                buffer.clear()
                 answer = await self._client.upload_part(
-                    **where, UploadId=upload, PartNumber=number, Body=body
+                    **where, UploadId=upload, PartNumber=number, Body=buffer
                 )
+            buffer.clear()
             parts.append({"PartNumber": number, "ETag": answer["ETag"]})
 
         try:

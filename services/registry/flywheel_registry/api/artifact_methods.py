@@ -139,4 +139,7 @@ async def _data(messages: AsyncIterator[Any]) -> AsyncIterator[bytes]:
     async for message in messages:
         if message.WhichOneof("part") != "data":
             raise TargetRepeated("Only the first message names the target; all others must carry data.")
-        yield message.data
+        data = message.data
+        # Storing the part that this chunk completes may take long: its message is not kept meanwhile.
+        del message
+        yield data

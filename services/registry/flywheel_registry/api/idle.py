@@ -22,7 +22,9 @@ async def received(requests: AsyncIterator[Message], seconds: float) -> AsyncIte
             raise StreamIdle(f"No message came for {seconds:g} s.") from None
         if message is None:
             return
-        yield message
+        # Taken out of this frame, so that it does not keep the message while its caller works.
+        taking, message = [message], None
+        yield taking.pop()
 
 
 async def taken(answers: AsyncIterator[Message], seconds: float) -> AsyncIterator[Message]:

@@ -45,7 +45,7 @@ class ArtifactTransfer:
         clock: Clock,
         prepare: Callable[[], Awaitable[None]],
         checks: VersionCheck,
-        at_once: int = 8,
+        at_once: int = 2,
     ) -> None:
         self._store = store
         self._objects = objects
