@@ -105,7 +105,7 @@ def tuned(block: str, code: str, tmp_path: Path, **changes: object) -> tuple[Tun
 
 def test_the_tuning_job_of_the_guide_finds_a_learning_rate(tmp_path: Path) -> None:
     loop, tune = blocks()[0], blocks()[2]
-    # Early stopping asks a Ray actor: tests/integration/trainer/test_tuning.py.
+    # Early stopping asks a Ray actor: tests/robustness/trainer/test_tuning.py.
     launch, trials = tuned(tune, loop, tmp_path, early_stopping=None, max_trials=4)
     [best] = best_trials(trials.load(), launch.settings.objectives)
     assert len(trials.load()) == 4
