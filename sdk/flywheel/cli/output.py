@@ -19,7 +19,16 @@ from flywheel.paging import list_items
 Limit = Annotated[int, typer.Option("--limit", min=1, help="Show at most this many")]
 DEFAULT_LIMIT = 1000
 
-console, errors = Console(), Console(stderr=True)
+PIPED_COLUMNS = 2000
+"""Width of output that is no terminal: a pipe gets whole names, not wrapped ones."""
+
+
+def _console(*, stderr: bool = False) -> Console:
+    made = Console(stderr=stderr)
+    return made if made.is_terminal else Console(stderr=stderr, width=PIPED_COLUMNS)
+
+
+console, errors = _console(), _console(stderr=True)
 state: dict[str, Any] = {"project": "default", "json": False}
 
 
