@@ -32,7 +32,15 @@ DOCUMENTS = sorted(
 )
 TESTED_ALONE = tuple(
     Path("docs/guides", f"{name}.md")
-    for name in ("training", "evaluation", "experiments", "models", "monitoring", "pipelines")
+    for name in (
+        "batch-scoring",
+        "evaluation",
+        "experiments",
+        "models",
+        "monitoring",
+        "pipelines",
+        "training",
+    )
 )
 """Documents whose programs and commands are parts of a user's project, or need one. Tests of their own run
 them: tests/unit/job/test_training_guide.py and others."""

@@ -206,12 +206,15 @@ def sync(
     timeout: Annotated[float, typer.Option(help="Seconds per run")] = 60.0,
 ) -> None:
     """Send what processes left in the spool because the trainer was away, or because they were killed."""
-    failed = False
-    for one in sync_spools(folder or default_root(), timeout, address):
-        failed |= not one.sent
+    root = folder or default_root()
+    found = failed = False
+    for one in sync_spools(root, timeout, address):
+        found, failed = True, failed or not one.sent
         console.print(f"{one.run} {'sent' if one.sent else 'NOT SENT'}", highlight=False)
         for problem in one.problems:
             errors.print(f"  {problem}", highlight=False)
+    if not found:
+        console.print(f"nothing waits in {root}", highlight=False)
     if failed:
         raise typer.Exit(1)
 
