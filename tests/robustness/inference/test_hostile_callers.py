@@ -19,7 +19,7 @@ from tests.robustness.inference.conftest import Platform
 from tests.support.builders.inference import MODEL
 from tests.support.prediction_load import PredictionLoad, outcomes, per_second, predict_request
 
-HEALTHY, HOSTILE = 150.0, 100.0
+HEALTHY, HOSTILE = 300.0, 200.0
 SECONDS = 10.0
 SHORT_SECONDS = 0.006
 LARGE = "x" * (15 * 1024 * 1024)
@@ -87,7 +87,7 @@ async def test_healthy_callers_get_answers_of_the_model_beside_hostile_ones(plat
         finally:
             hostile.stopped = True
             await running
-        assert per_second(calls) >= 100.0
+        assert per_second(calls) >= 200.0
         assert outcomes(calls) == {"model": len(calls)}, Counter(call.reason for call in calls)
         # The breakers are closed.
         assert outcomes(await load.run_for(0.5)).keys() == {"model"}
