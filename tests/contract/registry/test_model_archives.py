@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import sqlite3
@@ -12,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 import flywheel as fw
-from flywheel.cli.main import app
 from flywheel.mlflow_import import model_id, onnx_file, read_versions
 from flywheel.model_archive import ORIGIN, read_archive
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
@@ -23,6 +20,7 @@ from flywheel_protos.types.v1 import value_pb2
 from flywheel_registry.fakes.store import MemoryStore
 from tests.support.builders.onnx_models import constant_half
 from tests.support.builders.registry import ModelClient
+from tests.support.commands import flywheel
 from tests.support.peers.registry import serving_features
 from tests.support.servers.registry import running_memory_registry
 
@@ -48,9 +46,8 @@ async def there() -> AsyncIterator[fw.Client]:
 
 
 def command(client: fw.Client, *words: str) -> Any:
-    env = {"FLYWHEEL_REGISTRY_ADDRESS": client._addresses["registry"], "COLUMNS": "300"}
-    env["FLYWHEEL_FEATURE_ADDRESS"] = client._addresses["feature"]
-    return asyncio.to_thread(CliRunner().invoke, app, ["models", *words], env=env)
+    addresses = {service: client._addresses[service] for service in ("registry", "feature")}
+    return flywheel("models", *words, **addresses)
 
 
 async def model(client: ModelClient) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 import flywheel as fw
 from flywheel.cli.catalog import parse_bounds, parse_tags
-from flywheel.cli.main import app
 from flywheel_protos.registry.v1 import artifact_pb2, model_pb2, registry_pb2, search_pb2
 from tests.support.builders.onnx_models import constant_half
 from tests.support.builders.registry import ModelClient
+from tests.support.commands import flywheel
 from tests.support.servers.registry import refused
 
 
@@ -26,8 +24,7 @@ async def sdk(client: ModelClient) -> AsyncIterator[fw.Client]:
 
 async def cli(client: ModelClient, *command: str) -> Any:
     """Run `flywheel models` against the registry."""
-    env = {"FLYWHEEL_REGISTRY_ADDRESS": client.stub.address, "COLUMNS": "300"}
-    return await asyncio.to_thread(CliRunner().invoke, app, ["models", *command], env=env)
+    return await flywheel("models", *command, registry=client.stub.address)
 
 
 async def test_versions_of_all_models_are_searched(client: ModelClient, sdk: fw.Client) -> None:

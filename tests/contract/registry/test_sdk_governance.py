@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from typing import Any
 
-from typer.testing import CliRunner
-
-from flywheel.cli.main import app
 from flywheel.governance_calls import chain_faults, verify_webhook
 from flywheel_common.webhooks.webhook import signature
 from flywheel_protos.registry.v1 import approval_pb2, model_pb2, registry_pb2
 from flywheel_registry.fakes.store import MemoryStore
 from tests.support.builders.registry import ModelClient
+from tests.support.commands import flywheel
 from tests.support.servers.registry import refused, running_memory_registry
 
 SECRET = "0123456789abcdef"
@@ -21,8 +18,7 @@ SECRET = "0123456789abcdef"
 
 async def cli(client: ModelClient, *command: str) -> Any:
     """Run `flywheel models` against the registry."""
-    env = {"FLYWHEEL_REGISTRY_ADDRESS": client.stub.address, "COLUMNS": "300"}
-    return await asyncio.to_thread(CliRunner().invoke, app, ["models", *command], env=env)
+    return await flywheel("models", *command, registry=client.stub.address)
 
 
 async def test_the_command_verifies_an_audit(client: ModelClient, memory_store: MemoryStore) -> None:

@@ -8,13 +8,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 import flywheel as fw
-from flywheel.cli.main import app
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from tests.support.builders.registry import ModelClient
+from tests.support.commands import flywheel
 
 State = model_pb2.RolloutState
 AB_TEST = model_pb2.RolloutPolicy(canary_percents=[50], until_verdict=True)
@@ -28,8 +27,7 @@ async def sdk(client: ModelClient) -> AsyncIterator[fw.Client]:
 
 async def cli(client: ModelClient, *command: str) -> Any:
     """Run `flywheel` against the registry."""
-    env = {"FLYWHEEL_REGISTRY_ADDRESS": client.stub.address, "COLUMNS": "300"}
-    return await asyncio.to_thread(CliRunner().invoke, app, list(command), env=env)
+    return await flywheel(*command, registry=client.stub.address)
 
 
 async def two_releases(client: ModelClient) -> list[str]:

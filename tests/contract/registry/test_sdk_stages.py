@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 import flywheel as fw
-from flywheel.cli.main import app
 from flywheel_protos.registry.v1 import model_pb2
 from tests.support.builders.registry import ModelClient
+from tests.support.commands import flywheel
 
 
 @pytest.fixture
@@ -23,8 +21,7 @@ async def sdk(client: ModelClient) -> AsyncIterator[fw.Client]:
 
 async def cli(client: ModelClient, *command: str) -> Any:
     """Run `flywheel models` against the registry."""
-    env = {"FLYWHEEL_REGISTRY_ADDRESS": client.stub.address, "COLUMNS": "300"}
-    return await asyncio.to_thread(CliRunner().invoke, app, ["models", *command], env=env)
+    return await flywheel("models", *command, registry=client.stub.address)
 
 
 async def test_a_version_is_promoted_and_released_by_the_cli(client: ModelClient) -> None:

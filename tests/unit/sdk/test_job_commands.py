@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 import flywheel as fw
-from flywheel.cli.main import app
 from flywheel_job.outcome import Outcome
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_trainer.jobs.job import JobName, JobState
 from flywheel_trainer.jobs.ports import TrainingSet
 from tests.support.builders.trainer import AT, EXPERIMENT, TRAINING_SET
+from tests.support.commands import flywheel
 from tests.support.servers.trainer import MemoryTrainer, serve_in_memory
 
 TRAIN_FILE = """
@@ -37,8 +35,7 @@ async def trainer() -> AsyncIterator[MemoryTrainer]:
 
 
 async def cli(trainer: MemoryTrainer, *command: str) -> Any:
-    env = {"FLYWHEEL_TRAINER_ADDRESS": trainer.address, "COLUMNS": "300", "FLYWHEEL_PROJECT": "p"}
-    return await asyncio.to_thread(CliRunner().invoke, app, list(command), env=env)
+    return await flywheel(*command, project="p", trainer=trainer.address)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import shlex
@@ -12,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from flywheel.cli.main import app
 from flywheel_trainer.pipelines.definition import PipelineName
 from flywheel_trainer.policies.decision import Trigger
 from flywheel_trainer.policies.policy import PolicyName
 from flywheel_trainer.policies.schedule import Due
 from tests.support.builders.trainer import AT, score_graph
+from tests.support.commands import flywheel
 from tests.support.servers.trainer import MemoryTrainer, serve_in_memory
 
 GUIDE = Path(__file__).resolve().parents[3] / "docs" / "guides" / "pipelines.md"
@@ -43,8 +41,7 @@ async def trainer() -> AsyncIterator[MemoryTrainer]:
 
 
 async def cli(trainer: MemoryTrainer, *command: str, project: str = "p") -> Any:
-    env = {"FLYWHEEL_TRAINER_ADDRESS": trainer.address, "COLUMNS": "300", "FLYWHEEL_PROJECT": project}
-    return await asyncio.to_thread(CliRunner().invoke, app, list(command), env=env)
+    return await flywheel(*command, project=project, trainer=trainer.address)
 
 
 async def test_a_policy_is_set_shown_and_listed_with_its_decisions(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -11,10 +10,8 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import MessageToJson
-from typer.testing import CliRunner
 
 import flywheel as fw
-from flywheel.cli.main import app
 from flywheel.cli.tuning import trial_table
 from flywheel.errors import SourceError
 from flywheel.tune_calls import schedule
@@ -26,6 +23,7 @@ from flywheel_protos.trainer.v1 import tuning_pb2
 from flywheel_trainer.jobs.job import JobName, JobState
 from flywheel_trainer.jobs.ports import TrainingSet
 from tests.support.builders.trainer import AT, EXPERIMENT, TRAINING_SET
+from tests.support.commands import flywheel
 from tests.support.servers.trainer import MemoryTrainer, serve_in_memory
 
 JOB_FILE = """
@@ -57,8 +55,7 @@ async def trainer() -> AsyncIterator[MemoryTrainer]:
 
 
 async def cli(trainer: MemoryTrainer, *command: str) -> Any:
-    env = {"FLYWHEEL_TRAINER_ADDRESS": trainer.address, "COLUMNS": "300", "FLYWHEEL_PROJECT": "p"}
-    return await asyncio.to_thread(CliRunner().invoke, app, list(command), env=env)
+    return await flywheel(*command, project="p", trainer=trainer.address)
 
 
 async def end(trainer: MemoryTrainer, job: JobName, state: JobState = JobState.SUCCEEDED) -> None:
