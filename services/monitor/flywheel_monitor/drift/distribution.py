@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flywheel_common.arrays import Floats, Ints
+from flywheel_common.arrays import Ints
 from flywheel_monitor.drift import psi
-from flywheel_monitor.windows.bins import FeatureBins, Special
+from flywheel_monitor.windows.bins import FeatureBins, Special, missing
 from flywheel_monitor.windows.output import Output
 
 
@@ -33,12 +33,12 @@ def of_feature(bins: FeatureBins, counts: Ints) -> Distribution:
     reference = bins.reference_counts
     return Distribution(
         name=bins.name,
-        reference=_integers(psi.coarse(bins, reference)),
-        observed=_integers(psi.coarse(bins, counts)),
+        reference=tuple(psi.coarse(bins, reference).tolist()),
+        observed=tuple(psi.coarse(bins, counts).tolist()),
         edges=_coarse_edges(bins) if bins.numeric else (),
         categories=() if bins.numeric else bins.reference.categories,
-        reference_missing=_missing(bins, reference),
-        observed_missing=_missing(bins, counts),
+        reference_missing=missing(bins, reference),
+        observed_missing=missing(bins, counts),
         reference_unseen=int(reference[bins.regular + Special.UNSEEN]),
         observed_unseen=int(counts[bins.regular + Special.UNSEEN]),
     )
@@ -48,11 +48,10 @@ def of_scores(output: Output, counts: Ints, reference: Sequence[int]) -> Distrib
     """The histogram [Output.bins] of the scores over the deciles of the reference, else over its own."""
     known = np.asarray(reference, np.int64) if len(reference) == len(counts) else np.zeros_like(counts)
     groups = psi.decile_groups(known if known.any() else counts)
-    size = int(groups.max(initial=0)) + 1
     return Distribution(
         name="score",
-        reference=_integers(np.bincount(groups, weights=known, minlength=size)),
-        observed=_integers(np.bincount(groups, weights=counts, minlength=size)),
+        reference=tuple(psi.summed(known, groups).tolist()),
+        observed=tuple(psi.summed(counts, groups).tolist()),
         edges=tuple(output.edges()[np.flatnonzero(np.diff(groups))].tolist()),
     )
 
@@ -64,11 +63,3 @@ def _coarse_edges(bins: FeatureBins) -> tuple[float, ...]:
     if not len(changes):
         return bins.reference.minimum, bins.reference.maximum
     return tuple(np.asarray(bins.reference.edges, np.float64)[changes].tolist())
-
-
-def _missing(bins: FeatureBins, counts: Ints) -> int:
-    return sum(int(counts[bins.regular + s]) for s in (Special.NULL, Special.NON_FINITE, Special.MALFORMED))
-
-
-def _integers(counts: Ints | Floats) -> tuple[int, ...]:
-    return tuple(np.rint(counts).astype(np.int64).tolist())

@@ -74,10 +74,10 @@ def decile_groups(reference: Ints, groups: int = DECILES) -> Ints:
 def in_deciles(window: Ints, reference: Ints) -> tuple[Ints, Ints]:
     """Two histograms [B] over the reference's deciles."""
     groups = decile_groups(reference)
-    return _summed(window, groups), _summed(reference, groups)
+    return summed(window, groups), summed(reference, groups)
 
 
-def _summed(counts: Ints, groups: Ints) -> Ints:
+def summed(counts: Ints, groups: Ints) -> Ints:
     """The counts [B] added up by the group of each bin."""
     size = int(groups.max(initial=0)) + 1
     return np.rint(np.bincount(groups, weights=counts.astype(np.float64), minlength=size)).astype(np.int64)
@@ -91,7 +91,7 @@ def coarse(bins: FeatureBins, counts: Ints) -> Ints:
     if not bins.numeric:
         return regular
     below, above = (int(counts[bins.regular + s]) for s in (Special.BELOW, Special.ABOVE))
-    deciles = _summed(regular, decile_groups(bins.reference_counts[: bins.regular]))
+    deciles = summed(regular, decile_groups(bins.reference_counts[: bins.regular]))
     if len(deciles) == 1:
         return np.array([below, deciles[0], above], np.int64)
     deciles[0] += below

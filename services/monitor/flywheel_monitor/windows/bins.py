@@ -206,14 +206,14 @@ class FeatureBins:
         return np.where(valid & np.isfinite(x), z, 0.0)
 
 
+def missing(bins: FeatureBins, counts: Ints) -> int:
+    """Rows that are null, NaN, infinite or of a wrong type."""
+    return sum(int(counts[bins.regular + s]) for s in (Special.NULL, Special.NON_FINITE, Special.MALFORMED))
+
+
 def null_rate(bins: FeatureBins, counts: Ints) -> float:
     """Share of rows that are null, NaN, infinite or of a wrong type."""
-    bad = (
-        counts[bins.regular + Special.NULL]
-        + counts[bins.regular + Special.NON_FINITE]
-        + counts[bins.regular + Special.MALFORMED]
-    )
-    return float(bad) / max(1, int(counts.sum()))
+    return missing(bins, counts) / max(1, int(counts.sum()))
 
 
 def unseen_rate(bins: FeatureBins, counts: Ints) -> float:

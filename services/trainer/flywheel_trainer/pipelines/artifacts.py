@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from flywheel_job.outcome import Artifact
-from flywheel_trainer.jobs.verified import read_verified
-
-__all__ = ["read_verified", "version_fields"]
 
 
 def version_fields(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from flywheel_job.reporting import MetricReporter
 
 
 class GatedReporter(MetricReporter):
-    """A `MetricReporter` whose `log` raises TrialStopped once the driver of the TUNE job says so.
+    """A `MetricReporter` whose `log` raises TrialStopped after the driver of the TUNE job stopped the trial.
 
     It waits for the answer, so that a trial that is stopped takes no further step.
     """
