@@ -12,7 +12,7 @@ import asyncpg
 
 import flywheel as fw
 from bench import measure
-from bench.registry.deployment import Deployment
+from bench.common.deployment import Deployment
 from flywheel_common.postgres.pool import create_pool
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, search_pb2
 from flywheel_registry.api.convert_events import to_event

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import flywheel as fw
 from bench import measure
-from bench.registry.deployment import Deployment
+from bench.common.deployment import Deployment
 from flywheel_common.config import S3Settings
 from flywheel_common.storage.s3 import s3_client
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2

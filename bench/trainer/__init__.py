@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.trainer import export, scoring, tracking, tuning
+from bench.trainer import against_mlflow, export, scoring, tracking, tuning
 
 Part = Callable[[str], Iterable[measure.Row]]
 PARTS: dict[str, Part] = {
+    "mlflow": against_mlflow.run,
     "export": export.run,
     "scoring": scoring.run,
     "tracking": tracking.run,
