@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 
 from bench import measure
 from bench.common.deployment import Deployment
-from bench.registry import catalog, uploads
+from bench.registry import against_mlflow, catalog, uploads
 
 Part = Callable[[Deployment, str], Iterable[measure.Row]]
-PARTS: dict[str, Part] = {"catalog": catalog.run, "uploads": uploads.run}
+PARTS: dict[str, Part] = {"catalog": catalog.run, "uploads": uploads.run, "mlflow": against_mlflow.run}
 
 
 def run(only: str) -> list[measure.Row]:

@@ -44,7 +44,7 @@ def run(deployment: Deployment, only: str) -> Iterator[measure.Row]:
             )
             yield measure.compared(name, "requests/s", "the row by asyncpg", pairs, None)
     if only in "create a version, 1 client":
-        rate = asyncio.run(_creations(deployment.address))
+        rate = asyncio.run(creations(deployment.address, "projects/default/models/m1"))
         yield measure.row("create a version, 1 client", rate, "requests/s", None)
     if only in "search 10,000 versions by metric, p50":
         pairs = measure.alternating(
@@ -103,17 +103,16 @@ async def _rows(dsn: str, clients: int) -> float:
         return await _rate(lambda: pool.fetchrow(SELECT_VERSION, NAME, 1), clients)
 
 
-async def _creations(address: str) -> float:
+async def creations(address: str, model: str) -> float:
+    """Versions per second that one client creates of a model."""
     declared = model_pb2.ModelVersion(metrics={"auc": 0.5})
     declared.artifacts.add(name="model.onnx", size_bytes=1, sha256="ab" * 32)
-    request = registry_pb2.CreateModelVersionRequest(
-        parent="projects/default/models/m1", model_version=declared
-    )
+    request = registry_pb2.CreateModelVersionRequest(parent=model, model_version=declared)
     async with fw.Client(registry=address) as client:
         return await _rate(lambda: client.registry.CreateModelVersion(request), 1)
 
 
-async def _p50(call: Call) -> float:
+async def p50(call: Call) -> float:
     """Median of SEARCHES calls, in ms."""
     times = []
     for _ in range(SEARCHES):
@@ -135,7 +134,7 @@ async def _searches(address: str) -> float:
     async with fw.Client(registry=address) as client:
         found = await client.registry.SearchModelVersions(request)
         assert len(found.model_versions) == PAGE
-        return await _p50(lambda: client.registry.SearchModelVersions(request))
+        return await p50(lambda: client.registry.SearchModelVersions(request))
 
 
 async def _queries(dsn: str) -> float:
@@ -147,4 +146,4 @@ async def _queries(dsn: str) -> float:
         descending=True,
     )
     async with create_pool(dsn) as pool, PostgresStore(pool, to_event).reading() as records:
-        return await _p50(lambda: records.search_versions(query, PAGE))
+        return await p50(lambda: records.search_versions(query, PAGE))

@@ -44,6 +44,7 @@ class RegistrationCalls(ArtifactCalls):
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
         description: str = "",
+        training_run: str = "",
     ) -> model_pb2.ModelVersion:
         """Registers an ONNX file as a version of a model, which is created when it does not exist.
 
@@ -57,6 +58,7 @@ class RegistrationCalls(ArtifactCalls):
 
         `samples` are rows of the input tensors, by tensor name, or one array for the only tensor; by default
         they are random values. ONNX Runtime answers them here, and every server has to reproduce the answers.
+        `training_run` is the run that made the file, by its id or name.
 
         Raises SignatureError with all differences between graph and feature set before anything is stored,
         and InvalidModelError with all problems that the registry found.
@@ -69,6 +71,7 @@ class RegistrationCalls(ArtifactCalls):
         golden = await asyncio.to_thread(_golden_rows, graph, signature, rows)
         message = model_pb2.ModelVersion(
             framework="onnx",
+            training_run=self.path("runs", training_run) if training_run else "",
             feature_set=self.path("featureSets", feature_set),
             signature=signature_message(signature),
             golden_rows=golden,
