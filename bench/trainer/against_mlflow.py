@@ -21,7 +21,7 @@ from bench.peers.mlflow_server import MlflowServer, require
 from flywheel_protos.trainer.v1 import trainer_pb2
 
 POINTS = 1_000
-PEER_POINTS = {1: 1_000, 16: 100}
+PEER_POINTS = {1: 300, 16: 50}
 """Points per client of MLflow's log_metric, whose rate does not depend on their number."""
 ROUNDS = 3
 SEARCHES = 50

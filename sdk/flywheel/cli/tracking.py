@@ -220,7 +220,9 @@ def sync(
 
 
 def import_mlflow(
-    source: Annotated[Path, typer.Argument(help="Tracking folder (mlruns) or SQLite file (mlflow.db)")],
+    source: Annotated[
+        str, typer.Argument(help="Tracking folder (mlruns), SQLite file (mlflow.db) or URL of a server")
+    ],
     include_running: Annotated[
         bool, typer.Option("--include-running", help="Import RUNNING runs too, as CANCELLED")
     ] = False,
