@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from flywheel.cli.archives import show_import
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, errors, show, show_list, state
 from flywheel.client import Client
 from flywheel.tracking.comparison import compare
@@ -223,23 +224,37 @@ def import_mlflow(
     source: Annotated[
         str, typer.Argument(help="Tracking folder (mlruns), SQLite file (mlflow.db) or URL of a server")
     ],
+    *,
     include_running: Annotated[
         bool, typer.Option("--include-running", help="Import RUNNING runs too, as CANCELLED")
     ] = False,
+    feature_set: Annotated[
+        str, typer.Option(help="Import the registered ONNX models too; this set has their inputs")
+    ] = "",
+    kind: Annotated[str, typer.Option(help="Of models: binary, multiclass, regression or vector")] = "binary",
+    output: Annotated[str, typer.Option(help="Of models: the output tensor")] = "",
 ) -> None:
     """Import the runs of MLflow with params, metrics, tags and artifacts; repeat it as often as you like."""
 
     async def work(client: Client) -> None:
         opened = open_source(source)
         counts = {"imported": 0, "unchanged": 0, "left out": 0}
+        runs: dict[str, str] = {}
         try:
             async for one in import_runs(client, opened, include_running=include_running):
                 counts["left out" if not one.run else "imported" if one.new else "unchanged"] += 1
+                if one.run:
+                    runs[one.uuid] = one.run
                 for problem in one.problems:
                     errors.print(f"{one.uuid}: {problem}", highlight=False)
         finally:
             opened.close()
         console.print(", ".join(f"{count} {name}" for name, count in counts.items()), highlight=False)
+        if feature_set:
+            done = await client.import_mlflow(
+                source, feature_set=feature_set, training_runs=runs, kind=kind, output=output
+            )
+            show_import(done)
 
     call(work)
 
