@@ -19,9 +19,10 @@ from urllib.request import Request, urlopen
 
 from bench.h2load import ToolMissing
 from flywheel_local import ports
-from flywheel_local.backends import Backends
 from flywheel_local.layout import LOCAL
+from flywheel_local.postgres import Postgres
 from flywheel_local.process import Process
+from flywheel_local.s3 import S3
 
 PEER = LOCAL / "peers-mlflow" / "bin"
 DATABASE, BUCKET = "mlflow", "mlflow"
@@ -44,20 +45,20 @@ def require() -> None:
 class MlflowServer:
     """A context manager: creates the database and the bucket, and runs `mlflow server`."""
 
-    def __init__(self, backends: Backends, folder: Path) -> None:
+    def __init__(self, postgres: Postgres, s3: S3, folder: Path) -> None:
         require()
-        self._backends, self._folder = backends, folder
+        self._postgres, self._s3, self._folder = postgres, s3, folder
         self.address = f"127.0.0.1:{ports.free(['mlflow'])['mlflow']}"
         self.url = f"http://{self.address}"
 
     @property
     def dsn(self) -> str:
         """The DSN of its database."""
-        return self._backends.postgres.dsn(DATABASE)
+        return self._postgres.dsn(DATABASE)
 
     def __enter__(self) -> Self:
-        s3 = self._backends.s3
-        self._backends.postgres.create_databases([DATABASE])
+        s3 = self._s3
+        self._postgres.create_databases([DATABASE])
         s3.create_bucket(BUCKET)
         host, _, port = self.address.partition(":")
         options = {

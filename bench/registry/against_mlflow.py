@@ -51,7 +51,8 @@ def run(deployment: Deployment, only: str) -> Iterator[measure.Row]:
     except h2load.ToolMissing as missing:
         measure.console.print(f"  not compared with MLflow: {missing}")
         return
-    with MlflowServer(deployment.backends, deployment.folder) as server:
+    backends = deployment.backends
+    with MlflowServer(backends.postgres, backends.s3, deployment.folder) as server:
         asyncio.run(_fill(deployment.dsn))
         asyncio.run(mlflow_rows.write_runs(server))
         asyncio.run(mlflow_rows.write_versions(server, MODELS, VERSIONS))

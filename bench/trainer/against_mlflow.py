@@ -1,7 +1,7 @@
 """Logging and searching beside an MLflow server, with PostgreSQL behind both.
 
 MLflow's clients log as its users do, one `mlflow.log_metric` per point, and for information in its fastest
-form: one `log_batch` of 1,000. Each client is a process.
+form: one `log_batch` of 1,000. 16 clients are threads of four processes, on both sides.
 """
 
 from __future__ import annotations
@@ -43,12 +43,17 @@ def run(only: str) -> Iterable[measure.Row]:
     except ToolMissing as missing:
         measure.console.print(f"  not compared with MLflow: {missing}")
         return
-    with Deployment("trainer") as deployment, MlflowServer(deployment.backends, deployment.folder) as server:
+    with Deployment("trainer") as deployment, peer_of(deployment) as server:
         for clients, name in names.items():
             if only in name:
                 yield from _logging(deployment.address, server, clients, name)
         if only in search:
             yield _searching(deployment.address, server, search)
+
+
+def peer_of(deployment: Deployment) -> MlflowServer:
+    """An MLflow server on the backends of a deployment."""
+    return MlflowServer(deployment.backends.postgres, deployment.backends.s3, deployment.folder)
 
 
 def _logging(address: str, server: MlflowServer, clients: int, name: str) -> Iterator[measure.Row]:

@@ -1,4 +1,4 @@
-"""Processes that log to a run each, for bench.trainer.against_mlflow: prints metrics per second.
+"""Clients that log to a run each, for bench.trainer.against_mlflow: prints metrics per second.
 
     python -m bench.trainer.tracking_load ADDRESS CLIENTS POINTS
 
@@ -11,22 +11,30 @@ import multiprocessing
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import flywheel as fw
 
+PROCESSES = 4
+START_SECONDS = 120
+
 
 def main() -> None:
     address, clients, points = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    processes = min(clients, PROCESSES)
     # A forked process would share the threads and channels of gRPC.
     context = multiprocessing.get_context("spawn")
-    start, end = context.Barrier(clients + 1), context.Barrier(clients + 1)
-    writers = [context.Process(target=log, args=(address, points, start, end)) for _ in range(clients)]
+    barriers = [context.Barrier(clients + 1, timeout=START_SECONDS) for _ in range(2)]
+    each = clients // processes
+    writers = [
+        context.Process(target=log_runs, args=(address, each, points, *barriers)) for _ in range(processes)
+    ]
     for writer in writers:
         writer.start()
-    start.wait()
+    barriers[0].wait()
     began = time.perf_counter()
-    end.wait()
+    barriers[1].wait()
     spent = time.perf_counter() - began
     for writer in writers:
         writer.join()
@@ -34,8 +42,15 @@ def main() -> None:
     print(clients * points / spent)
 
 
+def log_runs(address: str, runs: int, points: int, start: Any, end: Any) -> None:
+    """Log to new runs, a thread each, in a process of its own."""
+    with ThreadPoolExecutor(runs) as pool:
+        for done in [pool.submit(log, address, points, start, end) for _ in range(runs)]:
+            done.result()
+
+
 def log(address: str, points: int, start: Any, end: Any) -> None:
-    """Log to a new run, in a process of its own."""
+    """Log to a new run."""
     with (
         tempfile.TemporaryDirectory() as spool,
         fw.run("bench-log", address=address, spool=spool, system_metrics=False) as run,

@@ -32,7 +32,7 @@ class RegistrationCalls(ArtifactCalls):
         model: str,
         file: str | Path,
         *,
-        feature_set: str,
+        feature_set: str = "",
         signature: Signature | Literal["auto"] = "auto",
         samples: Tensors | npt.NDArray[Any] | None = None,
         kind: str = "binary",
@@ -63,6 +63,8 @@ class RegistrationCalls(ArtifactCalls):
         Raises SignatureError with all differences between graph and feature set before anything is stored,
         and InvalidModelError with all problems that the registry found.
         """
+        if signature == "auto" and not feature_set:
+            raise ValueError("Give the feature set that has the inputs of the model, or a signature.")
         graph = await asyncio.to_thread(OnnxFile, Path(file))
         if signature == "auto":
             features = await self._features(feature_set, vocabularies or {})
@@ -72,7 +74,7 @@ class RegistrationCalls(ArtifactCalls):
         message = model_pb2.ModelVersion(
             framework="onnx",
             training_run=self.path("runs", training_run) if training_run else "",
-            feature_set=self.path("featureSets", feature_set),
+            feature_set=self.path("featureSets", feature_set) if feature_set else "",
             signature=signature_message(signature),
             golden_rows=golden,
             artifacts=[
