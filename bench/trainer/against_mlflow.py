@@ -7,10 +7,13 @@ form: one `log_batch` of 1,000. 16 clients are threads of four processes, on bot
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+
+import asyncpg
 
 import flywheel as fw
 from bench import measure
@@ -26,7 +29,6 @@ PEER_POINTS = {1: 300, 16: 50}
 ROUNDS = 3
 SEARCHES = 50
 PAGE = 10
-AT_ONCE = 16
 PEER = "MLflow server"
 
 
@@ -48,7 +50,7 @@ def run(only: str) -> Iterable[measure.Row]:
             if only in name:
                 yield from _logging(deployment.address, server, clients, name)
         if only in search:
-            yield _searching(deployment.address, server, search)
+            yield _searching(deployment, server, search)
 
 
 def peer_of(deployment: Deployment) -> MlflowServer:
@@ -81,10 +83,12 @@ def _peer_log(server: MlflowServer, clients: int, *, batched: bool) -> float:
     return float(server.client("log", clients=clients, points=points, batched=batched))
 
 
-def _searching(address: str, server: MlflowServer, name: str) -> measure.Row:
-    asyncio.run(_fill(address))
+def _searching(deployment: Deployment, server: MlflowServer, name: str) -> measure.Row:
+    asyncio.run(_fill(deployment.dsn))
     asyncio.run(mlflow_rows.write_runs(server))
-    pairs = measure.alternating(ROUNDS, lambda: asyncio.run(_search(address)), lambda: _peer_search(server))
+    pairs = measure.alternating(
+        ROUNDS, lambda: asyncio.run(_search(deployment.address)), lambda: _peer_search(server)
+    )
     rates = [(1000 / ours, 1000 / theirs) for ours, theirs in pairs]
     faster = measure.compared(name, "searches/s", PEER, rates, measure.at_least(50))
     for ours, theirs in pairs:
@@ -92,35 +96,52 @@ def _searching(address: str, server: MlflowServer, name: str) -> measure.Row:
     return faster
 
 
-async def _fill(address: str) -> None:
-    """Log all runs through the trainer."""
-    rows = mlflow_rows.rows()
-    async with fw.Client(trainer=address) as client:
-        parent, experiment = client.parent, client.path("experiments", mlflow_rows.EXPERIMENT)
-        await client.trainer.CreateExperiment(
-            trainer_pb2.CreateExperimentRequest(parent=parent, experiment_id=mlflow_rows.EXPERIMENT)
+_FILL = """
+WITH experiment AS (
+    INSERT INTO experiment SELECT 'default', $1, '', '{}', now()
+), written AS (
+    INSERT INTO run (id, project, experiment, state, params, tags, artifacts, code_version, environment,
+        training_set, job, lease_seconds, heartbeat_at, started_at, ended_at, display_name)
+    SELECT 'run-' || name, 'default', $1, 'SUCCEEDED', params::jsonb, tags::jsonb, '[]', '', '{}', '', '', 60,
+        now(), now(), now(), name
+    FROM unnest($2::text[], $3::text[], $4::text[]) AS r(name, params, tags)
+)
+SELECT
+"""
+_FILL_NUMBERS = """
+INSERT INTO run_param_number
+SELECT id, key, value::float8 FROM run, jsonb_each_text(params) AS p(key, value) WHERE key <> 'optimizer'
+"""
+_FILL_METRICS = """
+WITH given AS (SELECT 'run-' || name AS id, key, value FROM unnest($1::text[], $2::text[], $3::float8[])
+    AS m(name, key, value)), points AS (
+    INSERT INTO metric_point (run_id, key, step, value, time_us, attempt)
+    SELECT id, key, 0, value, $4, 0 FROM given
+)
+INSERT INTO run_metric (run_id, key, step, value, attempt, min_value, max_value)
+SELECT id, key, 0, value, 0, value, value FROM given
+"""
+
+
+async def _fill(dsn: str) -> None:
+    """Write all runs to the database of the trainer, as they are after their calls."""
+    rows = list(mlflow_rows.rows())
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(
+            _FILL,
+            mlflow_rows.EXPERIMENT,
+            [row.name for row in rows],
+            [json.dumps(row.params) for row in rows],
+            [json.dumps(row.tags) for row in rows],
         )
-
-        async def write() -> None:
-            for row in rows:
-                run = trainer_pb2.Run(
-                    experiment=experiment, params=row.params, tags=row.tags, display_name=row.name
-                )
-                created = await client.trainer.CreateRun(trainer_pb2.CreateRunRequest(parent=parent, run=run))
-                points = trainer_pb2.LogMetricsRequest(
-                    run=created.run.name,
-                    keys=list(row.metrics),
-                    values=list(row.metrics.values()),
-                    steps=[0] * len(row.metrics),
-                    times=[mlflow_rows.TIME_MS * 1000] * len(row.metrics),
-                )
-                await client.trainer.LogMetrics(points)
-                ended = trainer_pb2.UpdateRunRequest(
-                    name=created.run.name, state=trainer_pb2.RUN_STATE_SUCCEEDED
-                )
-                await client.trainer.UpdateRun(ended)
-
-        await asyncio.gather(*(write() for _ in range(AT_ONCE)))
+        await connection.execute(_FILL_NUMBERS)
+        metrics = [(row.name, key, value) for row in rows for key, value in row.metrics.items()]
+        columns = [list(column) for column in zip(*metrics, strict=True)]
+        await connection.execute(_FILL_METRICS, *columns, mlflow_rows.TIME_MS * 1000)
+        await connection.execute("ANALYZE")
+    finally:
+        await connection.close()
 
 
 def _expected() -> list[str]:

@@ -21,6 +21,7 @@ from flywheel.tracking.export import export_parquet, export_tensorboard
 from flywheel.tracking.mlflow_import.importing import import_runs, open_source
 from flywheel.tracking.spool import default_root
 from flywheel.tracking.syncing import sync_spools
+from flywheel.types import duration
 from flywheel_protos.trainer.v1 import trainer_pb2
 
 COLUMNS = ["name", "display_name", "state", "params", "metrics", "started_at"]
@@ -190,6 +191,23 @@ def restore(run: str) -> None:
     call(work)
 
 
+def purge(
+    older_than: Annotated[str, typer.Option(help="How long they have been deleted, such as 30d or 12h")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing")] = False,
+) -> None:
+    """Remove deleted runs for good, with their points and files; runs of jobs stay."""
+    time = duration(older_than)
+
+    async def work(client: Client) -> None:
+        purged = await client.purge_runs(time, dry_run=dry_run)
+        for name in purged.runs:
+            console.print(name, highlight=False)
+        verb = "would be removed" if dry_run else "removed"
+        console.print(f"{len(purged.runs)} runs and {purged.artifact_bytes} bytes {verb}", highlight=False)
+
+    call(work)
+
+
 def download(run: str, artifact: str, to: Annotated[Path, typer.Argument(help="File")]) -> None:
     """Write an artifact of a run to a file."""
 
@@ -270,6 +288,7 @@ def add_commands(runs: typer.Typer) -> None:
         "edit": edit,
         "delete": delete,
         "restore": restore,
+        "purge": purge,
         "download": download,
         "sync": sync,
         "import-mlflow": import_mlflow,

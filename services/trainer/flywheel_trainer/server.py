@@ -70,6 +70,7 @@ from flywheel_trainer.policies.use_cases import Policies
 from flywheel_trainer.runs.editing import RunEditing
 from flywheel_trainer.runs.lease import LeaseExpiry
 from flywheel_trainer.runs.ports import RunEdits, RunStore
+from flywheel_trainer.runs.purging import RunPurge
 from flywheel_trainer.runs.run_artifacts import RunArtifacts
 from flywheel_trainer.runs.use_cases import Runs
 from flywheel_trainer.store.dbos.workflows import dbos_workflows
@@ -285,6 +286,7 @@ async def wire(
         run_artifacts=RunArtifacts(
             ports.runs, ports.run_edits, ports.objects, settings.s3_bucket, ids, clock
         ),
+        run_purge=RunPurge(ports.run_edits, ports.objects, settings.s3_bucket, clock),
         poll_seconds=settings.watch_poll_seconds,
     )
     server = Server(
