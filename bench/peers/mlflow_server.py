@@ -27,6 +27,7 @@ from flywheel_local.s3 import S3
 PEER = LOCAL / "peers-mlflow" / "bin"
 DATABASE, BUCKET = "mlflow", "mlflow"
 START_SECONDS = 240.0
+HEALTH_SECONDS = 120
 SCRIPT = Path(__file__).with_name("mlflow_client.py")
 ENVIRONMENT = {
     "PATH": f"{PEER}:/usr/bin:/bin",
@@ -68,6 +69,8 @@ class MlflowServer:
             "artifacts-destination": f"s3://{BUCKET}",
             "host": host,
             "port": port,
+            # On a busy machine the supervisor would end workers that do not answer it within 5 s.
+            "uvicorn-opts": f"--timeout-worker-healthcheck={HEALTH_SECONDS}",
             **({} if self._workers is None else {"workers": str(self._workers)}),
         }
         self._process = Process(
