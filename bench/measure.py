@@ -107,6 +107,13 @@ def save(suite: str, rows: Iterable[Row]) -> Path:
     return path
 
 
+def progress(row: Row) -> None:
+    """Print a row as soon as it is measured."""
+    theirs = "" if row.against_value is None else f", {row.against}: {number(row.against_value)}"
+    ratio = "" if row.ratio is None else f", ratio {number(row.ratio)}"
+    console.print(f"  {row.name}: {number(row.value)} {row.unit}{theirs}{ratio} ({row.target})")
+
+
 def show(suite: str, rows: Iterable[Row]) -> None:
     table = Table(title=f"bench: {suite}", title_justify="left")
     for column in ("measured", "value", "against", "its value", "ratio", "target", ""):

@@ -105,11 +105,11 @@ def search_by_tag(where: str, limit: int, repeat: int) -> dict:
     }
 
 
-def create_versions(model: str, seconds: float) -> float:
+def create_versions(model: str, during: float) -> float:
     """Versions per second of one client."""
     client = MlflowClient()
     count, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
+    while time.perf_counter() - began < during:
         client.create_model_version(model, "mlflow-artifacts:/models/m", tags={"team": "a"})
         count += 1
     return count / (time.perf_counter() - began)

@@ -20,5 +20,5 @@ def run(only: str) -> list[measure.Row]:
             measure.console.print(f"registry: {name}")
             for row in part(deployment, "" if only in name else only):
                 found.append(row)
-                measure.console.print(f"  {row.name}: {measure.number(row.value)} {row.unit} ({row.target})")
+                measure.progress(row)
     return found

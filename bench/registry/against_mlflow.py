@@ -25,7 +25,7 @@ from flywheel_registry.store.postgres.store import PostgresStore
 
 MODELS, VERSIONS = 20, 500
 PROJECT = "mlflow"
-ROUNDS = 3
+ROUNDS = 2
 SEARCHES = 30
 PAGE = 10
 READ = "/flywheel.registry.v1.RegistryService/ListModelVersions"
@@ -72,7 +72,7 @@ def _rows(deployment: Deployment, server: MlflowServer, only: str) -> Iterator[m
         pairs = measure.alternating(
             ROUNDS,
             lambda: asyncio.run(catalog.creations(deployment.address, f"projects/{PROJECT}/models/m1")),
-            lambda: float(server.client("create_versions", model="m1", seconds=catalog.SECONDS)),
+            lambda: float(server.client("create_versions", model="m1", during=catalog.SECONDS)),
         )
         yield _compared(CREATE, "versions/s", pairs, 10)
     if only in SEARCH:
@@ -144,7 +144,7 @@ async def _check_read(address: str, request: registry_pb2.ListModelVersionsReque
 
 
 def _peer_reads(server: MlflowServer, clients: int) -> float:
-    calls = 300 if clients == 1 else 1_000
+    calls = 200 if clients == 1 else 600
     return h2load.load_http(server.address, PEER_READ, None, concurrent=clients, calls=calls).per_second
 
 

@@ -24,5 +24,5 @@ def run(only: str) -> list[measure.Row]:
         measure.console.print(f"trainer: {name}")
         for row in part("" if only in name else only):
             found.append(row)
-            measure.console.print(f"  {row.name}: {measure.number(row.value)} {row.unit} ({row.target})")
+            measure.progress(row)
     return found

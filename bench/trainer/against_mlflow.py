@@ -24,9 +24,9 @@ from bench.peers.mlflow_server import MlflowServer, require
 from flywheel_protos.trainer.v1 import trainer_pb2
 
 POINTS = 1_000
-PEER_POINTS = {1: 300, 16: 50}
+PEER_POINTS = {1: 200, 16: 20}
 """Points per client of MLflow's log_metric, whose rate does not depend on their number."""
-ROUNDS = 3
+ROUNDS = 2
 SEARCHES = 50
 PAGE = 10
 PEER = "MLflow server"
