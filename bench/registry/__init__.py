@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.registry import catalog, uploads
+from bench.registry import catalog, fan_out, rollback, uploads
 from bench.registry.deployment import Deployment
 
 Part = Callable[[Deployment, str], Iterable[measure.Row]]
-PARTS: dict[str, Part] = {"catalog": catalog.run, "uploads": uploads.run}
+PARTS: dict[str, Part] = {
+    "catalog": catalog.run,
+    "uploads": uploads.run,
+    "fan-out": fan_out.run,
+    "rollback": rollback.run,
+}
 
 
 def run(only: str) -> list[measure.Row]:
