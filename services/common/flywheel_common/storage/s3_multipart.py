@@ -6,7 +6,7 @@ While a part is sent, the next one is collected, if a buffer is free.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -36,27 +36,12 @@ class MultipartUpload:
         self.upload: str | None = None
 
     async def store(self, chunks: AsyncIterable[bytes]) -> int:
-        """Store all chunks and return their size in bytes. Without the last chunk nothing is visible."""
-        source, size, ended = aiter(chunks), 0, False
-        sending: asyncio.Task[None] | None = None
+        """Store all chunks and return their size in bytes. Nothing is visible before the end of `chunks`."""
         try:
-            while not ended:
-                body, ended = await self._buffers.filled(source)
-                size += len(body)
-                if sending is not None:
-                    try:
-                        await sending
-                    except BaseException:
-                        self._buffers.give_back()
-                        raise
-                sending = asyncio.create_task(self._send(body, whole=ended and self.upload is None))
-                del body
-            assert sending is not None
-            await sending
-        finally:
-            if sending is not None and not sending.done():
-                sending.cancel()
-                await asyncio.gather(sending, return_exceptions=True)
+            async with asyncio.TaskGroup() as group:
+                size = await self._send_parts(aiter(chunks), group)
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
         if self.upload is not None:
             async with self._request():
                 await self._client.complete_multipart_upload(
@@ -64,21 +49,36 @@ class MultipartUpload:
                 )
         return size
 
+    async def _send_parts(self, source: AsyncIterator[bytes], group: asyncio.TaskGroup) -> int:
+        """Collect each part while the one before it is sent; a request that fails ends the group."""
+        size, ended = 0, False
+        sending: asyncio.Task[None] | None = None
+        while not ended:
+            body, ended = await self._buffers.filled(source)
+            size += len(body)
+            try:
+                if sending is not None:
+                    await sending
+            except BaseException:
+                self._buffers.give_back()
+                raise
+            sending = group.create_task(self._send(body, whole=ended and self.upload is None))
+            # Also when the task is cancelled before it runs.
+            sending.add_done_callback(lambda _: self._buffers.give_back())
+            del body
+        return size
+
     async def _send(self, body: SlicedBody, *, whole: bool) -> None:
-        """Send a part, or with `whole` the object, and give its buffer back."""
-        client, where = self._client, self._where
-        try:
-            async with self._request():
-                if whole:
-                    await client.put_object(**where, Body=bytes(body))
-                elif body:
-                    if self.upload is None:
-                        self.upload = (await client.create_multipart_upload(**where))["UploadId"]
-                    number = len(self._parts) + 1
-                    answer = await client.upload_part(
-                        **where, UploadId=self.upload, PartNumber=number, Body=body
-                    )
-                    self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-            body.clear()
-        finally:
-            self._buffers.give_back()
+        """Send a part, or with `whole` the object."""
+        async with self._request():
+            if whole:
+                await self._client.put_object(**self._where, Body=body or b"")
+            elif body:
+                if self.upload is None:
+                    self.upload = (await self._client.create_multipart_upload(**self._where))["UploadId"]
+                number = len(self._parts) + 1
+                answer = await self._client.upload_part(
+                    **self._where, UploadId=self.upload, PartNumber=number, Body=body
+                )
+                self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+        body.clear()
