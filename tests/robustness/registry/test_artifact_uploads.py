@@ -36,7 +36,7 @@ from tests.support.servers.registry_process import environment, process
 
 MIB = 1 << 20
 UPLOAD_MIB = int(os.environ.get("FLYWHEEL_SOAK_UPLOAD_MIB", "80"))
-"""Size of the interrupted upload; 4096 is the largest artifact (`make soak SUITE=uploads`)."""
+"""Size of the interrupted upload; 4096 is the largest artifact (`make soak SUITE=registry`)."""
 MEMORY_MIB = 150
 OBJECTS, RACING = 10_500, 32
 
