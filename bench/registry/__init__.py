@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.registry import catalog, uploads
+from bench.registry import catalog, fan_out, rollback, uploads
 from bench.registry.deployment import Deployment
 
 Part = Callable[[Deployment, str], Iterable[measure.Row]]
-PARTS: dict[str, Part] = {"catalog": catalog.run, "uploads": uploads.run}
+PARTS: dict[str, Part] = {
+    "catalog": catalog.run,
+    "uploads": uploads.run,
+    "rollback": rollback.run,
+    # Last: its models have no files that a gateway could load.
+    "fan-out": fan_out.run,
+}
 
 
 def run(only: str) -> list[measure.Row]:

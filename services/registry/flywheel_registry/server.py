@@ -25,6 +25,7 @@ from flywheel_common.postgres.migrate import migrate
 from flywheel_common.postgres.pool import Pool, create_pool
 from flywheel_common.postgres.transactions import Store
 from flywheel_common.storage.objects import ObjectStore
+from flywheel_common.storage.part_buffers import PartBuffers
 from flywheel_common.storage.s3 import object_store
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_common.webhooks.delivery import WebhookDeliveries
@@ -164,9 +165,8 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
     desired_state = DesiredStateCache(ports.store, ports.notifications, spec_digest)
     lifecycle = RolloutLifecycle(clock)
     checks = VersionCheck(ports.store, ports.graphs, ports.features, clock)
-    transfer = ArtifactTransfer(
-        ports.store, ports.objects, clock, ports.prepare_objects, checks, settings.uploads_at_once
-    )
+    buffers = PartBuffers(settings.upload_buffers, settings.upload_part_seconds)
+    transfer = ArtifactTransfer(ports.store, ports.objects, clock, ports.prepare_objects, checks, buffers)
     servicer = RegistryServicer(
         store=ports.store,
         models=ModelCatalog(clock, settings.max_artifact_bytes),

@@ -96,7 +96,7 @@ class Pipeline:
             try:
                 call = await self._enter(state, context)
                 if request_streaming:
-                    request = self._parsed(raw, parse)
+                    request = self._parsed(context, parse)
                 else:
                     request = state.request = self._parse(raw, parse)
                     if mutates:
@@ -121,7 +121,7 @@ class Pipeline:
             try:
                 call = await self._enter(state, context)
                 if request_streaming:
-                    request = self._parsed(raw, parse)
+                    request = self._parsed(context, parse)
                 else:
                     request = state.request = self._parse(raw, parse)
                     call.request_id = getattr(request, "request_id", "")
@@ -186,9 +186,15 @@ class Pipeline:
                 "check that client and server use the same protos.",
             ) from None
 
-    async def _parsed(self, raw: AsyncIterator[bytes], parse: Any) -> AsyncIterator[Any]:
-        async for message in raw:
-            yield self._parse(message, parse)
+    async def _parsed(self, context: Any, parse: Any) -> AsyncIterator[Any]:
+        """The parsed messages of a stream.
+
+        They are read one by one: the iterator of gRPC, and a variable here, would keep a message until the
+        next one is asked for, also while the call waits.
+        """
+        while (raw := await context.read()) is not grpc.aio.EOF:
+            taking, raw = [self._parse(raw, parse)], None
+            yield taking.pop()
 
     async def _fail(self, state: _Running, error: BaseException, context: Any) -> None:
         """Ends the call with the status of the error. Always raises."""

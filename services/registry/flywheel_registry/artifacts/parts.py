@@ -59,7 +59,10 @@ class PartUploads:
     async def put(
         self, name: VersionName, artifact: str, number: int, sha256: str, chunks: AsyncIterator[bytes]
     ) -> None:
-        """Store a part. Raises InvalidArtifactName, NotDeclared, InvalidPart, DigestMismatch, TooLarge."""
+        """Store a part.
+
+        Raises InvalidArtifactName, NotDeclared, InvalidPart, DigestMismatch, TooLarge, StreamTooSlow.
+        """
         declared = await self._transfer.declared(name, artifact)
         count = Upload(declared).part_count
         if number >= count or not _SHA.fullmatch(sha256):
@@ -69,9 +72,8 @@ class PartUploads:
             )
         part = Artifact(f"Part {number} of {artifact}", part_size(declared, number), sha256)
         await self._transfer.prepare()
-        async with self._transfer.slot():
-            key = _key(name, declared, number, sha256)
-            await self._objects.put_stream(key, verified(part, chunks))
+        key = _key(name, declared, number, sha256)
+        await self._objects.put_stream(key, verified(part, chunks), self._transfer.buffers)
         # The part with another digest, if one was sent before, was wrong.
         async for info in self._objects.list(f"{_folder(name, declared)}{number:06d}-"):
             if info.key != key:
@@ -99,7 +101,9 @@ class PartUploads:
         for number in range(upload.part_count):
             key = _key(name, upload.declared, number, upload.parts[number])
             async for chunk in self._objects.stream(key, CHUNK_BYTES):
-                yield chunk
+                # Not kept while the upload waits for its turn.
+                taking, chunk = [chunk], b""
+                yield taking.pop()
 
 
 def part_size(declared: Artifact, number: int) -> int:
