@@ -98,7 +98,10 @@ def _of_pipeline_run(run: trainer_pb2.PipelineRun) -> dict[str, Any]:
         **{name: getattr(run, name) for name in names},
         "gate_passed": run.gate_passed,
         "evidence": {
-            step.step: {"passed": steps[step.step].get("passed"), "findings": steps[step.step].get("findings")}
+            step.step: {
+                "passed": steps[step.step].get("passed"),
+                "findings": steps[step.step].get("findings"),
+            }
             for step in run.steps
             if step.kind == "register"
         },
