@@ -69,7 +69,8 @@ async def _answer(call: Any) -> Any:
 class Connection:
     """Open inside `async with`. An address comes from the arguments, else from FLYWHEEL_<SERVICE>_ADDRESS,
     else it is the port of a local platform. Short names are names inside `project`. The bearer token is
-    `token`, else FLYWHEEL_TOKEN; a function is called before each call. Without `tls`, channels are plaintext."""
+    `token`, else FLYWHEEL_TOKEN; a function is called before each call. Without `tls` nothing is encrypted.
+    """
 
     feature: Service
     registry: Service

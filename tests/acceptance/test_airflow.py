@@ -1,6 +1,6 @@
 """The operators of flywheel-airflow in the DAG runs of a real Airflow, on a real trainer and Ray.
 
-`make acceptance` installs Airflow into .local/clients/airflow, because its requirements are not the product's.
+`make acceptance` installs Airflow into .local/clients/airflow: its requirements are not the product's.
 """
 
 from __future__ import annotations

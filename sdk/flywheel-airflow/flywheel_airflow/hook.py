@@ -41,10 +41,12 @@ def client_options(connection: Connection) -> dict[str, Any]:
     if not connection.host:
         raise ValueError(f"The connection {connection.conn_id!r} has no host: give the trainer's address.")
     extra = connection.extra_dejson
-    files = {name: Path(extra[name]) for name in ("ca_file", "cert_file", "key_file") if extra.get(name)}
+    names = ("ca_file", "cert_file", "key_file")
+    ca, cert, key = (Path(extra[name]) if extra.get(name) else None for name in names)
+    encrypted = bool(extra.get("tls") or ca or cert)
     return {
         "project": extra.get("project", "default"),
         "trainer": f"{connection.host}:{connection.port}" if connection.port else connection.host,
         "token": connection.password or "",
-        "tls": ClientTls(**files) if files or extra.get("tls") else None,
+        "tls": ClientTls(ca_file=ca, cert_file=cert, key_file=key) if encrypted else None,
     }

@@ -142,7 +142,8 @@ class FlywheelPipelineOperator(_StartAndWait):
 class FlywheelJobOperator(_StartAndWait):
     """Runs one job: TRAIN, TUNE, EVALUATE, EXPORT or SCORE.
 
-    The XCom has `job`, `run`, `training_set`, `metrics`, `params` and `artifacts` (`sha256` and `uri` by name).
+    The XCom has `job`, `run`, `training_set`, `metrics`, `params`, and `artifacts` (`sha256` and `uri` by
+    name).
     """
 
     template_fields: Sequence[str] = (*_StartAndWait.template_fields, "job")
@@ -153,7 +154,7 @@ class FlywheelJobOperator(_StartAndWait):
         self.job = job
 
     def start(self, client: fw.SyncClient, request_id: str) -> Any:
-        job = ParseDict(self.job, trainer_pb2.Job()) if isinstance(self.job, Mapping) else self.job
+        job = ParseDict(dict(self.job), trainer_pb2.Job()) if isinstance(self.job, Mapping) else self.job
         return client.submit_job(job, request=request_id)
 
 

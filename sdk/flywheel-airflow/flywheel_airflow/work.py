@@ -1,4 +1,4 @@
-"""Pipeline runs and jobs of the trainer: how they are read and cancelled, when they failed, what they give."""
+"""Pipeline runs and jobs of the trainer: reading, cancelling, failures and outputs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A DAG that starts a pipeline and a job of Flywheel. As a program, it runs itself as the DAG run of a logical
-date and prints the states of its tasks and what they returned, as JSON."""
+"""A DAG that starts a pipeline and a job of Flywheel. As a program, it runs itself for a logical date, and
+prints the states of its tasks as JSON."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG, task
+
 from flywheel_airflow import FlywheelJobOperator, FlywheelPipelineOperator
 
 PIPELINE = os.environ.get("TEST_PIPELINE", "late-data")
