@@ -206,11 +206,8 @@ def test_rows_count_from_the_last_window_that_was_trained_on() -> None:
     assert TIME - 5 * HOUR == trained_until(started, TIME)
     assert trained_until(started[3:], TIME) is None
     policy = replace(POLICY, history=4 * DAY, continuous=Continuous(HOUR, new_rows=50))
-    for until, expected in (
-        (None, TIME - 4 * DAY),
-        (TIME - DAY, TIME - DAY),
-        (TIME - 9 * DAY, TIME - 4 * DAY),
-    ):
+    start = TIME - 4 * DAY
+    for until, expected in ((None, start), (TIME - DAY, TIME - DAY), (TIME - 9 * DAY, start)):
         cause = Cause(Trigger.CONTINUOUS, TIME, trained_until=until)
         graph = run_for(policy, cause, None, spec_to_json).graph
         source = graph.step("new_rows").spec["spine"]["source"]
