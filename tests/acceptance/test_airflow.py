@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -116,6 +117,15 @@ async def airflow(
         await client.apply_pipeline(late_data)
         await client.apply_pipeline(late_approval)
     return made
+
+
+async def test_the_dag_of_the_guide_is_a_dag(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "guides" / "pipelines.md").read_text()
+    (program,) = (block for block in re.findall(r"```text\n(.*?)```", guide, re.DOTALL) if "airflow" in block)
+    (tmp_path / "dags").mkdir()
+    program += "\nprint(sorted(score.upstream_task_ids))\n"
+    *_, last = await Airflow(tmp_path, "127.0.0.1:1").run("-c", program)
+    assert last == "['retrain']"
 
 
 async def test_a_dag_run_starts_a_pipeline_and_a_job_once(airflow: Airflow, peers: Any) -> None:
