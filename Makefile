@@ -88,11 +88,12 @@ $(FETCH_STAMP): | $(MEMBERS_STAMP)
 protos: ## compile the .proto files after a change
 	@$(PY) protos/compile_protos.py
 
-# Clients of the Open Inference Protocol by other projects, for the acceptance tests.
-CLIENTS := kserve mlserver
+# What acceptance tests run in environments of their own: clients of the Open Inference Protocol by other projects, and
+# Airflow with the requirements of sdk/flywheel-airflow.
+CLIENTS := kserve mlserver airflow
 LOCK := $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
 	--python-platform x86_64-manylinux_2_35 --no-emit-package flywheel --no-emit-package flywheel-common --no-emit-package flywheel-job \
-	--no-emit-package flywheel-protos
+	--no-emit-package flywheel-protos --no-emit-package flywheel-airflow
 .PHONY: lock
 lock: $(BOOTSTRAP_STAMP) ## resolve dependencies into requirements.lock files (UPGRADE=1 takes newer versions)
 	@$(LOCK) $(if $(UPGRADE),--upgrade) --all-extras --group dev pyproject.toml $(addsuffix /pyproject.toml,$(MEMBERS)) examples/flights/pyproject.toml -o requirements.lock

@@ -18,7 +18,7 @@ from flywheel.connection import Connection
 from flywheel.definitions import load_module
 from flywheel.errors import PipelineError
 from flywheel.model_jobs import EvaluateJob, ExportJob
-from flywheel.pipeline_values import LATER, Given, Item, Options, Param, Step, source_of
+from flywheel.pipeline_values import LATER, Given, Item, Options, Output, Param, Step, source_of
 from flywheel.score_job import ScoreJob, score_spec
 from flywheel.source_archive import SourceArchive
 from flywheel.train_job import TrainJob, pack_job, train_spec
@@ -52,7 +52,8 @@ class PipelineBuilder:
     def training_set(
         self, step: str, *, feature_set: Given, spine: training_set_pb2.Spine, **options: Unpack[Options]
     ) -> Step:
-        """Builds a training set. Outputs: `training_set`, `feature_set`, `row_count`, `content_hash`."""
+        """Builds a training set. Outputs: `training_set`, `feature_set`, `row_count`, `content_hash`,
+        and `categories.…`, the values of a text column that has at most 100, for `for_each`."""
         message = pb.TrainingSetStep(spine=spine)
         values = self._set(message, "feature_set", feature_set, "featureSets")
         return self._add(pb.GraphStep(id=step, training_set=message), values, options)
@@ -297,6 +298,9 @@ class PipelineBuilder:
         each = options.get("for_each")
         if isinstance(each, Param):
             step.for_each.param = each.name
+        elif isinstance(each, Output):
+            step.for_each.output.step, step.for_each.output.output = each.step, each.output
+            step.for_each.at_most = options.get("at_most", 0)
         elif each is not None:
             step.for_each.values.extend(list(each))
         step.retries, step.cache = options.get("retries", 0), options.get("cache", False)

@@ -110,6 +110,8 @@ class TrainingSet:
     naive: bool = False
     extra_columns: tuple[Column, ...] = ()
     """Columns of the spine that are no features; one of them may have the weights of the rows."""
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The values of the text and bool columns that have few, most frequent first."""
 
 
 class TrainingSets(Protocol):
