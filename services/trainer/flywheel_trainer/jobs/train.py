@@ -10,6 +10,7 @@ from flywheel_job.artifacts import ARTIFACTS
 from flywheel_job.launch import Column, DataSet, LaunchSpec, Resources, Segment, Source
 from flywheel_job.outcome import Outcome
 from flywheel_job.recipes.tabular.spec import CHECK, EXPORT, TRAIN, TabularSpec, WarmStart
+from flywheel_trainer.jobs.built_in import check_built_in
 from flywheel_trainer.jobs.code import CodeRecipe
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.files import FAILURE, OUTCOME, SPEC, attempt_key, checkpoint_prefix, log_prefix
@@ -48,6 +49,12 @@ class TrainKind:
 
     async def validate(self, spec: TrainSpec) -> Mapping[str, Any]:
         check_spec(spec)
+        if spec.code is not None:
+            check_built_in(spec.code, spec.workers)
+        return await self.find_inputs(spec)
+
+    async def find_inputs(self, spec: TrainSpec) -> Mapping[str, Any]:
+        """The part of `validate` that reads from other services, for a spec that was checked."""
         if spec.code is not None:
             return await self._validate_code(spec.code, spec.workers)
         training_set = await self._training_sets.get(spec.training_set)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
-import warnings
-from pathlib import Path
-
 import numpy as np
 import torch
 
+from flywheel_job.recipes.onnx_graph import export_module
 from flywheel_job.recipes.tabular.network import Scorer, TabularNet
-from flywheel_job.scoring import INPUT, SCORE, Tensor, onnx_scores, open_session
+from flywheel_job.scoring import Tensor, onnx_scores, open_session
 
-OPSET = 18
 PARITY_TOLERANCE = 1e-5
 
 
@@ -23,28 +18,7 @@ class ParityError(RuntimeError):
 
 def to_onnx(network: TabularNet, example: Tensor) -> bytes:
     """The graph INPUT `[rows, inputs]` → SCORE `[rows, 1]` with a dynamic number of rows."""
-    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    scorer = Scorer(network).eval()
-    rows = torch.from_numpy(
-        np.ascontiguousarray(example[:3] if len(example) >= 3 else np.repeat(example, 3, axis=0))
-    )
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside the exporter
-        path = Path(folder) / "model.onnx"
-        torch.onnx.export(
-            scorer,
-            (rows,),
-            str(path),
-            dynamo=True,
-            verbose=False,
-            external_data=False,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[SCORE],
-            dynamic_shapes=({0: torch.export.Dim("rows", min=1, max=1 << 20)},),
-        )
-        return path.read_bytes()
+    return export_module(Scorer(network), example)
 
 
 def torch_scores(network: TabularNet, rows: Tensor) -> Tensor:

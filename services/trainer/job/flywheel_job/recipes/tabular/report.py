@@ -11,7 +11,8 @@ import torch
 from flywheel_job.artifacts import WEIGHTS
 from flywheel_job.context import Context
 from flywheel_job.recipes.binary import evaluate_binary, golden_rows
-from flywheel_job.recipes.tabular.export import OPSET, check_parity, to_onnx
+from flywheel_job.recipes.onnx_graph import OPSET
+from flywheel_job.recipes.tabular.export import check_parity, to_onnx
 from flywheel_job.recipes.tabular.network import TabularNet
 from flywheel_job.recipes.tabular.preparation import InitialWeights, PreparedData
 from flywheel_job.recipes.tabular.spec import TabularSpec
