@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import polars as pl
+import psutil
 import pytest
 
 import flywheel as fw
@@ -106,10 +106,10 @@ async def test_two_killed_pipelines_of_two_workers_train_like_one_process(
     submitted = await client.submit_job(job)
 
     async def has_a_checkpoint() -> bool:
-        return len((await points(client, submitted.run, "loss"))) > 5
+        return len(await points(client, submitted.run, "loss")) > 5
 
     await eventually(has_a_checkpoint, within=300)
-    os.kill(int(workers()[0]), signal.SIGKILL)
+    workers()[0].kill()
 
     async def ended() -> bool:
         found = (await client.trainer.GetJob(pb.GetJobRequest(name=submitted.name))).job
@@ -154,14 +154,11 @@ def single_process(folder: Path) -> dict[str, list[float]]:
     return {key: [one.value for one in outcome.points if one.key == key] for key in ("loss", "val_loss")}
 
 
-def workers() -> list[str]:
-    """Ids of the processes of Ray Train's workers."""
+def workers() -> list[psutil.Process]:
+    """The processes of Ray Train's workers below this one."""
     found = []
-    for folder in Path("/proc").iterdir():
-        try:
-            words = (folder / "cmdline").read_bytes() if folder.name.isdecimal() else b""
-        except OSError:
-            continue
-        if words.startswith(b"ray::") and b"RayTrainWorker" in words:
-            found.append(folder.name)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
     return found
