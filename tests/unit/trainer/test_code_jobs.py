@@ -150,7 +150,7 @@ def test_the_stored_form_of_a_code_job_is_complete() -> None:
 
 
 def test_the_launched_specification_has_code_data_and_provenance() -> None:
-    kind = TrainKind(None, None, None, TrainSettings("b", "python", "trainer:7103", 1.0))  # type: ignore[arg-type]
+    kind = TrainKind(None, None, None, None, TrainSettings("b", "python", "trainer:7103", 1.0))  # type: ignore[arg-type]
     job = replace(build.job(), spec=train_spec_from_proto(submit().job.train))
     details = {
         "data": {"train": {"uri": "s3://b/t/", "columns": [["v__a", "FLOAT64"]], "content_hash": "ab"}}
