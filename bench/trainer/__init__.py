@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.trainer import export, scoring, tracking, tuning
+from bench.trainer import export, jobs, scoring, steps, tracking, tuning
 
 Part = Callable[[str], Iterable[measure.Row]]
 PARTS: dict[str, Part] = {
     "export": export.run,
+    "jobs": jobs.run,
     "scoring": scoring.run,
+    "steps": steps.run,
     "tracking": tracking.run,
     "tuning": tuning.run,
 }

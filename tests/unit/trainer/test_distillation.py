@@ -1,4 +1,4 @@
-"""Distillation: what a teacher is refused for, what it adds to the loss, and what a student learns from it."""
+"""Distillation: refused teachers, the loss, and what a student learns from a teacher."""
 
 from __future__ import annotations
 

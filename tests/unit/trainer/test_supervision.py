@@ -205,7 +205,7 @@ async def test_an_unexpected_error_of_one_job_ends_it_and_not_the_supervisor(wor
 
     await world.submit("2")
     await world.tick()
-    world.restart(Broken(None, None, None, TrainSettings("b", "python", "", 1.0)))  # type: ignore[arg-type]
+    world.restart(Broken(None, None, None, None, TrainSettings("b", "python", "", 1.0)))  # type: ignore[arg-type]
     await ended(world, EngineJob(EngineState.FAILED))
     assert (await world.job()).state is JobState.RUNNING
     await world.tick(9)
