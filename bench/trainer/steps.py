@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -159,11 +158,8 @@ def run_of_trainer() -> Iterator[LaunchSpec]:
 
 def torchrun() -> list[str]:
     """The command of the other side."""
-    script = str(Path(__file__))
-    return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORKERS}"),
-        *(script, "torchrun"),
-    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORKERS}"]
+    return [*launcher, "-m", "bench.trainer.steps", "torchrun"]
 
 
 def printed(command: list[str], environment: dict[str, str]) -> float:
