@@ -167,7 +167,9 @@ def printed(command: list[str], environment: dict[str, str]) -> float:
     found = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, text=True, env=environment
     )
-    return float(json.loads(next(line for line in found.stdout.splitlines() if "step_ms" in line))["step_ms"])
+    step = next(json.loads(line) for line in found.stdout.splitlines() if "step_ms" in line)
+    measure.console.print(f"  {step['side']}: {step['step_ms']:.2f} ms a step")
+    return float(step["step_ms"])
 
 
 def main() -> None:
@@ -178,7 +180,7 @@ def main() -> None:
         rank = dist.get_rank()
         dist.destroy_process_group()
         if rank == 0:
-            print(json.dumps({"step_ms": seconds * 1e3}), flush=True)
+            print(json.dumps({"side": "torchrun", "step_ms": seconds * 1e3}), flush=True)
         return
     import ray
 
@@ -200,7 +202,7 @@ def main() -> None:
         ray.shutdown()
     outcome = Outcome.from_json(objects.read(objects.open_store(), spec.result_uri))
     [seconds] = [one.value for one in outcome.points if one.key == "step_seconds"]
-    print(json.dumps({"step_ms": seconds * 1e3}), flush=True)
+    print(json.dumps({"side": "Ray", "step_ms": seconds * 1e3}), flush=True)
 
 
 if __name__ == "__main__":
