@@ -236,7 +236,7 @@ async def wire(
     )
     sources = Sources(ports.objects)
     score = ScoreSettings(train, settings.cached_predictions_url.get_secret_value())
-    train_kind = TrainKind(ports.feature, ports.weights, sources, train)
+    train_kind = TrainKind(ports.feature, ports.weights, ports.models, sources, train)
     models = Models(ports.models, ports.runs, ports.objects, settings.s3_bucket)
     evaluated = EvaluatePeers(ports.feature, models, ports.evaluations, ports.objects)
     kinds: Kinds = {

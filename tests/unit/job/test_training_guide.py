@@ -20,6 +20,7 @@ from flywheel.train_job import PackedJob, pack_job
 from flywheel.tune_job import settings_message
 from flywheel_job import objects
 from flywheel_job.launch import Column, DataSet, LaunchSpec, Source
+from flywheel_job.recipes.sequence.params import checked_params
 from flywheel_job.tuning.driver import Study, conclude
 from flywheel_job.tuning.launch import TuneLaunch
 from flywheel_job.tuning.messages import settings_from_proto
@@ -130,3 +131,4 @@ def test_the_other_job_of_the_guide_can_be_packed() -> None:
     job = names["job"]
     assert isinstance(job, fw.TrainJob)
     pack_job(job)
+    assert checked_params(job.params, job.workers).strategy == "fsdp"

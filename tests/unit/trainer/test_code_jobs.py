@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -149,7 +150,7 @@ def test_the_stored_form_of_a_code_job_is_complete() -> None:
 
 
 def test_the_launched_specification_has_code_data_and_provenance() -> None:
-    kind = TrainKind(None, None, None, TrainSettings("b", "python", "trainer:7103", 1.0))  # type: ignore[arg-type]
+    kind = TrainKind(None, None, None, None, TrainSettings("b", "python", "trainer:7103", 1.0))  # type: ignore[arg-type]
     job = replace(build.job(), spec=train_spec_from_proto(submit().job.train))
     details = {
         "data": {"train": {"uri": "s3://b/t/", "columns": [["v__a", "FLOAT64"]], "content_hash": "ab"}}
@@ -167,3 +168,57 @@ def test_the_launched_specification_has_code_data_and_provenance() -> None:
     assert spec.outcome_uri == "s3://b/jobs/p/job-1/attempts/2/outcome.json"
     assert launch.command[-1] == "s3://b/jobs/p/job-1/attempts/2/spec.json"
     assert kind.progress(job, {"loss": 41, "accuracy": 40}) == {"done": 41, "total": 0, "unit": "step"}
+
+
+def recipe(workers: int = 4, **params: Any) -> pb.SubmitJobRequest:
+    """A job of the sequence recipe."""
+    request = submit(
+        function="flywheel_job.recipes.sequence.training:train",
+        source_sha256="",
+        params_json=json.dumps({"vocabulary": 32, "batch_size": 16} | params),
+    )
+    request.job.train.workers = workers
+    return request
+
+
+@pytest.mark.parametrize(
+    ("workers", "params", "numbers"),
+    [
+        (3, {"strategy": "ddp+pipeline", "stages": 2}, "3 workers make no pipelines of 2 stages"),
+        (4, {"strategy": "ddp+pipeline", "stages": 0, "heads": 3, "width": 64}, "width 64 .* 3 heads"),
+        (4, {"strategy": "tensor", "heads": 2}, "2 heads cannot be divided among 4 workers"),
+        (4, {"strategy": "pipeline", "layers": 3}, "3 layers cannot be divided into 4 stages"),
+        (4, {"strategy": "pipeline", "stages": 2}, "all 4 workers for one replica, but 2 stages"),
+        (3, {"strategy": "fsdp"}, "batch_size 16 cannot be divided into 3 equal parts: 3 replicas"),
+        (4, {"strategy": "ddp+pipeline", "batch_size": 10}, "batch_size 10 .* 4 equal parts: 2 replicas"),
+        (4, {"strategy": "magic"}, "no strategy 'magic'"),
+        (4, {"vocabulary": 1}, "vocabulary is 1, it must be between 2 and 16777216"),
+        (4, {"steps": 0}, "steps is 0, it must be between 1"),
+        (4, {"learning_rate": 0}, "learning_rate is 0"),
+        (4, {"width": "64"}, "width is '64'"),
+        (4, {"depth": 3}, "depth is unknown"),
+        (4, {"strategy": "ddp+pipeline", "stages": -2}, "stages is -2"),
+    ],
+)
+async def test_a_recipe_that_its_workers_cannot_divide_is_refused_with_the_numbers(
+    trainer: MemoryTrainer, workers: int, params: dict[str, Any], numbers: str
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        await trainer.stub.SubmitJob(recipe(workers, **params))
+    error = from_rpc_error(caught.value)
+    assert f"{error.code.name} {error.reason}" == "INVALID_ARGUMENT INVALID_SPEC"
+    assert re.search(numbers, error.message), error.message
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "tensor", "pipeline", "ddp+pipeline"])
+async def test_a_recipe_is_submitted_with_every_strategy(trainer: MemoryTrainer, strategy: str) -> None:
+    job = (await trainer.stub.SubmitJob(recipe(strategy=strategy))).job
+    assert json.loads(job.train.code.params_json)["strategy"] == strategy
+
+
+async def test_an_estimator_of_several_workers_is_refused(trainer: MemoryTrainer) -> None:
+    function, params = "flywheel_job.recipes.estimators.training:train", '{"library": "xgboost"}'
+    several = submit(function=function, source_sha256="", params_json=params)
+    assert await reason(trainer.stub.SubmitJob(several)) == "INVALID_ARGUMENT INVALID_SPEC"
+    several.job.train.workers = 1
+    await trainer.stub.SubmitJob(several)
