@@ -95,7 +95,13 @@ class TrainKind:
 
     def launch(self, job: Job, details: Mapping[str, Any], attempt: int) -> Launch:
         spec = self.launch_spec(job, job.spec, details, attempt)
-        return Launch({SPEC: spec.to_json()}, self.command(job, attempt, DRIVER))
+        command = self.command(job, attempt, DRIVER)
+        return Launch({SPEC: spec.to_json()}, command, reads=self.inputs(spec, details))
+
+    def inputs(self, spec: LaunchSpec, details: Mapping[str, Any]) -> tuple[str, ...]:
+        """Addresses of what a launch reads."""
+        warm = details.get("warm_start")
+        return (*spec.inputs, warm["uri"]) if warm else spec.inputs
 
     def command(self, job: Job, attempt: int, driver: str) -> tuple[str, ...]:
         """The command line of an attempt; `driver` is its module."""

@@ -43,7 +43,8 @@ class TuneKind:
         spec = job.spec
         launch = TuneLaunch(self._train.launch_spec(job, spec.base, details, attempt), spec.settings)
         command = self._train.command(job, attempt, DRIVER)
-        return Launch({SPEC: launch.to_json()}, command)
+        reads = self._train.inputs(launch.base, details)
+        return Launch({SPEC: launch.to_json()}, command, reads=reads)
 
     def progress(self, job: Job, steps: Mapping[str, int]) -> Mapping[str, Any]:
         return {

@@ -128,6 +128,13 @@ class LaunchSpec:
         """Object in which rank 0 of this attempt leaves its result for the driver."""
         return f"{self.outcome_uri}.rank-0.attempt-{self.attempt}"
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Addresses of what the job reads, except what its params name."""
+        found = [one.uri for one in self.data.values()] + [one["uri"] for one in self.models.values()]
+        found += [self.source.uri] if self.source else []
+        return tuple(uri for uri in (*found, self.initial_checkpoint_uri) if uri)
+
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True).encode()
 
