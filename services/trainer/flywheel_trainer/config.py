@@ -57,6 +57,9 @@ class TrainerSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
     """Token of the Ray cluster."""
     job_python: str = sys.executable
     """Python interpreter on the machines of the cluster, with this package installed."""
+    job_uv: str = "uv"
+    """uv executable on the machines of the cluster, for the environments of jobs with requirements of their
+    own."""
     job_s3_endpoint: str = ""
     """URL under which the machines of the cluster reach the object store; empty: s3_endpoint."""
     job_url_seconds: int = 900

@@ -28,6 +28,7 @@ from flywheel_common.ray.jobs import ray_jobs
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_common.storage.s3 import arrow_filesystem, object_store
 from flywheel_common.telemetry.logs import get_logger
+from flywheel_job.environments.installing import INSTALLER_VARIABLE
 from flywheel_job.granted.requests import TOKEN_VARIABLE, TRAINER_VARIABLE
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 from flywheel_trainer.api.attempt_tokens import WithAttemptTokens
@@ -322,6 +323,7 @@ def job_rules(settings: TrainerSettings, tokens: AttemptTokens) -> Rules:
     """How attempts of jobs are started."""
     common = {
         TRAINER_VARIABLE: settings.metrics_address,
+        INSTALLER_VARIABLE: settings.job_uv,
         "RAY_TRAIN_V2_ENABLED": "1",
         "PYTHONWARNINGS": "ignore",
         **settings.job_environment,
