@@ -44,12 +44,13 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def descriptors() -> Iterator[None]:
     """Closes the locks that the test leaves open, as the end of a process does."""
-    before = set(os.listdir("/proc/self/fd"))
+    own = Path("/proc/self/fd")
+    before = set(own.iterdir())
     yield
-    for one in set(os.listdir("/proc/self/fd")) - before:
+    for one in set(own.iterdir()) - before:
         try:
-            if os.readlink(f"/proc/self/fd/{one}").endswith(".lock"):
-                os.close(int(one))
+            if one.readlink().suffix == ".lock":
+                os.close(int(one.name))
         except FileNotFoundError:
             continue
 
