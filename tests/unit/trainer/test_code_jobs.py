@@ -13,7 +13,7 @@ import pytest
 
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_job.launch import Column, LaunchSpec, Resources, Source
-from flywheel_job.tuning.settings import Direction, FloatRange, Objective, TuneSettings
+from flywheel_job.tuning.settings import Direction, FloatRange, Objective, RandomSearch, TuneSettings
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_trainer.encoding.specs import spec_from_json, spec_to_json, train_spec_from_proto
 from flywheel_trainer.jobs.errors import InvalidSpec
@@ -160,7 +160,12 @@ def test_a_job_with_requirements_starts_in_its_environment(tuned: bool) -> None:
     spec = train_spec_from_proto(submit(requirements="env/requirements.lock").job.train)
     details: dict[str, Any] = {"data": {"train": {"uri": "s3://b/t/", "columns": [], "content_hash": ""}}}
     if tuned:
-        settings = TuneSettings({"rate": FloatRange(0.1, 1)}, (Objective("loss", Direction.MINIMIZE),), max_trials=1)
+        settings = TuneSettings(
+            {"rate": FloatRange(0.1, 1)},
+            (Objective("loss", Direction.MINIMIZE),),
+            RandomSearch(),
+            max_trials=1,
+        )
         launch = TuneKind(train).launch(replace(build.job(), spec=TuneSpec(spec, settings)), details, 1)
     else:
         launch = train.launch(replace(build.job(), spec=spec), details, 1)
