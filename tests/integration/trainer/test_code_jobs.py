@@ -69,7 +69,7 @@ def look(ctx):
             if file.is_file() and not file.is_symlink() and file.stat().st_size < 8_000_000:
                 seen.append(f"file {file}: " + file.read_bytes().decode(errors="replace"))
     seen.append(json.dumps(ctx.spec.to_json().decode()))
-    ctx.artifact("seen", "\n".join(seen).encode())
+    ctx.artifact("seen", chr(10).join(seen).encode())
     bucket = ctx.spec.output_uri.split("/")[2]
     refused = 0
     for path in ctx.params["foreign"]:
