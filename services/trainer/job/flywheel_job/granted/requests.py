@@ -66,12 +66,16 @@ class SignedRequests:
         self._channel = grpc.insecure_channel(trainer, options=[("grpc.enable_http_proxy", 0)])
         self._stub = trainer_pb2_grpc.TrainerServiceStub(self._channel)
         self._metadata = [("authorization", f"Bearer {token}")]
-        self._retry_seconds = retry_seconds
+        self.retry_seconds = retry_seconds
         self._lock = threading.Lock()
         self._remembered: OrderedDict[bytes, _Remembered] = OrderedDict()
         self._http = urllib3.PoolManager(
             maxsize=16, retries=False, timeout=urllib3.Timeout(connect=10.0, read=60.0)
         )
+
+    def close(self) -> None:
+        self._channel.close()
+        self._http.clear()
 
     def send(
         self, request: pb.ObjectRequest, body: Any = None, headers: Mapping[str, str] | None = None
@@ -80,7 +84,7 @@ class SignedRequests:
 
         Raises FileNotFoundError, PermissionError if the trainer or the store refuses, else OSError.
         """
-        give_up = time.monotonic() + self._retry_seconds
+        give_up = time.monotonic() + self.retry_seconds
         pause = SHORTEST_PAUSE
         is_new = False
         while True:
