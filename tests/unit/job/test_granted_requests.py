@@ -14,7 +14,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from flywheel_job.granted.requests import SignedRequests
-from flywheel_job.granted.streams import PART_BYTES, Reader, Uploads, Writer
+from flywheel_job.granted.streams import PART_BYTES, WINDOW_BYTES, Reader, Uploads, Writer
 from flywheel_protos.trainer.v1 import object_access_pb2 as pb
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 
@@ -233,6 +233,26 @@ def test_an_upload_whose_completion_fails_in_the_body_is_an_error(world: World) 
             writer.close()
 
     upload(world, write)
+
+
+def test_small_pieces_of_a_file_are_read_together(world: World) -> None:
+    content = bytes(range(250)) * 4000  # 1 MB
+    reader = Reader(world.requests, URI, len(content))
+    world.answers = [(206, content[10 : 10 + WINDOW_BYTES])]
+    reader.seek(10)
+    pieces = [reader.read(100) for _ in range(1000)]
+    assert content[10:100_010] == b"".join(pieces)
+    reader.seek(10)
+    assert content[10:20] == reader.read(10)
+    assert 1 == len(world.asked)
+    world.answers = [(206, content[-100:])]
+    reader.seek(-100, 2)
+    assert (content[-100:], b"") == (reader.read(), reader.read(5))
+    world.answers = [(206, content[100 : 100 + WINDOW_BYTES])]
+    reader.seek(100)
+    assert content[100 : 100 + WINDOW_BYTES] == reader.read(WINDOW_BYTES)
+    assert len(content) == reader.seek(0, 2)
+    assert 3 == len(world.asked)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(world: World) -> None:

@@ -13,13 +13,18 @@ PART_BYTES = 16 * 1024 * 1024
 """Size of the parts of an upload: at most one is in memory, and 10,000 make an object of 160 GiB."""
 
 
+WINDOW_BYTES = 256 * 1024
+"""Smallest range that is read at once, for formats that are read in many small pieces."""
+
+
 class Reader(io.RawIOBase):
-    """Reads ranges of one object of a known size."""
+    """Reads ranges of one object of a known size; the last small range stays in memory."""
 
     def __init__(self, requests: SignedRequests, uri: str, size: int) -> None:
         super().__init__()
         self._requests, self._size, self._at = requests, size, 0
         self._request = pb.ObjectRequest(method=pb.OBJECT_METHOD_GET, uri=uri)
+        self._window_start, self._window = 0, b""
 
     def readable(self) -> bool:
         return True
@@ -39,11 +44,18 @@ class Reader(io.RawIOBase):
         end = self._size if size is None or size < 0 else min(self._at + size, self._size)
         if end <= self._at:
             return b""
-        wanted = {"Range": f"bytes={self._at}-{end - 1}"}
-        data = self._requests.send(self._request, headers=wanted).body
-        if len(data) != end - self._at:
-            raise OSError(f"{self._request.uri} has {len(data)} bytes instead of {end - self._at}.")
-        self._at = end
+        start, self._at = self._at, end
+        if end - start >= WINDOW_BYTES:
+            return self._range(start, end)
+        if not self._window_start <= start <= end <= self._window_start + len(self._window):
+            self._window = self._range(start, min(start + WINDOW_BYTES, self._size))
+            self._window_start = start
+        return self._window[start - self._window_start : end - self._window_start]
+
+    def _range(self, start: int, end: int) -> bytes:
+        data = self._requests.send(self._request, headers={"Range": f"bytes={start}-{end - 1}"}).body
+        if len(data) != end - start:
+            raise OSError(f"{self._request.uri} has {len(data)} bytes instead of {end - start}.")
         return data
 
     def readall(self) -> bytes:
