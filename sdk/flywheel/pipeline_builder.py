@@ -22,7 +22,7 @@ from flywheel.pipeline_values import LATER, Given, Item, Options, Output, Param,
 from flywheel.score_job import ScoreJob, score_spec
 from flywheel.source_archive import SourceArchive
 from flywheel.train_job import TrainJob, pack_job, train_spec
-from flywheel.tune_job import TuneJob, settings_message
+from flywheel.tune_job import TuneJob, tune_spec
 from flywheel_protos.feature.v1 import training_set_pb2
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.trainer.v1 import pipeline_graph_pb2 as pb
@@ -89,8 +89,7 @@ class PipelineBuilder:
         """
         base = self._train_spec(job.job)
         values = self._data(step, base, "tune.base", data)
-        spec = trainer_pb2.TuneSpec(base=base, settings=settings_message(job))
-        added = self.job(step, trainer_pb2.Job(tune=spec), _values=values, **options)
+        added = self.job(step, trainer_pb2.Job(tune=tune_spec(job, base)), _values=values, **options)
         return Step(added.id, "best_run")
 
     def evaluate(
