@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import flywheel as fw
 from bench import measure
-from bench.registry.deployment import Deployment
+from bench.common.deployment import Deployment
 from flywheel_common.config import S3Settings
 from flywheel_common.storage.s3 import s3_client
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
@@ -29,7 +29,7 @@ def run(deployment: Deployment, only: str) -> Iterator[measure.Row]:
     if only in "upload a file of 128 MiB":
         pairs = measure.alternating(
             ROUNDS,
-            lambda: asyncio.run(_upload(deployment.address)),
+            lambda: asyncio.run(upload(deployment.address)),
             lambda: asyncio.run(_multipart(deployment.s3)),
         )
         target = measure.at_least(0.6)
@@ -68,7 +68,8 @@ async def _send(client: fw.Client, version: str, content: bytes) -> None:
     await client.registry.UploadArtifact(messages(), timeout=600.0)
 
 
-async def _upload(address: str) -> float:
+async def upload(address: str) -> float:
+    """MiB per second of one upload."""
     content = os.urandom(SIZE)
     async with fw.Client(registry=address) as client:
         version = await _declare(client, content)

@@ -65,6 +65,7 @@ from flywheel.types import (
 )
 from flywheel.validation import Rule
 from flywheel.variant_calls import Variant
+from flywheel_common.grpc.channel import ClientTls
 
 __all__ = [
     "BOOL",
@@ -86,6 +87,7 @@ __all__ = [
     "BatchView",
     "Choices",
     "Client",
+    "ClientTls",
     "DeltaSource",
     "Entity",
     "EvaluateJob",

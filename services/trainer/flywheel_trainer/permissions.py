@@ -55,7 +55,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "UploadRunArtifact",
     ),
     REPORT: ("LogMetrics",),
-    OPERATE: ("SetRetrainingPolicy", "ApprovePipelineStep"),
+    OPERATE: ("SetRetrainingPolicy", "ApprovePipelineStep", "PurgeRuns"),
     RESUME: ("ListTrials",),
     ATTEMPT: ("RecordTrial", "SignObjectRequests"),
 }

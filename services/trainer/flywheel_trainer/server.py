@@ -72,6 +72,7 @@ from flywheel_trainer.policies.use_cases import Policies
 from flywheel_trainer.runs.editing import RunEditing
 from flywheel_trainer.runs.lease import LeaseExpiry
 from flywheel_trainer.runs.ports import RunEdits, RunStore
+from flywheel_trainer.runs.purging import RunPurge
 from flywheel_trainer.runs.run_artifacts import RunArtifacts
 from flywheel_trainer.runs.use_cases import Runs
 from flywheel_trainer.store.dbos.workflows import dbos_workflows
@@ -295,6 +296,7 @@ async def wire(
             ports.runs, ports.run_edits, ports.objects, settings.s3_bucket, ids, clock
         ),
         object_access=ObjectAccess(ports.access, ports.signer, settings.job_url_seconds),
+        run_purge=RunPurge(ports.run_edits, ports.objects, settings.s3_bucket, clock),
         poll_seconds=settings.watch_poll_seconds,
     )
     server = Server(

@@ -52,6 +52,7 @@ from flywheel_trainer.policies.policy import PolicyName
 from flywheel_trainer.policies.use_cases import Policies
 from flywheel_trainer.runs.editing import RunEditing
 from flywheel_trainer.runs.filter_terms import parse_terms
+from flywheel_trainer.runs.purging import RunPurge
 from flywheel_trainer.runs.run import Experiment, ExperimentName, RunName
 from flywheel_trainer.runs.run_artifacts import RunArtifacts
 from flywheel_trainer.runs.search import parse_filter, parse_order
@@ -75,9 +76,10 @@ class TrainerServicer(TrackingMethods, TrialMethods, ObjectMethods, trainer_pb2_
         run_editing: RunEditing,
         run_artifacts: RunArtifacts,
         object_access: ObjectAccess,
+        run_purge: RunPurge,
         poll_seconds: float,
     ) -> None:
-        super().__init__(run_editing, run_artifacts)
+        super().__init__(run_editing, run_artifacts, run_purge)
         self._trials, self._object_access = trials, object_access
         self._runs, self._jobs, self._pipelines, self._policies = runs, jobs, pipelines, policies
         self._sources, self._origins = sources, origins

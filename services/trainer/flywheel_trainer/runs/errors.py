@@ -116,6 +116,13 @@ class RunDeleted(FailedPrecondition):
         return cls(f"Run {str(name)!r} is deleted.")
 
 
+class InvalidPurge(InvalidArgument):
+    """A purge names too short a time."""
+
+    reason = "INVALID_PURGE"
+    remedy = "Purge runs that were deleted at least an hour ago."
+
+
 class RunActive(FailedPrecondition):
     """A RUNNING run cannot be deleted."""
 
