@@ -15,7 +15,7 @@ import numpy as np
 
 import flywheel as fw
 from bench import measure
-from bench.registry.deployment import Deployment
+from bench.common.deployment import Deployment
 from flywheel_common.clock import SystemClock
 from flywheel_common.grpc.channel import channel
 from flywheel_common.postgres.pool import create_pool

@@ -18,7 +18,7 @@ import grpc
 
 import flywheel as fw
 from bench import measure
-from bench.registry.deployment import Deployment
+from bench.common.deployment import Deployment
 from flywheel_local.backends import Backends
 from flywheel_protos.events.v1.prediction_pb2 import PREDICTION_SOURCE_MODEL
 from flywheel_protos.inference.v1 import inference_pb2_grpc
