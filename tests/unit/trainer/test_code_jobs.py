@@ -157,17 +157,18 @@ def test_the_stored_form_of_a_code_job_is_complete() -> None:
 
 @pytest.mark.parametrize("tuned", [False, True])
 def test_a_job_with_requirements_starts_in_its_environment(tuned: bool) -> None:
-    train = TrainKind(None, None, None, TrainSettings("b", "python", "trainer:7103", 1.0))  # type: ignore[arg-type]
+    settings = TrainSettings("b", "python", "trainer:7103", 1.0)
+    train = TrainKind(None, None, None, None, settings)  # type: ignore[arg-type]
     spec = train_spec_from_proto(submit(requirements="env/requirements.lock").job.train)
     details: dict[str, Any] = {"data": {"train": {"uri": "s3://b/t/", "columns": [], "content_hash": ""}}}
     if tuned:
-        settings = TuneSettings(
+        tuning = TuneSettings(
             {"rate": FloatRange(0.1, 1)},
             (Objective("loss", Direction.MINIMIZE),),
             RandomSearch(),
             max_trials=1,
         )
-        launch = TuneKind(train).launch(replace(build.job(), spec=TuneSpec(spec, settings)), details, 1)
+        launch = TuneKind(train).launch(replace(build.job(), spec=TuneSpec(spec, tuning)), details, 1)
     else:
         launch = train.launch(replace(build.job(), spec=spec), details, 1)
     driver = "flywheel_job.tuning" if tuned else "flywheel_job"
