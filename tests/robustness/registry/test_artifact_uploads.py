@@ -145,6 +145,30 @@ async def test_slow_uploads_do_not_keep_others_from_theirs(settings: Callable[..
         assert "STREAM_TOO_SLOW" in reasons
 
 
+@pytest.mark.timeout(150)
+async def test_more_joins_than_connections_end(client: ModelClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each join reads from and writes to the object store, whose client has 32 connections."""
+    monkeypatch.setattr(artifact_calls, "IN_PARTS_BYTES", 1)
+    await client.create()
+    contents = [os.urandom(6 * MIB) for _ in range(40)]
+    async with fw.Client(registry=client.stub.address) as sdk:
+
+        async def upload(content: bytes) -> str:
+            declared = model_pb2.ModelVersion()
+            sha256 = hashlib.sha256(content).hexdigest()
+            declared.artifacts.add(name="weights.bin", size_bytes=len(content), sha256=sha256)
+            declared.artifacts.add(name="model.onnx", size_bytes=1, sha256="ab" * 32)
+            request = registry_pb2.CreateModelVersionRequest(parent=client.model, model_version=declared)
+            version = (await sdk.registry.CreateModelVersion(request)).model_version.name
+            await sdk.upload_artifact(version, "weights.bin", content)
+            return str(version)
+
+        async with asyncio.timeout(120):
+            names = await asyncio.gather(*map(upload, contents))
+    for name, content in list(zip(names, contents, strict=True))[::13]:
+        assert content == await client.download(name, "weights.bin")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_a_collection_of_10500_objects_loses_nothing_that_is_referenced(

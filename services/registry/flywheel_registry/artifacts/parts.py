@@ -6,6 +6,7 @@ stored of an upload is what the object store lists: no process has to remember i
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_registry.artifacts.errors import InvalidPart, PartsMissing
-from flywheel_registry.artifacts.transfer import ArtifactTransfer
+from flywheel_registry.artifacts.transfer import READS_AT_ONCE, ArtifactTransfer
 from flywheel_registry.artifacts.verification import CHUNK_BYTES, verified
 from flywheel_registry.models.names import VersionName
 from flywheel_registry.models.version import Artifact, ModelVersion
@@ -44,6 +45,7 @@ class PartUploads:
     def __init__(self, transfer: ArtifactTransfer, objects: ObjectStore) -> None:
         self._transfer = transfer
         self._objects = objects
+        self._joining = asyncio.Semaphore(READS_AT_ONCE)
 
     async def status(self, name: VersionName, artifact: str) -> Upload:
         """Return what is stored of a file's parts. Raises InvalidArtifactName, NotDeclared."""
@@ -92,7 +94,9 @@ class PartUploads:
         if missing:
             listed = ", ".join(map(str, missing[:LISTED_PARTS]))
             raise PartsMissing(f"{len(missing)} parts of {artifact} are missing, e.g. {listed}: send them.")
-        version = await self._transfer.upload(name, artifact, self._joined(name, upload), by)
+        # A join holds a connection to read with while it waits for one to write with.
+        async with self._joining:
+            version = await self._transfer.upload(name, artifact, self._joined(name, upload), by)
         async for info in self._objects.list(_folder(name, upload.declared)):
             await self._objects.delete(info.key)
         return version

@@ -5,6 +5,7 @@ The key in the object store is derived from the digest; clients name a declared 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -30,6 +31,9 @@ from flywheel_registry.models.names import VersionName
 from flywheel_registry.models.ports import ModelRecords
 from flywheel_registry.models.version import Artifact, ArtifactState, ModelVersion
 
+READS_AT_ONCE = 2
+"""How many stored files uploads read at once; each read holds a chunk and a connection to the store."""
+
 
 class ArtifactTransfer:
     """Uploads and downloads artifacts.
@@ -54,6 +58,7 @@ class ArtifactTransfer:
         self._prepared = False
         self._checks = checks
         self.buffers = buffers
+        self._reading = asyncio.Semaphore(READS_AT_ONCE)
 
     async def prepare(self) -> None:
         """Make the object store writable."""
@@ -77,7 +82,7 @@ class ArtifactTransfer:
             known = await records.digest_stored(declared.sha256)
         key, blocks = content_key(declared.sha256), BlockHasher()
         received = verified(declared, chunks, also=blocks.add)
-        if known and await stored_intact(self._objects, key, declared):
+        if known and await self._intact(key, declared):
             await self._read(received)
         else:
             await self._objects.put_stream(key, received, self.buffers)
@@ -97,6 +102,10 @@ class ArtifactTransfer:
                     "UPLOAD", version.name, reason=f"{artifact_name} sha256 {declared.sha256}"
                 )
         return await self._check(name, version, by)
+
+    async def _intact(self, key: str, declared: Artifact) -> bool:
+        async with self._reading:
+            return await stored_intact(self._objects, key, declared)
 
     async def _read(self, chunks: AsyncIterator[bytes]) -> None:
         """Read all chunks, in turns with other uploads."""
