@@ -105,7 +105,11 @@ def run(only: str) -> Iterable[measure.Row]:
 
 
 def alone() -> list[tuple[float, float]]:
-    """Milliseconds of a step (with, without) the platform, of each round, in this process."""
+    """Milliseconds of a step (with, without) the platform, of each round, in this process.
+
+    They are CPU time of all threads, with that of the thread that sends metrics: on a shared machine the
+    time on the clock varies by more than the bound.
+    """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="flywheel-bench-") as name, run_of_trainer() as spec:
         os.environ[objects.STORE_FOLDER] = name
@@ -116,13 +120,13 @@ def alone() -> list[tuple[float, float]]:
                 seconds: dict[bool, list[float]] = {True: [], False: []}
                 for block in range(2 * BLOCKS):
                     platform = bool((block + block // 2) % 2)  # with, without, without, with, …
-                    begin = time.perf_counter()
+                    begin = time.process_time()
                     for _ in range(BLOCK):
                         step += 1
                         loss = loop.step()
                         if platform:
                             with_platform(ctx, loss, step)
-                    seconds[platform].append((time.perf_counter() - begin) / BLOCK * 1e3)
+                    seconds[platform].append((time.process_time() - begin) / BLOCK * 1e3)
                 if number >= 0:  # the first round warms up
                     pairs.append((statistics.median(seconds[True]), statistics.median(seconds[False])))
         assert not reporter.run_ended.is_set()

@@ -159,6 +159,15 @@ def test_data_that_cannot_be_used_ends_the_job_before_its_workers_start(
     assert message in outcome.error_message
 
 
+def test_a_holdout_of_another_length_ends_the_job_before_its_workers_start(folder: Path) -> None:
+    write(folder, "short", sequences(64, 1)[:, :-1].tolist(), {"v__tokens": pl.List(pl.Int64)})
+    spec = job("train", "holdout")
+    spec = replace(spec, data=spec.data | {"holdout": DataSet("s3://b/short")})
+    outcome = run_here(replace(spec, function="flywheel_job.recipes.sequence.none:none"), store_in(folder))
+    assert outcome.error_reason == "UNUSABLE_TRAINING_SET"
+    assert "lists of 9 and of 8 tokens" in outcome.error_message
+
+
 def test_the_recipe_of_the_sdk_has_the_parameters_of_the_job() -> None:
     made: TrainJob = fw.TransformerRecipe(VOCABULARY).job(experiment="e", data={"train": "t"}, workers=4)
     assert dict(made.params) == asdict(SequenceParams(VOCABULARY))

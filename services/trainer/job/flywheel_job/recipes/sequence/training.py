@@ -23,10 +23,11 @@ def check(ctx: Context) -> None:
     """Check the parameters and the first row of each data set before the workers start."""
     params = checked_params(ctx.params, ctx.spec.workers)
     layout = Layout.of(params.strategy, 0, ctx.spec.workers, params.stages)
-    for name in ("train", HOLDOUT):
-        if name in ctx.spec.data or name == "train":
-            data = batches_of(ctx, params, layout, name)
-            inputs_and_targets(data.first()[params.column], ctx, params, shape_of(data, params))
+    train_set = batches_of(ctx, params, layout, "train")
+    shape = shape_of(train_set, params)
+    held = [batches_of(ctx, params, layout, HOLDOUT)] if HOLDOUT in ctx.spec.data else []
+    for data in (train_set, *held):
+        inputs_and_targets(data.first()[params.column], ctx, params, shape)
 
 
 def train(ctx: Context) -> None:
