@@ -112,10 +112,9 @@ async def write_versions(server: MlflowServer, models: int, per_model: int) -> N
             tags += ({**of_version, "key": key, "value": value} for key, value in row.tags.items())
         await _copy(connection, "model_versions", versions)
         await _copy(connection, "model_version_tags", tags)
+        aliases = [{"name": model, "alias": "champion", "version": per_model} for model in named]
+        await _copy(connection, "registered_model_aliases", aliases)
         await connection.execute("ANALYZE")
-        for model in named:
-            alias = {"name": model, "alias": "champion", "version": str(per_model)}
-            server.post("registered-models/alias", alias)
     finally:
         await connection.close()
 

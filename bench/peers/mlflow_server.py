@@ -26,7 +26,8 @@ from flywheel_local.s3 import S3
 
 PEER = LOCAL / "peers-mlflow" / "bin"
 DATABASE, BUCKET = "mlflow", "mlflow"
-START_SECONDS = 120.0
+START_SECONDS = 240.0
+HEALTH_SECONDS = 120
 SCRIPT = Path(__file__).with_name("mlflow_client.py")
 ENVIRONMENT = {
     "PATH": f"{PEER}:/usr/bin:/bin",
@@ -43,10 +44,12 @@ def require() -> None:
 
 
 class MlflowServer:
-    """A context manager: creates the database and the bucket, and runs `mlflow server`."""
+    """A context manager: creates the database and the bucket, and runs `mlflow server`, with its default
+    number of workers or with `workers`."""
 
-    def __init__(self, postgres: Postgres, s3: S3, folder: Path) -> None:
+    def __init__(self, postgres: Postgres, s3: S3, folder: Path, *, workers: int | None = None) -> None:
         require()
+        self._workers = workers
         self._postgres, self._s3, self._folder = postgres, s3, folder
         self.address = f"127.0.0.1:{ports.free(['mlflow'])['mlflow']}"
         self.url = f"http://{self.address}"
@@ -66,6 +69,9 @@ class MlflowServer:
             "artifacts-destination": f"s3://{BUCKET}",
             "host": host,
             "port": port,
+            # On a busy machine the supervisor would end workers that do not answer it within 5 s.
+            "uvicorn-opts": f"--timeout-worker-healthcheck={HEALTH_SECONDS}",
+            **({} if self._workers is None else {"workers": str(self._workers)}),
         }
         self._process = Process(
             "mlflow",

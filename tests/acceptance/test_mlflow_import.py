@@ -35,7 +35,7 @@ SET = "projects/default/featureSets/flights"
 @pytest.fixture
 def mlflow(postgres: Postgres, s3: S3, tmp_path: Path) -> Iterator[MlflowServer]:
     assert PEER.exists(), f"MLflow is not installed: `make acceptance` installs it into {PEER.parent}"
-    with MlflowServer(postgres, s3, tmp_path) as server:
+    with MlflowServer(postgres, s3, tmp_path, workers=1) as server:
         yield server
 
 
@@ -65,7 +65,7 @@ def fill(server: MlflowServer, folder: Path) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 async def test_runs_and_models_of_an_mlflow_server_are_imported_once(
     mlflow: MlflowServer, addresses: dict[str, str], tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from flywheel_common.errors import Unavailable
 from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.runs.errors import (
@@ -265,9 +266,9 @@ async def test_a_run_whose_files_cannot_be_removed_is_not_purged(runs: Any, edit
     await edits.set_deleted(name, AT)
 
     async def fail(_artifacts: Any) -> None:
-        raise ConnectionError
+        raise Unavailable("the object store is away")
 
-    with pytest.raises(ConnectionError):
+    with pytest.raises(Unavailable):
         await edits.purge(name, AT + SECOND, fail)
     assert name == (await runs.get_run(name)).name
 
