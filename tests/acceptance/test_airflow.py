@@ -158,7 +158,7 @@ async def test_a_dag_run_starts_a_pipeline_and_a_job_once(airflow: Airflow, peer
     assert dict(peers.requests.effects) == {"BuildTrainingSet": 2}
 
 
-async def test_a_killed_task_cancels_its_run_and_a_new_try_starts_another(airflow: Airflow) -> None:
+async def test_a_lost_task_finds_its_run_and_a_killed_one_cancels_it(airflow: Airflow) -> None:
     async with fw.Client(trainer=airflow.trainer) as client:
 
         async def runs() -> list[pb.PipelineRun]:
@@ -168,8 +168,17 @@ async def test_a_killed_task_cancels_its_run_and_a_new_try_starts_another(airflo
         async def waiting() -> pb.PipelineRun | None:
             return next((run for run in await runs() if any(s.waits_for_approval for s in run.steps)), None)
 
-        killed = await airflow.start(airflow.dag, DATE, TEST_PIPELINE="late-approval")
+        lost = await airflow.start(airflow.dag, DATE, TEST_PIPELINE="late-approval")
         first = await eventually(waiting, within=120, every=0.3)
+        lost.kill()
+        await lost.communicate()
+        # The next try, after the worker was lost, waits for the same run.
+        killed = await airflow.start(airflow.dag, DATE, TEST_PIPELINE="late-approval")
+        assert killed.stdout is not None
+        async with asyncio.timeout(120):
+            while first.name not in (await killed.stdout.readline()).decode():
+                pass
+        assert [run.name for run in await runs()] == [first.name]
         killed.send_signal(signal.SIGTERM)
         *_, states = await ended(killed)
         assert json.loads(states)["data"] in FAILED
