@@ -10,7 +10,7 @@ from typing import Any
 from flywheel_monitor.drift import design_effect
 from flywheel_monitor.drift.causes import Cause
 from flywheel_monitor.drift.features import FeatureDrift, feature_from_json, judge_features, judge_window
-from flywheel_monitor.drift.score_shift import ScoreShift, score_shift
+from flywheel_monitor.drift.score_shift import ScoreShift, score_shift, score_shift_from_json
 from flywheel_monitor.drift.season import confirm_against
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.models.policy import MonitorPolicy
@@ -72,7 +72,7 @@ class Report:
                 **stored,
                 "span": Span(**stored["span"]),
                 "features": tuple(feature_from_json(f) for f in stored["features"]),
-                "score": ScoreShift(**{**stored["score"], "verdict": Verdict(stored["score"]["verdict"])}),
+                "score": score_shift_from_json(stored["score"]),
                 "verdict": Verdict(stored["verdict"]),
                 "quality": _quality(stored["quality"]),
             }
@@ -125,6 +125,7 @@ def report_on(
         policy,
         effect=design_effect.of_mean(*window.score_blocks(), stddev),
         classes=window.predicted,
+        projections=window.projection_blocks(),
     )
     expected = version.quality_reference.label_mean
     shift = None if quality.label_mean is None or expected is None else quality.label_mean - expected

@@ -56,8 +56,14 @@ class WatchedVersion:
         metrics = self.reference.metrics
         counts = self.first_window.counts if self.first_window else ()
         classes = self.first_window.classes if self.first_window else ()
+        projections = self.first_window.projections if self.first_window else ()
         if "score_mean" in metrics and metrics.get("score_stddev", 0.0) > 0:
             return ScoreReference(
-                metrics["score_mean"], metrics["score_stddev"], int(metrics.get("rows", 0)), counts, classes
+                metrics["score_mean"],
+                metrics["score_stddev"],
+                int(metrics.get("rows", 0)),
+                counts,
+                classes,
+                projections,
             )
         return self.first_window
