@@ -33,11 +33,11 @@ def performance_to_proto(p: ServedPerformance) -> monitor_pb2.Performance:
         fallback_rate=p.fallback_rate,
         first_event=timestamp(p.first_event_us),
         last_event=timestamp(p.last_event_us),
-        estimate=None if p.estimate is None else _estimate(p.estimate),
+        estimate=None if p.estimate is None else estimate_to_proto(p.estimate),
     )
 
 
-def _estimate(found: Estimate) -> PerformanceEstimate:
+def estimate_to_proto(found: Estimate) -> PerformanceEstimate:
     labelled = found.labelled
     return PerformanceEstimate(
         auc=found.expected.auc,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from flywheel_monitor.api.convert_performance import estimate_to_proto
 from flywheel_monitor.api.timestamps import timestamp
 from flywheel_monitor.drift.distribution import Distribution
 from flywheel_monitor.drift.features import FeatureDrift
@@ -60,6 +61,7 @@ def report_to_proto(report: Report) -> monitor_pb2.DriftReport:
         label_mean=report.quality.label_mean,
         label_shift=report.label_shift,
         late_predictions=report.late_predictions,
+        estimate=None if report.estimate is None else estimate_to_proto(report.estimate),
         projections=None
         if score.projections is None
         else projection_drift_pb2.ProjectionDrift(**asdict(score.projections)),

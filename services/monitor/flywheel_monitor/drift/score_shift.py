@@ -50,11 +50,13 @@ def score_shift(
     policy: MonitorPolicy,
     *,
     effect: float = 1.0,
+    reference_effect: float = 1.0,
     classes: Ints | None = None,
     projections: Ints | None = None,
 ) -> ScoreShift:
     """The shift of `count` scores with these moments and histogram, and of the rows by predicted class and by
-    the projections of a vector, in the blocks of the window. `effect` is the design effect of the scores."""
+    the projections of a vector, in the blocks of the window. `effect` is the design effect of the scores,
+    `reference_effect` that of the reference."""
     if reference is None:
         return ScoreShift(mean, stddev, verdict=Verdict.INSUFFICIENT, reason="no reference scores yet")
     found: dict[str, Any] = {
@@ -67,7 +69,7 @@ def score_shift(
         return ScoreShift(**found, verdict=Verdict.INSUFFICIENT, reason="no scores to compare")
     shift = (mean - reference.mean) / reference.stddev
     variance = stddev**2 * effect / count + (
-        reference.stddev**2 / reference.count if reference.count else 0.0
+        reference.stddev**2 * reference_effect / reference.count if reference.count else 0.0
     )
     z = (
         (mean - reference.mean) / math.sqrt(variance)
@@ -79,7 +81,7 @@ def score_shift(
     known = len(reference.counts) == len(counts)
     grouped = psi.in_deciles(counts, np.asarray(reference.counts, np.int64)) if known else None
     value = psi.psi(*grouped) if grouped is not None else 0.0
-    moved = psi.corrected(*grouped, effect) if grouped is not None else 0.0
+    moved = psi.corrected(*grouped, effect, reference_effect) if grouped is not None else 0.0
     vectors = _of_vectors(projections, reference)
     if count < policy.min_predictions:
         verdict, reason = Verdict.INSUFFICIENT, f"{count} scores, {policy.min_predictions} needed"

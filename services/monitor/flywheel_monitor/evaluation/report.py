@@ -11,9 +11,10 @@ from flywheel_monitor.drift import design_effect
 from flywheel_monitor.drift.causes import Cause
 from flywheel_monitor.drift.features import FeatureDrift, feature_from_json, judge_features, judge_window
 from flywheel_monitor.drift.score_shift import ScoreShift, score_shift, score_shift_from_json
-from flywheel_monitor.drift.season import confirm_against
+from flywheel_monitor.drift.season import confirm_against, confirm_score
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.models.policy import MonitorPolicy
+from flywheel_monitor.performance.estimate import Estimate, estimate_from_json, estimate_of
 from flywheel_monitor.performance.quality import Quality
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.counts import WindowCounts
@@ -38,6 +39,7 @@ class Report:
     quality: Quality
     label_shift: float | None = None
     late_predictions: int = 0
+    estimate: Estimate | None = None
 
     @property
     def causes(self) -> list[str]:
@@ -75,6 +77,7 @@ class Report:
                 "score": score_shift_from_json(stored["score"]),
                 "verdict": Verdict(stored["verdict"]),
                 "quality": _quality(stored["quality"]),
+                "estimate": estimate_from_json(stored.get("estimate")),
             }
         )
 
@@ -127,6 +130,8 @@ def report_on(
         classes=window.predicted,
         projections=window.projection_blocks(),
     )
+    if earlier is not None:
+        score = confirm_score(earlier, window, score, policy)
     expected = version.quality_reference.label_mean
     shift = None if quality.label_mean is None or expected is None else quality.label_mean - expected
     came_late = f"{late} of {window.predictions} predictions came late" if late else ""
@@ -142,4 +147,5 @@ def report_on(
         quality=quality,
         label_shift=shift,
         late_predictions=late,
+        estimate=estimate_of(window, quality),
     )

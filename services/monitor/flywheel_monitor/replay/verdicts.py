@@ -12,7 +12,7 @@ from flywheel_monitor.performance.quality import Quality
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.counts import WindowCounts
 
-_OF_LABELS = ("quality", "label_shift")
+_OF_LABELS = ("quality", "label_shift", "estimate")
 
 
 def report_difference(
@@ -41,6 +41,8 @@ def report_difference(
     if stored.quality.labelled != quality.labelled:
         # Labels that came after the last judgement change the panes, not the report.
         fewest = [part for part in fewest if part not in _OF_LABELS]
+    if stored.estimate is None:  # It was judged before reports had an estimate.
+        fewest = [part for part in fewest if part != "estimate"]
     return ", ".join(fewest)
 
 
