@@ -68,6 +68,7 @@ class QualityReference:
     accuracy: float | None = None
     rmse: float | None = None
     labels: tuple[int, ...] = ()
+    average_precision: float | None = None
 
 
 def reference_from_profile(columns: Sequence[ColumnReference]) -> Reference:

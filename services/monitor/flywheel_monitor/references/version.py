@@ -47,6 +47,7 @@ class WatchedVersion:
             accuracy=metrics.get("accuracy"),
             rmse=metrics.get("rmse"),
             labels=self.first_labels,
+            average_precision=metrics.get("average_precision"),
         )
 
     @property

@@ -12,6 +12,7 @@ from flywheel_monitor.performance.quality import Quality
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.counts import WindowCounts
 
+_ADDED = ("average_precision", "auc_error", "log_loss_error")
 _OF_LABELS = ("quality", "label_shift", "estimate")
 
 
@@ -54,4 +55,7 @@ def _versions(version: WatchedVersion) -> Iterator[WatchedVersion]:
 
 def _parts(stored: Report, computed: Report) -> list[str]:
     one, other = (json.loads(json.dumps(report.to_json())) for report in (stored, computed))
+    for name in _ADDED:  # Reports from before these figures do not have them.
+        if one["quality"][name] is None:
+            other["quality"][name] = None
     return [name for name in one if one[name] != other[name]]
