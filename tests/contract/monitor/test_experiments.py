@@ -146,6 +146,23 @@ async def test_named_variants_are_arms(monitor: LocalMonitor) -> None:
     assert [2, 1] == [arm.subjects for arm in tally.arms]
 
 
+async def test_the_champion_without_a_rollout_is_an_arm(monitor: LocalMonitor) -> None:
+    holdback = f"{MODEL}/variants/holdback"
+    await started(monitor, control=Arm(MODEL, RELEASES[1], 90.0), treatment=Arm(holdback, RELEASES[0], 10.0))
+    champion: dict[str, Any] = {"version": 2, "release": 2}
+    await monitor.predicted(
+        predictions(["a", "b", "c"], **champion),
+        predictions(["d"], rollout=holdback),
+        predictions(["e"]),  # another release without a rollout, as before a promotion
+        predictions(["f"], rollout=ROLLOUT, **champion),
+        predictions(["a"], role=SHADOW, **champion),
+    )
+    await monitor.labelled(outcomes(["a", "d"], [2.0, 1.0], name="buy"))
+    tally = await counted(monitor)
+    assert [3, 1] == [arm.subjects for arm in tally.arms]
+    assert [3, 1] == [arm.predictions for arm in tally.arms]
+
+
 async def test_a_concluded_experiment_counts_no_more_and_keeps_its_sums(monitor: LocalMonitor) -> None:
     await started(monitor)
     await monitor.predicted(predictions(["a", "b"], rollout=ROLLOUT))
