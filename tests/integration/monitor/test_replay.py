@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
 import grpc
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from flywheel.cli.main import app
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
 from flywheel_protos.monitor.v1 import replay_pb2
@@ -79,6 +83,39 @@ async def test_a_replay_equals_what_is_stored(world: MonitoredModel) -> None:
     assert found.records == found.records_total > 0
     part = await replayed(world, windows=2)
     assert (2, []) == (part.reports, list(part.differences)) and part.panes < found.panes
+
+
+async def test_the_command_prints_the_result_and_ends_with_its_status(world: MonitoredModel) -> None:
+    await served(world)
+    await judged(world)
+
+    async def run(*arguments: str) -> tuple[int, str]:
+        begin = datetime.fromtimestamp(START_US / 1e6, UTC)
+        ends = [f"{begin + timedelta(hours=h):%Y-%m-%dT%H:%M:%S}" for h in (0, 12)]
+        command = [
+            "--project",
+            world.project,
+            "monitor",
+            "replay",
+            "late",
+            "--from",
+            ends[0],
+            "--to",
+            ends[1],
+        ]
+        environment = {"FLYWHEEL_MONITOR_ADDRESS": world.monitor.address}
+        done = await asyncio.to_thread(CliRunner().invoke, app, command, env=environment)
+        return done.exit_code, done.output
+
+    status, text = await run()
+    assert 0 == status and "are bit-identical" in text, text
+    connection = await asyncpg.connect(world.dsn)
+    try:
+        await connection.execute("DELETE FROM pane WHERE start_us = $1 AND width_us = 3600000000", START_US)
+    finally:
+        await connection.close()
+    status, text = await run()
+    assert 1 == status and "0 stored" in text and world.version_name() in text, text
 
 
 async def test_a_replay_names_the_pane_and_the_report_that_differ(world: MonitoredModel) -> None:
