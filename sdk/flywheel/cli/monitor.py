@@ -49,7 +49,7 @@ def replay(
             model=client.path("models", model), start_time=timestamp(start), end_time=timestamp(end)
         )
         found = replay_pb2.ReplayWindowsResponse()
-        async for found in client.monitor.ReplayWindows(request):
+        async for found in client.answers(client.monitor.ReplayWindows(request)):
             if not found.finished:
                 console.print(f"{found.records:,} of {found.records_total:,} records", highlight=False)
         for one in found.differences:
