@@ -77,8 +77,9 @@ FROM stored_pane s FULL JOIN ({replayed}) r
 _DIFFERENCES = "SELECT * FROM ({compared}) c WHERE NOT equal ORDER BY version, start_us, width_us LIMIT $5"
 _COUNT = "SELECT count(*) FROM ({compared}) c"
 _REPORTS = """
-SELECT model_version_id, end_us, report FROM stored_report
-WHERE (model_version_id, end_us) > ($1, $2) ORDER BY model_version_id, end_us LIMIT $3
+SELECT model_version_id, end_us, start_us, report FROM stored_report
+WHERE (model_version_id, end_us, start_us) > ($1, $2, $3)
+ORDER BY model_version_id, end_us, start_us LIMIT $4
 """
 _CONSUMED = (topics.PREDICTION_LOGGED, topics.OUTCOME_RECORDED)
 
@@ -176,13 +177,13 @@ class PostgresScratch:
         ]
 
     async def reports(self) -> AsyncIterator[Report]:
-        after = (0, 0)
+        after = (0, 0, 0)
         while True:
             async with transaction(self._pool, readonly=True) as conn:
                 rows = await conn.fetch(_REPORTS, *after, REPORTS_AT_ONCE)
             if not rows:
                 return
-            after = rows[-1]["model_version_id"], rows[-1]["end_us"]
+            after = rows[-1]["model_version_id"], rows[-1]["end_us"], rows[-1]["start_us"]
             for row in rows:
                 yield Report.from_json(json.loads(row["report"]))
 
