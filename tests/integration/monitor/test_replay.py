@@ -67,7 +67,9 @@ async def judged(world: MonitoredModel) -> None:
     async def found() -> bool:
         status = await world.status()
         assert WINDOWS * ROWS == status.predictions and 0 == status.lag_records
-        return status.windows_evaluated >= WINDOWS - 1
+        request = pb.ListDriftReportsRequest(name=world.version_name())
+        reports = (await world.monitor.stub.ListDriftReports(request)).reports
+        return len(reports) >= WINDOWS - 1 and sum(r.labelled > 0 for r in reports) >= WINDOWS - 1
 
     await eventually(found, within=60, every=0.2)
 

@@ -52,12 +52,17 @@ CREATE TABLE stored_pane (version text, release text, rollout text, role smallin
     partition smallint, segment text, width_us bigint, start_us bigint, predictions bigint, digest text);
 CREATE TABLE stored_report (model_version_id integer, end_us bigint, start_us bigint, report jsonb);
 """
+# The columns are named: migrations that were applied in another order have put them into another.
+_COLUMNS = """
+SELECT string_agg(quote_ident(column_name), ', ') FROM information_schema.columns
+WHERE table_schema = $1 AND table_name = $2
+"""
 _COPY_MODEL = """
-INSERT INTO {scratch}.model OVERRIDING SYSTEM VALUE SELECT * FROM {live}.model WHERE name = $1
+INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {live}.{table} WHERE name = $1
 """
 _COPY_VERSIONS = """
-INSERT INTO {scratch}.model_version OVERRIDING SYSTEM VALUE
-SELECT v.* FROM {live}.model_version v JOIN {live}.model m ON m.id = v.model_id WHERE m.name = $1
+INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {live}.{table}
+WHERE model_id = (SELECT id FROM model WHERE name = $1)
 """
 _COPY_REPORTS = """
 INSERT INTO stored_report SELECT r.model_version_id, r.end_us, r.start_us, r.report
@@ -70,7 +75,8 @@ WHERE consumer_group = $1 AND topic = ANY($2::text[]) AND next_offset IS NOT NUL
 """
 _COMPARED = """
 SELECT version, start_us, width_us, release, rollout, role, segment, partition,
-    s.predictions AS stored, r.predictions AS replayed, s.digest IS NOT DISTINCT FROM r.digest AS equal
+    s.predictions AS stored, r.predictions AS replayed,
+    (s.digest, s.predictions) IS NOT DISTINCT FROM (r.digest, r.predictions) AS equal
 FROM stored_pane s FULL JOIN ({replayed}) r
     USING (version, release, rollout, role, generation, partition, segment, width_us, start_us)
 """
@@ -125,8 +131,9 @@ class PostgresScratchStates:
     async def _copy(self, pool: Pool, live: str, model: str, span: Span) -> Positions:
         async with transaction(pool, isolation="repeatable_read") as conn:
             await conn.execute(_COPY)
-            for statement in (_COPY_MODEL, _COPY_VERSIONS):
-                await conn.execute(statement.format(scratch=SCHEMA, live=live), model)
+            for table, statement in (("model", _COPY_MODEL), ("model_version", _COPY_VERSIONS)):
+                columns = await conn.fetchval(_COLUMNS, live, table)
+                await conn.execute(statement.format(table=table, columns=columns, live=live), model)
             panes = "INSERT INTO stored_pane " + _PANES.format(schema=live)
             await conn.execute(panes, model, span.start_us, span.end_us, self._pane_us)
             await conn.execute(_COPY_REPORTS.format(live=live), span.start_us, span.end_us)
