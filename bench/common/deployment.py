@@ -24,7 +24,7 @@ START_SECONDS = 60.0
 
 
 class Deployment:
-    """A context manager that runs PostgreSQL, S3, a stand-in for the feature service and one service, without Kafka."""
+    """A context manager that runs PostgreSQL, S3, a peer for features and one service, without Kafka."""
 
     def __init__(self, service: str) -> None:
         self.service = service
