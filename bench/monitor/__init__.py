@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.monitor import calibration, experiments
+from bench.monitor import calibration, experiments, throughput
 
 Part = Callable[[str], Iterable[measure.Row]]
-PARTS: dict[str, Part] = {"calibration": calibration.run, "experiments": experiments.run}
+PARTS: dict[str, Part] = {
+    "calibration": calibration.run,
+    "experiments": experiments.run,
+    "throughput": throughput.run,
+}
 
 
 def run(only: str) -> list[measure.Row]:
