@@ -48,6 +48,7 @@ async def main() -> None:
             topics=CONSUMED,
             handler=EventHandler(store.on, EventTimeBound(SystemClock(), 300.0)).handle,
             pool=pool,
+            decode_events=False,
             batch_records=BATCH_RECORDS,
         )
         print("ready", flush=True)

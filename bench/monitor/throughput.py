@@ -76,9 +76,18 @@ class Found:
 def consumer(backends: Backends, group: str = "bench") -> Iterator[subprocess.Popen[str]]:
     """A consumer process that waits for a line."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.monitor.consumer_process", backends.kafka.bootstrap,
-         backends.postgres.dsn("monitor"), group],
-        cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [
+            sys.executable,
+            "-m",
+            "bench.monitor.consumer_process",
+            backends.kafka.bootstrap,
+            backends.postgres.dsn("monitor"),
+            group,
+        ],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdin is not None and process.stdout is not None
     try:

@@ -217,6 +217,8 @@ async def _consume(settings: MonitorSettings, pool: Pool, store: PostgresStore) 
         topics=CONSUMED,
         handler=EventHandler(store.on, EventTimeBound(SystemClock(), settings.max_clock_skew_seconds)).handle,
         pool=pool,
+        # The handler decodes similar records together.
+        decode_events=False,
         batch_records=settings.batch_records,
     ).run()
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from flywheel_common.arrays import Mask
 from flywheel_common.postgres.pool import Connection
-from flywheel_monitor.archive.queue import Segment, Waiting
+from flywheel_monitor.archive.queue import Segment, Waiting, pack_batches, pack_kept, unpack_batches
+from flywheel_monitor.ingest.batches import PredictionColumns
 
 _WAITING = """
 SELECT m.name AS model, sum(q.rows) AS rows,
     extract(epoch FROM clock_timestamp() - max(q.enqueued_at)) AS idle,
     extract(epoch FROM clock_timestamp() - min(q.enqueued_at)) AS age
 FROM archive_queue q JOIN model m ON m.id = q.model_id WHERE q.segment_id IS NULL GROUP BY m.name
+"""
+_QUEUE = """
+INSERT INTO archive_queue (model_id, rows, kept, payload, ends)
+SELECT * FROM unnest($1::integer[], $2::integer[], $3::bytea[], $4::bytea[], $5::bytea[])
 """
 _CANDIDATES = """
 SELECT q.id, q.model_id, q.rows FROM archive_queue q JOIN model m ON m.id = q.model_id
@@ -24,7 +30,7 @@ _PENDING = """
 SELECT s.id, m.name FROM archive_segment s JOIN model m ON m.id = s.model_id
 WHERE NOT s.complete ORDER BY s.id
 """
-_BATCHES = "SELECT kept, payload FROM archive_queue WHERE segment_id = $1 ORDER BY id"
+_BATCHES = "SELECT kept, payload, ends FROM archive_queue WHERE segment_id = $1 ORDER BY id"
 _COMPLETE = (
     "UPDATE archive_segment SET complete = true, objects = $2, last_event = $3, rows = $4 WHERE id = $1"
 )
@@ -33,6 +39,22 @@ _STATUS = """
 SELECT coalesce(sum(s.rows), 0) AS rows, max(s.last_event) AS last_event
 FROM archive_segment s JOIN model m ON m.id = s.model_id WHERE m.name = $1 AND s.complete
 """
+
+
+async def queue_batches(conn: Connection, rows: Sequence[tuple[int, PredictionColumns, Mask]]) -> None:
+    """Queue the new rows of batches (model id, batch, mask of the new rows)."""
+    queued: list[tuple[int, int, bytes, bytes, bytes]] = []
+    for model_id, batch, new in rows:
+        if len(batch.records) > 1 and new.all():
+            packed, ends = pack_batches([r.payload for r in batch.records])
+            queued.append((model_id, len(new), b"", packed, ends))
+            continue
+        queued += [
+            (model_id, int(kept.sum()), pack_kept(kept), record.payload, b"")
+            for record, kept in batch.kept_records(new)
+        ]
+    if queued:
+        await conn.execute(_QUEUE, *map(list, zip(*queued, strict=True)))
 
 
 class ArchiveRows:
@@ -59,7 +81,8 @@ class ArchiveRows:
         return [Segment(r["id"], r["name"]) for r in await self._conn.fetch(_PENDING)]
 
     async def segment_batches(self, segment: int) -> list[tuple[bytes, bytes]]:
-        return [(r["payload"], r["kept"]) for r in await self._conn.fetch(_BATCHES, segment)]
+        rows = await self._conn.fetch(_BATCHES, segment)
+        return [(batch, r["kept"]) for r in rows for batch in unpack_batches(r["payload"], r["ends"])]
 
     async def complete_segment(
         self, segment: int, objects: Sequence[str], rows: int, last_event_us: int
