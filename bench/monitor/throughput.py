@@ -1,9 +1,9 @@
 """How many predictions with 20 features the consumer counts per second of CPU.
 
-A backlog waits in Kafka; one consumer process reads it: decoding, repeats, labels' index, panes, hours and days,
-archive queue, position, in transactions of PostgreSQL. CPU is that of the consumer and of PostgreSQL with all its
-processes, from the first record to the last commit; Kafka's is left out. Fewer events come in small records, so
-that a run ends within two minutes.
+A backlog waits in Kafka; one consumer process reads it: decoding, repeats, index of labels, panes, hours and
+days, archive queue, position, in transactions of PostgreSQL. CPU is that of the consumer and of PostgreSQL
+with all its processes, from the first record to the last commit; Kafka's is left out. Fewer events come in
+small records, so that a run ends within two minutes.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def consumer(backends: Backends, group: str = "bench") -> Iterator[subprocess.Po
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         if "ready\n" not in process.stdout:
             raise RuntimeError("the consumer did not start")

@@ -34,8 +34,8 @@ class MonitorSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
     """Event time for which panes narrower than an hour are kept; hours and days stay. Must exceed window and
     lateness of every model."""
     batch_records: int = Field(20_000, ge=1)
-    """Most records of one poll. Under a backlog the bytes that Kafka sends at once (8 MiB of a partition) bound a
-    transaction before."""
+    """Most records of one poll. Under a backlog the bytes that Kafka sends at once (8 MiB of a partition) are
+    the tighter bound of a transaction."""
     archive_prefix: str = "predictions"
     """Key prefix of the prediction archive in s3_bucket."""
     archive_rows: int = Field(50_000, ge=1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -33,20 +31,6 @@ class Segment:
 def pack_kept(kept: Mask) -> bytes:
     """The mask as a bitmap; empty if all rows are kept."""
     return b"" if bool(kept.all()) else np.packbits(kept, bitorder="little").tobytes()
-
-
-def pack_batches(payloads: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """The batches behind each other, and where each ends."""
-    ends = np.cumsum([len(p) for p in payloads])
-    return b"".join(payloads), ends.astype("<u4").tobytes()
-
-
-def unpack_batches(packed: bytes, ends: bytes) -> list[bytes]:
-    """The batches that `pack_batches` packed; without ends it is one."""
-    if not ends:
-        return [packed]
-    bounds = [0, *np.frombuffer(ends, "<u4").tolist()]
-    return [packed[a:b] for a, b in pairwise(bounds)]
 
 
 def unpack_kept(packed: bytes, rows: int) -> Mask:

@@ -48,20 +48,21 @@ class VariantKey:
 
 
 class EncodedBatch(NamedTuple):
-    """An encoded `PredictionBatch`, for the archive: its rows, and its place among the records of a transaction
-    in order of arrival."""
+    """An encoded `PredictionBatch` and the number of its rows."""
 
     payload: bytes
     rows: int
-    position: int = 0
 
 
 @dataclass(frozen=True)
 class PredictionColumns:
-    """The n rows of one `PredictionBatch`, or of several ones with equal key and output. `outputs` [n, width] are the values of the answers, `scores` their
-    scores (`Output.scores`). `failed` marks rows that the model should have predicted and did not: errors,
-    and fallbacks with an error reason. `costs` is NaN where none was measured. `segments` and `subjects`
-    have n entries. `records` are the batches, in order."""
+    """The n rows of one `PredictionBatch`, or of several ones with equal key and output.
+
+    `outputs` [n, width] are the values of the answers, `scores` their scores (`Output.scores`). `failed`
+    marks rows that the model should have predicted and did not: errors, and fallbacks with an error reason.
+    `costs` is NaN where none was measured. `segments` and `subjects` have n entries. `records` are the
+    batches, in order, for the archive; `arrivals` [n] is the place of each row's record among those of the
+    transaction."""
 
     key: VariantKey
     output: Output
@@ -78,6 +79,7 @@ class PredictionColumns:
     subjects: tuple[str, ...]
     features: Mapping[str, tuple[Array, Mask]]
     records: tuple[EncodedBatch, ...]
+    arrivals: Ints
 
     @property
     def shadow(self) -> bool:
@@ -124,8 +126,8 @@ class IngestCounts:
 
 
 def merged(batches: Sequence[PredictionColumns]) -> list[PredictionColumns]:
-    """The same rows in as few batches as possible: one for each key, output and set of feature columns, in order
-    of their first rows."""
+    """The same rows in as few batches as possible: one for each key, output and set of feature columns, in
+    order of their first rows."""
     groups: dict[object, list[PredictionColumns]] = {}
     for batch in batches:
         columns = tuple((name, v.dtype.kind, v.shape[1:]) for name, (v, _) in batch.features.items())
@@ -163,13 +165,8 @@ def _merged(batches: Sequence[PredictionColumns]) -> PredictionColumns:
             for name in first.features
         },
         records=tuple(r for b in batches for r in b.records),
+        arrivals=joined("arrivals"),
     )
-
-
-def arrival_of(batch: PredictionColumns) -> Ints:
-    """[n] position of the record of each row among those of the transaction."""
-    found: Ints = np.repeat([r.position for r in batch.records], [r.rows for r in batch.records])
-    return found
 
 
 def rows_of(batch: PredictionColumns, keep: Mask) -> Rows:

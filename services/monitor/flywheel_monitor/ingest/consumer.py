@@ -27,7 +27,7 @@ from flywheel_monitor.ingest.errors import MalformedBatch
 from flywheel_monitor.ingest.labels import unfit
 from flywheel_monitor.ingest.ports import Ingestion
 from flywheel_monitor.ingest.row_split import take_outcomes, take_predictions, with_nul
-from flywheel_monitor.ingest.similar_records import Similar, join_similar
+from flywheel_monitor.ingest.similar_records import Similar, SimilarRecords
 from flywheel_monitor.windows.output import Output
 from flywheel_protos.events.v1 import prediction_pb2
 from flywheel_protos.events.v1.event_pb2 import Event
@@ -42,8 +42,8 @@ _WRONG_LABELS = Counter(
     "Labels that were not counted because they do not fit the output of their model",
 )
 PART_BYTES = 8 * 1024 * 1024
-"""Records that are decoded and counted at once, which bounds memory and the rows of one statement; a larger record
-is alone."""
+"""Records that are decoded and counted at once, which bounds memory and the rows of one statement; a larger
+record is alone."""
 
 
 def in_parts(records: Sequence[Record], size: int) -> Iterator[list[Record]]:
@@ -61,7 +61,7 @@ def in_parts(records: Sequence[Record], size: int) -> Iterator[list[Record]]:
 
 
 class _Poison:
-    """Records, or the rows of them, that cannot be counted, what remains of the records, and the first cause."""
+    """Records, or the rows of them, that cannot be counted, what remains of them, and the first cause."""
 
     def __init__(self) -> None:
         self._records: list[Record] = []
@@ -103,10 +103,12 @@ class EventHandler:
     def __init__(self, on: Callable[[Connection], Ingestion], event_times: EventTimeBound) -> None:
         self._on = on
         self._event_times = event_times
+        self._similar = SimilarRecords()
 
     async def handle(self, conn: Connection, records: Sequence[Record]) -> None:
         """Count records of one partition of one topic, in the transaction that moves the position. Raises
-        PoisonError with records that cannot be decoded; the loop parks these and calls again with the others."""
+        PoisonError with records that cannot be decoded; the loop parks these and calls again with the
+        others."""
         ingestion = self._on(conn)
         outputs = _Outputs(ingestion)
         for part in in_parts(records, PART_BYTES):
@@ -120,7 +122,7 @@ class EventHandler:
         """The batches of the records, in order of their first records. Raises PoisonError."""
         found: list[PredictionColumns] = []
         poison = _Poison()
-        groups, singles = join_similar([record.value for record in records])
+        groups, singles = self._similar.join([record.value for record in records])
         waiting: list[tuple[int, Similar | None]] = [(i, None) for i in singles]
         waiting += [(group.indices[0], group) for group in groups]
         # The order decides which batch is the first of its version.
@@ -140,7 +142,7 @@ class EventHandler:
     async def _joint(self, group: Similar, outputs: _Outputs) -> PredictionColumns | None:
         """The rows of similar records; None if a single record has to be found that is wrong."""
         try:
-            columns = prediction_columns(group.batch, *group.payloads, positions=group.indices)
+            columns = prediction_columns(group.batch, group.batch.SerializeToString(), group.arrivals)
             await outputs.check(columns)
         except InvalidArgument:
             return None
@@ -154,7 +156,7 @@ class EventHandler:
         try:
             event = record.event or parse_event(record.value)
             batch = payload_of(event, prediction_pb2.PredictionBatch)
-            columns = prediction_columns(batch, event.payload, positions=(i,))
+            columns = prediction_columns(batch, event.payload, i)
             await outputs.check(columns)
         except InvalidArgument as error:
             poison.whole(record, error.message)

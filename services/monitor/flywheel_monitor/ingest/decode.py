@@ -3,9 +3,6 @@ archived."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import repeat
-
 import numpy as np
 
 from flywheel_common.arrays import Array, Floats, Ints
@@ -23,11 +20,11 @@ _EARLIEST_US, _LATEST_US = -62_135_596_800_000_000, 253_402_300_799_000_000
 
 
 def prediction_columns(
-    batch: prediction_pb2.PredictionBatch, *payloads: bytes, positions: Sequence[int] = (0,)
+    batch: prediction_pb2.PredictionBatch, payload: bytes, arrivals: Ints | int = 0
 ) -> PredictionColumns:
-    """The batch in columns. `payloads`: its encoded form, or those of the batches of equally many rows that it
-    joins, at these `positions` among the records. Raises MalformedBatch (or INVALID_COLUMN, INVALID_NAME) for wrong lengths,
-    names or values."""
+    """The batch in columns. `payload` is its encoded form, `arrivals` the place of its record, or of the
+    record of each row, among those of the transaction. Raises MalformedBatch (or INVALID_COLUMN,
+    INVALID_NAME) for wrong lengths, names or values."""
     n = len(batch.prediction_ids)
     version = VersionName.parse(batch.model_version)
     if batch.model != version.model_name:
@@ -71,7 +68,8 @@ def prediction_columns(
         segments=tuple(batch.segments) if batch.segments else ("",) * n,
         subjects=tuple(batch.subjects) if batch.subjects else ("",) * n,
         features=from_table(batch.features),
-        records=tuple(map(EncodedBatch, payloads, repeat(n // len(payloads)), positions)),
+        records=(EncodedBatch(payload, n),),
+        arrivals=np.full(n, arrivals, np.int64) if isinstance(arrivals, int) else arrivals,
     )
 
 

@@ -1,8 +1,7 @@
 """Bins and standardized values of all numeric features of a model version at once.
 
-Equal to `FeatureBins.assign` and `FeatureBins.standardized` of each feature, in one matrix [features, rows]: the cost
-of a call of numpy is paid once for all features.
-"""
+Equal to `FeatureBins.assign` and `FeatureBins.standardized` of each feature, in one matrix [features,
+rows]: the cost of a call of numpy is paid once for all features."""
 
 from __future__ import annotations
 
@@ -100,8 +99,9 @@ class NumericColumns:
         return bins
 
     def standardized(self, x: Floats, counted: Mask) -> tuple[Floats, Floats]:
-        """[features, rows] (x - reference mean) / reference stddev, limited to ±1e6, and the same limited to the
-        range of the reference; 0 where x is not finite or not `counted`, and for a constant reference."""
+        """[features, rows] (x - reference mean) / reference stddev, limited to ±1e6, and the same limited
+        to the range of the reference; 0 where x is not finite or not `counted`, and for a constant
+        reference."""
         mean, spread, low, high = self._moments
         with np.errstate(invalid="ignore", over="ignore"):
             raw = np.clip((x - mean) / spread, -1e6, 1e6)

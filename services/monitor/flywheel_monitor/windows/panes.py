@@ -26,7 +26,6 @@ from flywheel_monitor.windows.packing import pack, pack_sums, unpack, unpack_sum
 from flywheel_monitor.windows.rows import LabelledRows, PairedRows, Rows, Source, usable_scores
 from flywheel_monitor.windows.sums import EXACT_ROWS, LIMBS, carried, exact_terms, limbs_of
 
-
 _Column: TypeAlias = tuple[int | Ints, Mask | None]
 """The index that each row counts at, and the rows that count or None for all."""
 
@@ -321,7 +320,8 @@ class PaneAccumulator:
 
 
 def _runs(groups: Ints) -> tuple[Ints, Ints, Ints | None]:
-    """(distinct groups, start of each in the sorted rows, the order that sorts the rows or None if they are)."""
+    """(distinct groups, start of each in the sorted rows, the order that sorts the rows or None if they
+    are)."""
     order = None
     if (groups[1:] < groups[:-1]).any():
         order = np.argsort(groups, kind="stable")

@@ -35,8 +35,8 @@ EXACT_ROWS = 4096
 
 
 def exact_terms(values: Floats) -> Floats | None:
-    """Numbers as their lowest signed limbs, in floats of which at most EXACT_ROWS add up exactly; None if a number
-    has a higher limb."""
+    """Numbers as their lowest signed limbs, in floats of which at most EXACT_ROWS add up exactly; None if a
+    number has a higher limb."""
     terms: Floats = np.multiply(values, SCALE)
     np.rint(terms, out=terms)
     largest = max(terms.max(initial=0.0), -terms.min(initial=0.0))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from flywheel_common.arrays import Mask
 from flywheel_common.postgres.pool import Connection
-from flywheel_monitor.archive.queue import Segment, Waiting, pack_batches, pack_kept, unpack_batches
+from flywheel_monitor.archive.queue import Segment, Waiting, pack_kept
 from flywheel_monitor.ingest.batches import PredictionColumns
 
 _WAITING = """
@@ -17,8 +17,8 @@ SELECT m.name AS model, sum(q.rows) AS rows,
 FROM archive_queue q JOIN model m ON m.id = q.model_id WHERE q.segment_id IS NULL GROUP BY m.name
 """
 _QUEUE = """
-INSERT INTO archive_queue (model_id, rows, kept, payload, ends)
-SELECT * FROM unnest($1::integer[], $2::integer[], $3::bytea[], $4::bytea[], $5::bytea[])
+INSERT INTO archive_queue (model_id, rows, kept, payload)
+SELECT * FROM unnest($1::integer[], $2::integer[], $3::bytea[], $4::bytea[])
 """
 _CANDIDATES = """
 SELECT q.id, q.model_id, q.rows FROM archive_queue q JOIN model m ON m.id = q.model_id
@@ -30,7 +30,7 @@ _PENDING = """
 SELECT s.id, m.name FROM archive_segment s JOIN model m ON m.id = s.model_id
 WHERE NOT s.complete ORDER BY s.id
 """
-_BATCHES = "SELECT kept, payload, ends FROM archive_queue WHERE segment_id = $1 ORDER BY id"
+_BATCHES = "SELECT kept, payload FROM archive_queue WHERE segment_id = $1 ORDER BY id"
 _COMPLETE = (
     "UPDATE archive_segment SET complete = true, objects = $2, last_event = $3, rows = $4 WHERE id = $1"
 )
@@ -43,14 +43,10 @@ FROM archive_segment s JOIN model m ON m.id = s.model_id WHERE m.name = $1 AND s
 
 async def queue_batches(conn: Connection, rows: Sequence[tuple[int, PredictionColumns, Mask]]) -> None:
     """Queue the new rows of batches (model id, batch, mask of the new rows)."""
-    queued: list[tuple[int, int, bytes, bytes, bytes]] = []
+    queued: list[tuple[int, int, bytes, bytes]] = []
     for model_id, batch, new in rows:
-        if len(batch.records) > 1 and new.all():
-            packed, ends = pack_batches([r.payload for r in batch.records])
-            queued.append((model_id, len(new), b"", packed, ends))
-            continue
         queued += [
-            (model_id, int(kept.sum()), pack_kept(kept), record.payload, b"")
+            (model_id, int(kept.sum()), pack_kept(kept), record.payload)
             for record, kept in batch.kept_records(new)
         ]
     if queued:
@@ -81,8 +77,7 @@ class ArchiveRows:
         return [Segment(r["id"], r["name"]) for r in await self._conn.fetch(_PENDING)]
 
     async def segment_batches(self, segment: int) -> list[tuple[bytes, bytes]]:
-        rows = await self._conn.fetch(_BATCHES, segment)
-        return [(batch, r["kept"]) for r in rows for batch in unpack_batches(r["payload"], r["ends"])]
+        return [(r["payload"], r["kept"]) for r in await self._conn.fetch(_BATCHES, segment)]
 
     async def complete_segment(
         self, segment: int, objects: Sequence[str], rows: int, last_event_us: int

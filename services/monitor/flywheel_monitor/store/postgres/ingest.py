@@ -27,7 +27,6 @@ from flywheel_monitor.ingest.batches import (
     PredictionColumns,
     Role,
     VariantKey,
-    arrival_of,
     merged,
     rows_of,
 )
@@ -114,9 +113,9 @@ class _Arrived:
 
     def add(self, model_id: int, batch: PredictionColumns, new: Mask) -> None:
         rows = np.flatnonzero(new)
-        last = rows[np.argsort(arrival_of(batch)[rows], kind="stable")[-RECENT:]]
+        last = rows[np.argsort(batch.arrivals[rows], kind="stable")[-RECENT:]]
         found = self._last.setdefault(model_id, [])
-        found += zip(arrival_of(batch)[last].tolist(), batch.event_times[last].tolist(), strict=True)
+        found += zip(batch.arrivals[last].tolist(), batch.event_times[last].tolist(), strict=True)
 
     def last(self) -> dict[int, list[int]]:
         """model id → times."""
@@ -329,7 +328,7 @@ class IngestRows:
                 strict=True,
             ):
                 column.extend(part)
-        order = np.argsort(np.concatenate([arrival_of(b) for b in batches]), kind="stable").tolist()
+        order = np.argsort(np.concatenate([b.arrivals for b in batches]), kind="stable").tolist()
         ordered = [[column[i] for i in order] for column in columns]
         inserted = await self._conn.fetch(_INSERT, *ordered, partition)
         fresh = {(r[0], r[1], r[2]) for r in inserted}

@@ -1,8 +1,8 @@
 """Rows of the table `prediction` in PostgreSQL's binary COPY format, built without a Python object per value.
 
-A row is u16 number of fields, and for each field i32 length (-1: null) and its big-endian value. Rows whose texts have
-the same lengths and whose optional fields are null together have equal structure, and are one numpy array.
-"""
+A row is u16 number of fields, and for each field i32 length (-1: null) and its big-endian value. Rows whose
+texts have the same lengths and whose optional fields are null together have equal structure, and are one
+numpy array."""
 
 from __future__ import annotations
 
