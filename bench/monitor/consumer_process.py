@@ -27,6 +27,7 @@ from flywheel_monitor.store.postgres.versions import VersionCache
 
 PANE_US = 60_000_000
 BATCH_RECORDS: int = MonitorSettings.model_fields["batch_records"].default
+LINGER_SECONDS: float = MonitorSettings.model_fields["linger_seconds"].default
 
 
 class OneReference:
@@ -50,6 +51,7 @@ async def main() -> None:
             pool=pool,
             decode_events=False,
             batch_records=BATCH_RECORDS,
+            linger_seconds=LINGER_SECONDS,
         )
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from aiokafka import AIOKafkaProducer
 
-from flywheel_common.arrays import Floats
+from flywheel_common.arrays import Floats, Ints
 from flywheel_common.columns import from_numpy, from_texts, to_table
 from flywheel_common.ids import new_id, uuid7
 from flywheel_common.kafka import topics
+from flywheel_monitor.ingest.batches import PredictionColumns
+from flywheel_monitor.ingest.decode import prediction_columns
 from flywheel_monitor.references.reference import Reference
 from flywheel_monitor.windows.bins import ColumnReference
 from flywheel_protos.events.v1 import prediction_pb2
@@ -73,12 +75,26 @@ class Stream:
             at = times[first : first + self.rows]
             yield number % PARTITIONS, self._record(at, rng, number % PARTITIONS)
 
-    def _record(self, at: np.ndarray, rng: np.random.Generator, partition: int) -> bytes:
+    def _record(self, at: Ints, rng: np.random.Generator, partition: int) -> bytes:
+        batch = self.batch(at, rng)
+        event = Event(
+            id=new_id(),
+            type=batch.DESCRIPTOR.full_name,
+            source="flywheel-inference",
+            key=str(partition),
+            trace_parent=f"00-{uuid.uuid4().hex}-{rng.bytes(8).hex()}-01",
+            payload=batch.SerializeToString(),
+        )
+        event.event_time.FromMicroseconds(int(at[-1]))
+        return event.SerializeToString()
+
+    def batch(self, at: Ints, rng: np.random.Generator) -> prediction_pb2.PredictionBatch:
+        """Random rows at these times."""
         n = len(at)
         features: Floats = rng.normal(size=(len(FEATURES), n))
         scores = rng.uniform(0.05, 0.95, n)
         tails = [int.from_bytes(rng.bytes(9), "big") for _ in range(n)]
-        batch = prediction_pb2.PredictionBatch(
+        return prediction_pb2.PredictionBatch(
             model=self.model,
             model_version=f"{self.model}/versions/1",
             release=f"{self.model}/releases/1",
@@ -95,16 +111,16 @@ class Stream:
             request_fields=to_table([from_numpy("amount", features[0] * 2)]),
             feature_set="projects/bench/featureSets/f/versions/1",
         )
-        event = Event(
-            id=new_id(),
-            type=batch.DESCRIPTOR.full_name,
-            source="flywheel-inference",
-            key=str(partition),
-            trace_parent=f"00-{uuid.uuid4().hex}-{rng.bytes(8).hex()}-01",
-            payload=batch.SerializeToString(),
-        )
-        event.event_time.FromMicroseconds(int(at[-1]))
-        return event.SerializeToString()
+
+
+def columns_of(stream: Stream, *, role: int = 1, release: int = 1, rollout: str = "") -> PredictionColumns:
+    """The whole stream in columns, as answers of this release and role."""
+    step = stream.hours * HOUR_US / stream.events
+    times = (stream.start_us + np.arange(stream.events) * step).astype(np.int64)
+    batch = stream.batch(times, np.random.default_rng(stream.seed))
+    batch.role = role  # type: ignore[assignment]
+    batch.release, batch.rollout = f"{stream.model}/releases/{release}", rollout
+    return prediction_columns(batch, b"")
 
 
 async def send(bootstrap: str, stream: Stream) -> float:

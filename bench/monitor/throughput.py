@@ -49,14 +49,15 @@ def run(only: str) -> Iterable[measure.Row]:
 
 
 @contextmanager
-def stack(name: str) -> Iterator[Backends]:
-    """PostgreSQL and Kafka, new."""
+def stack(name: str, kinds: Iterable[str] = ("postgres", "kafka")) -> Iterator[Backends]:
+    """New backends with the monitor's database and topics."""
     folder = LOCAL / "bench" / f"{name}-{os.getpid()}"
     folder.mkdir(parents=True)
     try:
-        with Backends({"postgres", "kafka"}, directory=folder / "data", log=folder / "log") as backends:
+        with Backends(set(kinds), directory=folder / "data", log=folder / "log") as backends:
             backends.postgres.create_databases(["monitor"])
-            asyncio.run(ensure_topics(backends.kafka.bootstrap, topics.STANDARD))
+            if "kafka" in kinds:
+                asyncio.run(ensure_topics(backends.kafka.bootstrap, topics.STANDARD))
             yield backends
     finally:
         shutil.rmtree(folder, ignore_errors=True)

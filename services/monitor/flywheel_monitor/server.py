@@ -220,6 +220,7 @@ async def _consume(settings: MonitorSettings, pool: Pool, store: PostgresStore) 
         # The handler decodes similar records together.
         decode_events=False,
         batch_records=settings.batch_records,
+        linger_seconds=settings.linger_seconds,
     ).run()
 
 
