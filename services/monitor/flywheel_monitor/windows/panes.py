@@ -330,6 +330,25 @@ def _runs(groups: Ints) -> tuple[Ints, Ints, Ints | None]:
     return groups[starts], starts, order
 
 
+class PaneSum:
+    """The sum of some panes: the indices of the counts, the counts, and the sums [layout.sums, LIMBS]."""
+
+    def __init__(self, layout: Layout, panes: Iterable[PackedPane]) -> None:
+        counts = np.zeros(layout.size, np.int64)
+        self.sums = np.zeros((layout.sums, LIMBS), np.int64)
+        for pane in panes:
+            indices, values = unpack(pane.counts)
+            counts[indices] += values
+            self.sums += _stored_sums(layout, pane)
+        self.indices: Ints = np.flatnonzero(counts)
+        self.values: Ints = counts[self.indices]
+
+    @property
+    def size(self) -> int:
+        """Memory in bytes."""
+        return int(self.indices.nbytes + self.values.nbytes + self.sums.nbytes) + 512
+
+
 class WindowSum:
     """Adds up panes in blocks of a window."""
 
@@ -344,13 +363,11 @@ class WindowSum:
         self._counts = np.zeros((size, layout.size), np.int64)
         self._sums = np.zeros((size, layout.sums, LIMBS), np.int64)
 
-    def add(self, start_us: int, pane: PackedPane) -> None:
-        """Add a pane; panes that appeared since `rows` were read are left out."""
-        at = self._block.get(start_us)
-        if at is not None:
-            indices, values = unpack(pane.counts)
-            self._counts[at, indices] += values
-            self._sums[at] += _stored_sums(self._layout, pane)
+    def add(self, start_us: int, panes: PaneSum) -> None:
+        """Add panes that begin at one of the starts."""
+        at = self._block[start_us]
+        self._counts[at][panes.indices] += panes.values
+        self._sums[at] += panes.sums
 
     def result(self) -> WindowCounts:
         return WindowCounts(self._layout, self._counts, carried(self._sums), self._total)
@@ -363,7 +380,7 @@ def sum_panes(layout: Layout, panes: Sequence[tuple[int, PackedPane]]) -> Window
         rows[start] = rows.get(start, 0) + pane.predictions
     total = WindowSum(layout, rows)
     for start, pane in panes:
-        total.add(start, pane)
+        total.add(start, PaneSum(layout, [pane]))
     return total.result()
 
 
