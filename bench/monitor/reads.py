@@ -1,9 +1,10 @@
 """How long reads of a day, a week and a year take, how much memory they need, and how large a pane is.
 
-A version with 20 features serves 20,000 predictions an hour, half of them labelled, over four partitions.
-Its panes are counted by the monitor's own code from random rows and stored for a year, as far as the reads
-need them: all days, the hours of the last days and of the edges, and the minutes of the hours at the edges.
-The methods of the API are called in this process; the ranges begin and end within an hour. """
+A version with 20 features serves 20,000 predictions an hour, half of them labelled, over four partitions. Its
+panes are counted by the monitor's own code from random rows and stored for a year, as far as the reads need
+them: all days, the hours of the last days and of the edges, and the minutes of the hours at the edges. The
+methods of the API are called in this process; the ranges begin and end within an hour.
+"""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class ConsumerLoop:
     `dedupe` passes each event id to the handler once per group. `decode_events=False` leaves `record.event`
     None, for topics that hold no envelopes. After a poll of fewer than `batch_records` records the next one
     waits `linger_seconds`, so that more records share a transaction. For a handler that stores its own
-    positions, and for topics that come and go, see claimed_consumer.py. """
+    positions, and for topics that come and go, see claimed_consumer.py."""
 
     def __init__(
         self,
