@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.monitor import calibration, experiments, reads, throughput
+from bench.monitor import against_evidently, calibration, experiments, reads, throughput
 
 Part = Callable[[str], Iterable[measure.Row]]
 PARTS: dict[str, Part] = {
     "calibration": calibration.run,
     "experiments": experiments.run,
+    "evidently": against_evidently.run,
     "reads": reads.run,
     "throughput": throughput.run,
 }

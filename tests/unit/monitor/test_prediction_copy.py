@@ -71,7 +71,7 @@ def test_rows_have_the_values_of_their_batch(texts: tuple[str, ...], costs: tupl
             "partition": struct.pack(">h", 2),
         }
         score = struct.unpack(">d", row.pop("score") or b"")[0]
-        assert batch.scores[i] == score or np.isnan(batch.scores[i]) and np.isnan(score)
+        assert batch.scores[i] == score or (np.isnan(batch.scores[i]) and np.isnan(score))
         assert expected == row
 
 
