@@ -100,7 +100,7 @@ lock: $(BOOTSTRAP_STAMP) ## resolve dependencies into requirements.lock files (U
 	@$(LOCK) -c requirements.lock --extra run services/trainer/job/pyproject.toml protos/pyproject.toml -o services/trainer/job/requirements.lock
 	@$(LOCK) -c requirements.lock services/build.in -o services/build.lock
 	@for f in bootstrap triton-runtime; do $(LOCK) --no-config deploy/local/$$f.in -o deploy/local/$$f.lock || exit 1; done
-	@$(LOCK) --no-config bench/peers.in -o bench/peers.lock
+	@for p in peers evidently; do $(LOCK) --no-config bench/$$p.in -o bench/$$p.lock || exit 1; done
 	@for c in $(CLIENTS); do $(LOCK) --no-config tests/acceptance/clients/$$c.in -o tests/acceptance/clients/$$c.lock || exit 1; done
 	@$(LOCK) --no-config --no-deps deploy/local/triton.in -o deploy/local/triton.lock
 	@$(PY) -m flywheel_local lock
@@ -160,8 +160,9 @@ bench: setup ## run benchmarks against limits and peers (SUITE=feature, ARGS='--
 	@exec $(PY) -m bench.run $(SUITE) $(ARGS)
 
 bench-peers: setup ## install the peers (in their own environment) and run the benchmarks against them
-	@[ -x $(LOCAL)/peers/bin/python ] || $(UV) venv -q --python "$(PYTHON)" $(LOCAL)/peers
-	@$(UV) pip sync -q --python $(LOCAL)/peers/bin/python --require-hashes bench/peers.lock
+	@for p in peers evidently; do \
+	  [ -x $(LOCAL)/$$p/bin/python ] || $(UV) venv -q --python "$(PYTHON)" $(LOCAL)/$$p; \
+	  $(UV) pip sync -q --python $(LOCAL)/$$p/bin/python --require-hashes bench/$$p.lock || exit 1; done
 	@exec $(PY) -m bench.run $(SUITE) --only feast $(ARGS)
 
 soak: setup ## run the flights example repeatedly (ROUNDS=5); SUITE=feature kills stream workers over EVENTS=200000, SUITE=postgres stops PostgreSQL STOPS=100 times

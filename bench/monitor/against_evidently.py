@@ -60,6 +60,7 @@ def run(_: str) -> Iterable[measure.Row]:
 
 
 def _measured(command: list[str]) -> dict[str, float]:
-    found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" or command[0] == sys.executable}
+    found = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
     return result
