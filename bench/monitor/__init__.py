@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.monitor import against_evidently, calibration, experiments, reads, throughput
+from bench.monitor import against_evidently, calibration, experiments, fifty_models, reads, throughput
 
 Part = Callable[[str], Iterable[measure.Row]]
 PARTS: dict[str, Part] = {
     "calibration": calibration.run,
     "experiments": experiments.run,
     "evidently": against_evidently.run,
+    "fifty_models": fifty_models.run,
     "reads": reads.run,
     "throughput": throughput.run,
 }
