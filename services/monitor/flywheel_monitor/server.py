@@ -243,7 +243,10 @@ async def _consume(settings: MonitorSettings, pool: Pool, store: PostgresStore) 
         topics=CONSUMED,
         handler=EventHandler(store.on, EventTimeBound(SystemClock(), settings.max_clock_skew_seconds)).handle,
         pool=pool,
+        # The handler decodes similar records together.
+        decode_events=False,
         batch_records=settings.batch_records,
+        linger_seconds=settings.linger_seconds,
     ).run()
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from flywheel_monitor.windows.bins import ColumnReference, FeatureBins
 from flywheel_monitor.windows.histograms import CALIBRATION_BINS, LATENCY_BINS
+from flywheel_monitor.windows.numeric_columns import NumericColumns
 from flywheel_monitor.windows.output import CLASS_BINS, Output
 from flywheel_monitor.windows.projection import PROJECTION_BINS, PROJECTIONS
 from flywheel_monitor.windows.rows import Source
@@ -163,6 +164,11 @@ class Layout:
     def numeric(self) -> dict[str, int]:
         """numeric feature → index of its sum."""
         return {name: i for i, name in enumerate(f.name for f in self.features if f.numeric)}
+
+    @cached_property
+    def numeric_columns(self) -> NumericColumns:
+        """The numeric features, in the order of their sums."""
+        return NumericColumns(tuple(f for f in self.features if f.numeric))
 
     @property
     def common_sums(self) -> int:
