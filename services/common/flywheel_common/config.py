@@ -47,6 +47,9 @@ class ServiceSettings(Settings):
     max_calls_per_connection: int = 1024
     """Maximum number of open calls of one connection, also of those that wait to be accepted; further calls
     wait at the client. It bounds the memory and the backlog of an overloaded process."""
+    max_late_seconds: float = Field(0.0, ge=0)
+    """Lateness of the event loop above which fewer unary calls are let in; the others are refused with
+    RESOURCE_EXHAUSTED before they are parsed. 0: never (ADR 0076)."""
     max_concurrent_streams: int = 1024
     """Limit of concurrent streaming calls; above it calls fail with RESOURCE_EXHAUSTED."""
     default_deadline_seconds: float = 30.0
