@@ -35,6 +35,7 @@ from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.model_watch import Activity, ModelWatch
 from flywheel.pipeline_builder import PipelineBuilder, compile_pipeline, pipeline
 from flywheel.pipeline_values import Step as PipelineStep
+from flywheel.release_serving import ReleaseServing
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
 from flywheel.score_job import ScoreJob
@@ -105,6 +106,7 @@ __all__ = [
     "PipelineBuilder",
     "PipelineStep",
     "PopulationBased",
+    "ReleaseServing",
     "Replay",
     "RequestSource",
     "Requests",

@@ -61,7 +61,7 @@ class ServiceSettings(Settings):
     reflection: bool = True
     """Serve gRPC reflection (in jwt mode to authenticated callers only)."""
     otlp_endpoint: str = ""
-    """OTLP/gRPC endpoint for traces, e.g. http://127.0.0.1:4317; empty for none."""
+    """OTLP/gRPC endpoint for traces and metrics, e.g. http://127.0.0.1:4317; empty for none."""
     trace_ratio: float = 0.01
     """Share of calls without a sampled parent that are traced."""
     max_clock_skew_seconds: float = Field(300.0, ge=0)
