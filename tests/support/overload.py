@@ -66,8 +66,8 @@ async def load(gateway: GatewayProcess, kind: str, number: float, seconds: float
     codes, counts = np.unique(calls[:, 2].astype(int), return_counts=True)
     good, refused = (calls[calls[:, 2] == code, 1] for code in (OK, REFUSED))
     return Load(
-        offered=len(calls) / span,
-        good=len(good) / span,
+        offered=float(len(calls) / span),
+        good=float(len(good) / span),
         good_p99=_p99_ms(good),
         refused=len(refused),
         refused_p99=_p99_ms(refused),

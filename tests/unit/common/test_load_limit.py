@@ -55,3 +55,11 @@ def test_without_a_lateness_there_is_no_limit() -> None:
 
 def test_grpcio_has_the_internal_functions_that_accept_calls() -> None:
     assert accepting.supported()
+
+
+def test_a_long_queue_of_calls_refuses_all_until_none_waits() -> None:
+    limit = limit_with(0)
+    limit.backlog(0.05)
+    assert limit.full
+    limit.backlog(0.0)
+    assert not limit.full

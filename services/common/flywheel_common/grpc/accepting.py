@@ -30,7 +30,7 @@ class Acceptors:
     """Tasks that accept calls of a started server for its `handlers`, until the server shuts down.
 
     While all of them get a call in each iteration of the loop, more calls wait: `backlog` is called with the
-    time in seconds since that began.
+    time in seconds since that began, and with 0 when no more wait.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Acceptors:
     def _next_iteration(self) -> None:
         if self._accepted < self._count:
             self._full_since = None
+            self._backlog(0.0)
         else:
             now = self._loop.time()
             self._full_since = self._full_since or now

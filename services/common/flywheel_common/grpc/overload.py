@@ -20,6 +20,7 @@ from flywheel_common.grpc.errors import Overloaded
 TICK_SECONDS = 0.01
 LEAST_CALLS = 48
 """The limit never falls below this: a pause of a process with few calls is no reason to refuse any."""
+REFUSE_ALL_AFTER = 4
 RETRY_SECONDS = 0.05
 
 
@@ -37,10 +38,11 @@ class LoadLimit:
         self.limit = most_calls
         self._most = most_calls
         self._max_late = max_late_seconds
+        self._waiting_too_long = False
 
     @property
     def full(self) -> bool:
-        return self._max_late > 0 and self.open >= self.limit
+        return self._max_late > 0 and (self._waiting_too_long or self.open >= self.limit)
 
     def observe(self, late_seconds: float) -> None:
         """Adjusts the limit to the lateness of one tick."""
@@ -50,9 +52,14 @@ class LoadLimit:
             self.limit = min(self._most, self.limit + self.limit // 20)
 
     def backlog(self, seconds: float) -> None:
-        """Reduces the limit as far as it goes when calls have waited to be accepted for too long."""
+        """For `seconds`, more calls have waited to be accepted than could be; 0: none waits now.
+
+        After `max_late_seconds` the limit falls as far as it goes, and after REFUSE_ALL_AFTER times that all
+        calls are refused until none waits: refusals alone are fast enough to empty the queue.
+        """
         if seconds > self._max_late:
             self.limit = LEAST_CALLS
+        self._waiting_too_long = seconds > REFUSE_ALL_AFTER * self._max_late
 
     def count(self, task: asyncio.Task[Any]) -> None:
         """Counts a call until its task ends."""
