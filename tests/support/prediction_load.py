@@ -132,6 +132,11 @@ def p99_ms(calls: Iterable[Call]) -> float:
     return float(np.percentile(found, 99)) * 1e3 if found else float("nan")
 
 
+def sent_in(calls: Iterable[Call], phases: Sequence[tuple[float, float]]) -> list[Call]:
+    """The calls that were sent in one of these spans of time.monotonic."""
+    return [call for call in calls if any(begin <= call.sent < end for begin, end in phases)]
+
+
 async def _calls(address: str, rate: float, seconds: float, deadline: float) -> Sequence[Call]:
     async with grpc.aio.insecure_channel(address) as channel:
         return await PredictionLoad([channel], rate=rate, deadline=deadline).run_for(seconds)

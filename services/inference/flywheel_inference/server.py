@@ -24,6 +24,7 @@ from flywheel_common.kafka import topics
 from flywheel_common.kafka.client import ensure_topics
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.telemetry.meters import meter
+from flywheel_inference.api.convert_requests import MAX_PREDICT_BYTES
 from flywheel_inference.api.open_inference_methods import OpenInferenceServicer, add_open_inference
 from flywheel_inference.api.priority_header import is_high
 from flywheel_inference.api.row_answers import RowAnswers
@@ -274,6 +275,7 @@ def wire(
         readiness=lambda: serving.settled,
         registry=prometheus,
         never_refused=is_high,
+        request_bytes={f"/{SERVICE}/Predict": MAX_PREDICT_BYTES},
     )
     server.add_background("topics", ports.ensure_topics, ends=True)
     if ports.cached is not None:

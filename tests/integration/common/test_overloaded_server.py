@@ -75,3 +75,14 @@ async def test_a_burst_of_calls_is_accepted_and_answered(start: Any) -> None:
     running = await start(max_late_seconds=60.0)
     sent = [Value(int64_value=number) for number in range(500)]
     assert sent == await asyncio.gather(*(running.stub.Echo(one, timeout=30) for one in sent))
+
+
+async def test_a_method_with_a_smaller_limit_refuses_larger_requests_unparsed(start: Any) -> None:
+    running = await start(server_options={"request_bytes": {METHOD: 100}})
+    raw = running.channel.unary_unary(METHOD)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await raw(b"\xff" * 101, timeout=5)
+    error = from_rpc_error(caught.value)
+    assert ("MESSAGE_TOO_LARGE", {"limit_bytes": "100"}) == (error.reason, error.metadata)
+    sent = Value(string_value="x" * 90)
+    assert sent == await running.stub.Echo(sent, timeout=5)

@@ -16,7 +16,7 @@ from flywheel_protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from tests.robustness.inference.conftest import Platform
 from tests.support.eventually import eventually
 from tests.support.peers.inference import RegistryServicer, registry_server, want_large_model
-from tests.support.prediction_load import Call, outcomes, p99_ms, separate_load
+from tests.support.prediction_load import outcomes, p99_ms, sent_in, separate_load
 from tests.support.servers.inference_processes import W
 
 RATE = 100.0
@@ -25,10 +25,6 @@ SIZE = 50 * 1024 * 1024
 WIDE_BOUND = 10.0
 
 pytestmark = pytest.mark.timeout(300)
-
-
-def between(calls: list[Call], phases: list[tuple[float, float]]) -> list[Call]:
-    return [call for call in calls if any(begin <= call.sent < end for begin, end in phases)]
 
 
 async def test_callers_of_a_model_do_not_wait_for_the_load_of_another(platform: Platform) -> None:
@@ -62,7 +58,7 @@ async def test_callers_of_a_model_do_not_wait_for_the_load_of_another(platform: 
             calls = await load
     finally:
         await server.stop()
-    without, beside = between(calls, quiet), between(calls, loading)
+    without, beside = sent_in(calls, quiet), sent_in(calls, loading)
     ratio = p99_ms(beside) / p99_ms(without)
     print(
         f"p99 without a load {p99_ms(without):.1f} ms ({len(without)} calls), beside loads of "

@@ -68,9 +68,11 @@ class Server(Worker):
         authenticate: Callable[[Authenticator], Authenticator] = lambda selected: selected,
         options: Sequence[tuple[str, int]] = (),
         never_refused: Callable[[Metadata], bool] = lambda _: False,
+        request_bytes: Mapping[str, int] | None = None,
     ) -> None:
         """`authenticate` may wrap the authenticator that the settings select, for tokens of the service's
-        own. `options` are further gRPC channel arguments. Calls whose metadata is `never_refused` are parsed
+        own. `options` are further gRPC channel arguments. `request_bytes` has smaller limits than
+        `settings.max_message_bytes` per full method name. Calls whose metadata is `never_refused` are parsed
         also while the event loop is late."""
         super().__init__(settings, registry=registry, restarts=restarts)
         self.health = Health(full_service_names)
@@ -93,6 +95,7 @@ class Server(Worker):
             max_message_bytes=settings.max_message_bytes,
             default_deadline_seconds=settings.default_deadline_seconds,
             deadlines=deadlines,
+            request_bytes=request_bytes,
         )
         self._server = grpc.aio.server(
             interceptors=tuple(interceptors), options=[*_options(settings), *options]
