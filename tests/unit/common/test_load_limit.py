@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flywheel_common.grpc import accepting
-from flywheel_common.grpc.overload import LEAST_CALLS, LoadLimit
+from flywheel_common.grpc.overload import LATE_TICKS, LEAST_CALLS, LoadLimit
 
 
 def limit_with(open_calls: int, most: int = 1000, max_late: float = 0.01) -> LoadLimit:
@@ -14,10 +14,20 @@ def limit_with(open_calls: int, most: int = 1000, max_late: float = 0.01) -> Loa
 
 def test_a_late_loop_reduces_the_limit_below_the_calls_in_flight() -> None:
     limit = limit_with(500)
+    for _ in range(LATE_TICKS - 1):
+        limit.observe(0.02)
     assert not limit.full
     limit.observe(0.02)
     assert 450 == limit.limit
     assert limit.full
+
+
+def test_a_single_pause_of_the_loop_refuses_nothing() -> None:
+    limit = limit_with(500)
+    for _ in range(100):
+        limit.observe(0.5)
+        limit.observe(0.001)
+    assert not limit.full
 
 
 def test_the_limit_falls_while_the_loop_is_late_but_never_below_the_least() -> None:

@@ -18,6 +18,8 @@ from flywheel_common.grpc.error_details import trailing_metadata
 from flywheel_common.grpc.errors import Overloaded
 
 TICK_SECONDS = 0.01
+LATE_TICKS = 5
+"""The limit falls when so many ticks in a row were late: a single pause is no overload."""
 LEAST_CALLS = 48
 """The limit never falls below this: a pause of a process with few calls is no reason to refuse any."""
 REFUSE_ALL_AFTER = 4
@@ -27,8 +29,8 @@ RETRY_SECONDS = 0.05
 class LoadLimit:
     """A limit of calls in flight that follows the lateness of the event loop.
 
-    `max_late_seconds`: the lateness above which the limit falls, to nine tenths of the calls in flight; below
-    it the limit grows by a twentieth per tick up to `most_calls`. 0: there is no limit. Used from one event
+    `max_late_seconds`: the lateness above which the limit falls after LATE_TICKS, to nine tenths of the calls
+    in flight; below it the limit grows by a twentieth per tick up to `most_calls`. 0: there is no limit. Used from one event
     loop only.
     """
 
@@ -38,6 +40,7 @@ class LoadLimit:
         self.limit = most_calls
         self._most = most_calls
         self._max_late = max_late_seconds
+        self._late_ticks = 0
         self._waiting_too_long = False
 
     @property
@@ -47,8 +50,11 @@ class LoadLimit:
     def observe(self, late_seconds: float) -> None:
         """Adjusts the limit to the lateness of one tick."""
         if late_seconds > self._max_late:
-            self.limit = max(LEAST_CALLS, min(self.limit, self.open) * 9 // 10)
+            self._late_ticks += 1
+            if self._late_ticks >= LATE_TICKS:
+                self.limit = max(LEAST_CALLS, min(self.limit, self.open) * 9 // 10)
         else:
+            self._late_ticks = 0
             self.limit = min(self._most, self.limit + self.limit // 20)
 
     def backlog(self, seconds: float) -> None:
