@@ -30,8 +30,8 @@ class LoadLimit:
     """A limit of calls in flight that follows the lateness of the event loop.
 
     `max_late_seconds`: the lateness above which the limit falls after LATE_TICKS, to nine tenths of the calls
-    in flight; below it the limit grows by a twentieth per tick up to `most_calls`. 0: there is no limit. Used from one event
-    loop only.
+    in flight; below it the limit grows by a twentieth per tick up to `most_calls`. 0: there is no limit. Used
+    from one event loop only.
     """
 
     def __init__(self, most_calls: int, max_late_seconds: float) -> None:
