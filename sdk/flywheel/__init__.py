@@ -36,6 +36,7 @@ from flywheel.model_watch import Activity, ModelWatch
 from flywheel.pipeline_builder import PipelineBuilder, compile_pipeline, pipeline
 from flywheel.pipeline_values import Step as PipelineStep
 from flywheel.recipes import TransformerRecipe
+from flywheel.release_serving import ReleaseServing
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
 from flywheel.score_job import ScoreJob
@@ -108,6 +109,7 @@ __all__ = [
     "PipelineBuilder",
     "PipelineStep",
     "PopulationBased",
+    "ReleaseServing",
     "Replay",
     "RequestSource",
     "Requests",
