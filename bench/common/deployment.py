@@ -18,12 +18,13 @@ from flywheel_local.layout import LOCAL
 from flywheel_local.platform import serves
 from flywheel_local.process import Process
 from flywheel_local.services import BUCKET, S3_CLIENTS
+from tests.support.servers.inference_processes import Peer
 
 START_SECONDS = 60.0
 
 
 class Deployment:
-    """A context manager that runs PostgreSQL, S3 and one service (registry or trainer), without Kafka."""
+    """A context manager that runs PostgreSQL, S3, a peer for features and one service, without Kafka."""
 
     def __init__(self, service: str) -> None:
         self.service = service
@@ -40,6 +41,8 @@ class Deployment:
             self.backends.postgres.create_databases([f"flywheel_{self.service}"])
             self.backends.s3.create_bucket(BUCKET)
             self.dsn = self.backends.postgres.dsn(f"flywheel_{self.service}")
+            self.feature = Peer("feature", self.folder)
+            self._stack.callback(self.feature.process.kill)
             self.address = f"127.0.0.1:{ports.free([self.service])[self.service]}"
             self.process = Process(
                 self.service,
@@ -66,6 +69,12 @@ class Deployment:
         self._stack.close()
 
     @property
+    def resident_mib(self) -> float:
+        """Resident memory of the service's process."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
+
+    @property
     def s3(self) -> S3Settings:
         """Settings of the object store."""
         s3 = self.backends.s3
@@ -83,6 +92,7 @@ class Deployment:
             "metrics_listen": "",
             "postgres_dsn": self.dsn,
             "kafka_bootstrap": "127.0.0.1:1",
+            "feature_address": self.feature.address,
             "s3_endpoint": s3.endpoint,
             "s3_access_key": s3.access_key,
             "s3_secret_key": s3.secret_key,

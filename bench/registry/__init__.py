@@ -6,10 +6,17 @@ from collections.abc import Callable, Iterable
 
 from bench import measure
 from bench.common.deployment import Deployment
-from bench.registry import against_mlflow, catalog, uploads
+from bench.registry import against_mlflow, catalog, fan_out, rollback, uploads
 
 Part = Callable[[Deployment, str], Iterable[measure.Row]]
-PARTS: dict[str, Part] = {"catalog": catalog.run, "uploads": uploads.run, "mlflow": against_mlflow.run}
+PARTS: dict[str, Part] = {
+    "catalog": catalog.run,
+    "uploads": uploads.run,
+    "mlflow": against_mlflow.run,
+    "rollback": rollback.run,
+    # Last: its models have no files that a gateway could load.
+    "fan-out": fan_out.run,
+}
 
 
 def run(only: str) -> list[measure.Row]:

@@ -7,7 +7,6 @@ import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import flywheel as fw
 from bench import measure
@@ -95,7 +94,7 @@ async def _multipart(settings: S3Settings) -> float:
 
 async def _many(deployment: Deployment) -> float:
     """Largest resident memory of the registry's process, in MiB."""
-    peak, process = 0.0, deployment.process.pid
+    peak = 0.0
     async with fw.Client(registry=deployment.address) as client:
 
         async def one() -> None:
@@ -105,7 +104,7 @@ async def _many(deployment: Deployment) -> float:
         async def watch() -> None:
             nonlocal peak
             while True:
-                peak = max(peak, await asyncio.to_thread(_resident, process))
+                peak = max(peak, deployment.resident_mib)
                 await asyncio.sleep(0.05)
 
         watching = asyncio.create_task(watch())
@@ -114,10 +113,3 @@ async def _many(deployment: Deployment) -> float:
         finally:
             watching.cancel()
     return peak
-
-
-def _resident(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    return 0.0

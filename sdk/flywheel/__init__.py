@@ -35,6 +35,8 @@ from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.model_watch import Activity, ModelWatch
 from flywheel.pipeline_builder import PipelineBuilder, compile_pipeline, pipeline
 from flywheel.pipeline_values import Step as PipelineStep
+from flywheel.recipes import TransformerRecipe
+from flywheel.release_serving import ReleaseServing
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
 from flywheel.score_job import ScoreJob
@@ -107,6 +109,7 @@ __all__ = [
     "PipelineBuilder",
     "PipelineStep",
     "PopulationBased",
+    "ReleaseServing",
     "Replay",
     "RequestSource",
     "Requests",
@@ -119,6 +122,7 @@ __all__ = [
     "SyncClient",
     "TrackingError",
     "TrainJob",
+    "TransformerRecipe",
     "TuneJob",
     "Unavailable",
     "Variant",

@@ -57,7 +57,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
     REPORT: ("LogMetrics",),
     OPERATE: ("SetRetrainingPolicy", "ApprovePipelineStep", "PurgeRuns"),
     RESUME: ("ListTrials",),
-    ATTEMPT: ("RecordTrial",),
+    ATTEMPT: ("RecordTrial", "SignObjectRequests"),
 }
 
 PERMISSIONS: Permissions = {

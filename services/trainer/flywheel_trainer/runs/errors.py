@@ -69,7 +69,7 @@ class AttemptEnded(FailedPrecondition):
 
     @classmethod
     def of(cls, attempt: str) -> Self:
-        return cls(f"Attempt {attempt!r} has ended: its points are not stored.")
+        return cls(f"Attempt {attempt!r} has ended: what it sends is refused.")
 
 
 class ForeignRun(PermissionDenied):
