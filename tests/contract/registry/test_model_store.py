@@ -426,6 +426,15 @@ async def test_versions_are_found_by_metric_tag_stage_and_source(store: Store[Ro
     assert [(other, 2), (other, 1)] == await found(models=[other])
     bounds = (MetricBounds("auc", 0.7, 0.8), MetricBounds("loss", high=1.0))
     assert [(late, 3), (other, 2)] == await found(metrics=bounds)
+    assert [(late, 3), (other, 2)] == await found(metrics=bounds, order_by="auc")
+    assert [(other, 1), (late, 2)] == await found(metrics=(MetricBounds("auc", 0.75),), order_by="auc")
+    assert [(late, 1)] == await found(metrics=(MetricBounds("auc", high=0.6),), order_by="auc")
+    between = (MetricBounds("auc", high=0.8), MetricBounds("auc", 0.75), MetricBounds("auc", 0.1))
+    assert [(other, 1)] == await found(metrics=between, order_by="auc", descending=True)
+    assert [] == await found(
+        metrics=(MetricBounds("auc", 0.8), MetricBounds("auc", high=0.7)), order_by="auc"
+    )
+    assert [(late, 2)] == await found(metrics=(MetricBounds("auc", 0.85),), order_by="loss")
     assert [(late, 3)] == await found(tags={"n": "2", "team": "a"})
     assert [] == await found(stages=[Stage.STAGING])
     assert 5 == len(await found(stages=[Stage.STAGING, Stage.NONE]))

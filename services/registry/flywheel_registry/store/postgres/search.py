@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from flywheel_common.postgres.pool import Connection
@@ -30,7 +31,8 @@ _CONDITIONS = """
 _BY_METRIC = f"""
 SELECT {LISTED_COLUMNS} FROM version_metric m
 JOIN model_version v ON v.model = m.model AND v.number = m.version
-WHERE {_CONDITIONS} AND m.project = $1 AND m.name = $13 AND (m.value, m.model, m.version)
+WHERE {_CONDITIONS} AND m.project = $1 AND m.name = $13 AND m.value BETWEEN $14 AND $15
+  AND (m.value, m.model, m.version)
 """
 _UP = "> ($9::double precision, $10::text, $11::bigint) ORDER BY m.value, m.model, m.version LIMIT $12"
 _DOWN = (
@@ -64,15 +66,18 @@ class PostgresSearch:
     _conn: Connection
 
     async def search_versions(self, query: VersionQuery, limit: int) -> list[ModelVersion]:
-        low = [-INFINITY if b.low is None else b.low for b in query.metrics]
-        high = [INFINITY if b.high is None else b.high for b in query.metrics]
+        # Bounds of the metric of the order limit the range of its index that is read.
+        ordered = [b for b in query.metrics if b.metric == query.order_by]
+        others = [b for b in query.metrics if b.metric != query.order_by]
+        low = [-INFINITY if b.low is None else b.low for b in others]
+        high = [INFINITY if b.high is None else b.high for b in others]
         arguments = (
             query.project,
             list(query.models),
             [stage.value for stage in query.stages],
             rows.dumps(dict(query.tags)),
             list(query.sources),
-            [b.metric for b in query.metrics],
+            [b.metric for b in others],
             low,
             high,
         )
@@ -82,7 +87,12 @@ class PostgresSearch:
             start = INFINITY if query.descending else -INFINITY
             value = start if after is None else after.value
             statement = BY_METRIC[query.descending]
-            found = await self._conn.fetch(statement, *arguments, value, *place, limit, query.order_by)
+            lowest = max((b.low for b in ordered if b.low is not None), default=-INFINITY)
+            # NaN is the largest value of PostgreSQL: without a bound everything is found.
+            highest = min((INFINITY if b.high is None else b.high for b in ordered), default=math.nan)
+            found = await self._conn.fetch(
+                statement, *arguments, value, *place, limit, query.order_by, lowest, highest
+            )
         else:
             time = None if after is None else after.value
             found = await self._conn.fetch(NEWEST, *arguments, time, *place, limit)
