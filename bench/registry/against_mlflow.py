@@ -88,7 +88,7 @@ def _rows(deployment: Deployment, server: MlflowServer, only: str) -> Iterator[m
     if only in UPLOAD:
         pairs = measure.alternating(
             ROUNDS,
-            lambda: asyncio.run(uploads.upload(deployment.address)),
+            lambda: asyncio.run(uploads.upload_by_sdk(deployment.address)),
             lambda: float(server.client("upload", size=uploads.SIZE)) / uploads.MIB,
         )
         yield _compared(UPLOAD, "MiB/s", pairs, 2)
