@@ -146,7 +146,7 @@ async def test_a_replay_names_the_pane_and_the_report_that_differ(world: Monitor
     found = await replayed(world)
     lines = [(d.start_time.ToMicroseconds(), d.end_time.ToMicroseconds(), d.what) for d in found.differences]
     minute = [what for start, end, what in lines if (start, end - start) == (changed["start_us"], 60_000_000)]
-    assert minute and any("stored" in what for what in minute)
+    assert minute and any("stored" in what for what in minute), (dict(changed), lines[:20])
     hours = [what for start, end, what in lines if end - start == HOUR_US]
     assert hours and all("segment 'JFK'" in what and "0 stored" in what for what in hours)
     reports = [(start, what) for start, _, what in lines if what.startswith("report")]
