@@ -66,7 +66,9 @@ async def served(world: MonitoredModel) -> None:
 async def judged(world: MonitoredModel) -> None:
     async def found() -> bool:
         status = await world.status()
-        assert WINDOWS * ROWS == status.predictions and 0 == status.lag_records
+        # The lag alone may be an old value. Repeated rows and corrected labels are duplicates.
+        counts = status.predictions, status.outcomes, status.duplicates
+        assert (WINDOWS * ROWS, WINDOWS * (ROWS + 20), WINDOWS * (ROWS + 40)) == counts
         request = pb.ListDriftReportsRequest(name=world.version_name())
         reports = (await world.monitor.stub.ListDriftReports(request)).reports
         return len(reports) >= WINDOWS - 1 and sum(r.labelled > 0 for r in reports) >= WINDOWS - 1
@@ -128,8 +130,8 @@ async def test_a_replay_names_the_pane_and_the_report_that_differ(world: Monitor
     try:
         changed = await connection.fetchrow(
             """UPDATE pane SET predictions = predictions + 5 WHERE ctid IN (
-                SELECT ctid FROM pane WHERE start_us >= $1 AND segment = '' AND width_us = 60000000
-                ORDER BY start_us LIMIT 1)
+                SELECT p.ctid FROM pane p JOIN variant t ON t.id = p.variant_id AND t.role = 1
+                WHERE start_us >= $1 AND segment = '' AND width_us = 60000000 ORDER BY start_us LIMIT 1)
             RETURNING start_us""",
             third,
         )
