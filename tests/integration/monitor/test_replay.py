@@ -66,7 +66,9 @@ async def served(world: MonitoredModel) -> None:
 async def judged(world: MonitoredModel) -> None:
     async def found() -> bool:
         status = await world.status()
-        assert WINDOWS * ROWS == status.predictions and 0 == status.lag_records
+        # The lag alone may be an old value. Repeated rows and corrected labels are duplicates.
+        counts = status.predictions, status.outcomes, status.duplicates
+        assert (WINDOWS * ROWS, WINDOWS * (ROWS + 20), WINDOWS * (ROWS + 40)) == counts
         request = pb.ListDriftReportsRequest(name=world.version_name())
         reports = (await world.monitor.stub.ListDriftReports(request)).reports
         return len(reports) >= WINDOWS - 1 and sum(r.labelled > 0 for r in reports) >= WINDOWS - 1
@@ -128,8 +130,8 @@ async def test_a_replay_names_the_pane_and_the_report_that_differ(world: Monitor
     try:
         changed = await connection.fetchrow(
             """UPDATE pane SET predictions = predictions + 5 WHERE ctid IN (
-                SELECT ctid FROM pane WHERE start_us >= $1 AND segment = '' AND width_us = 60000000
-                ORDER BY start_us LIMIT 1)
+                SELECT p.ctid FROM pane p JOIN variant t ON t.id = p.variant_id AND t.role = 1
+                WHERE start_us >= $1 AND segment = '' AND width_us = 60000000 ORDER BY start_us LIMIT 1)
             RETURNING start_us""",
             third,
         )
@@ -146,7 +148,7 @@ async def test_a_replay_names_the_pane_and_the_report_that_differ(world: Monitor
     found = await replayed(world)
     lines = [(d.start_time.ToMicroseconds(), d.end_time.ToMicroseconds(), d.what) for d in found.differences]
     minute = [what for start, end, what in lines if (start, end - start) == (changed["start_us"], 60_000_000)]
-    assert minute and any("stored" in what for what in minute)
+    assert minute and any("stored" in what for what in minute), (dict(changed), lines[:20])
     hours = [what for start, end, what in lines if end - start == HOUR_US]
     assert hours and all("segment 'JFK'" in what and "0 stored" in what for what in hours)
     reports = [(start, what) for start, _, what in lines if what.startswith("report")]

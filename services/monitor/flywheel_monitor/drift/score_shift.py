@@ -36,9 +36,9 @@ class ScoreShift:
     shift: float = 0.0
     z: float = 0.0
     psi: float = 0.0
-    projections: ProjectionDrift | None = None
     verdict: Verdict = Verdict.INSUFFICIENT
     reason: str = ""
+    projections: ProjectionDrift | None = None
 
 
 def score_shift(
