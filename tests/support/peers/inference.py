@@ -58,6 +58,11 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
                 name=FEATURE_SET,
                 version=1,
                 features=["hist:delay", "trip:miles", "route:origin"],
+                schema=[
+                    field(name="hist__delay", data_type=types.DATA_TYPE_FLOAT64),
+                    field(name="trip__miles", data_type=types.DATA_TYPE_FLOAT64),
+                    field(name="route__origin", data_type=types.DATA_TYPE_STRING),
+                ],
                 join_keys=[field(name="carrier", data_type=types.DATA_TYPE_STRING)],
                 request_fields=[
                     field(name="miles", data_type=types.DATA_TYPE_FLOAT64),

@@ -101,7 +101,7 @@ class Pipeline:
             try:
                 call = await self._enter(state, context)
                 if request_streaming:
-                    request = parse.each(raw)
+                    request = parse.each(context)
                 else:
                     request = state.request = parse(raw)
                     if mutates:
@@ -126,7 +126,7 @@ class Pipeline:
             try:
                 call = await self._enter(state, context)
                 if request_streaming:
-                    request = parse.each(raw)
+                    request = parse.each(context)
                 else:
                     request = state.request = parse(raw)
                     call.request_id = getattr(request, "request_id", "")
@@ -243,9 +243,15 @@ class _Parse:
                 "check that client and server use the same protos.",
             ) from None
 
-    async def each(self, raw: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-        async for message in raw:
-            yield self(message)
+    async def each(self, context: Any) -> AsyncIterator[Any]:
+        """The parsed messages of a stream.
+
+        They are read one by one: the iterator of gRPC, and a variable here, would keep a message until the
+        next one is asked for, also while the call waits.
+        """
+        while (raw := await context.read()) is not grpc.aio.EOF:
+            taking, raw = [self(raw)], None
+            yield taking.pop()
 
 
 class _Running:
