@@ -65,7 +65,7 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     """Maximum number of unanswered requests and unread answers of one stream; then no more are read."""
     max_concurrent_rpcs: int = 2048
     """Maximum number of unary calls of any kind in flight; more are refused with RESOURCE_EXHAUSTED."""
-    max_late_seconds: float = Field(0.005, ge=0)
+    max_late_seconds: float = Field(0.02, ge=0)
     """Lateness of the event loop above which fewer unary calls are let in; the others are refused with
     RESOURCE_EXHAUSTED before they are parsed. 0: never (ADR 0076)."""
     default_budget_seconds: float = 1.0

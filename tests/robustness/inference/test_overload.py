@@ -19,6 +19,7 @@ from tests.support.prediction_load import PredictionLoad, outcomes, predict_requ
 
 CONNECTIONS, OPEN_CALLS = 8, 2_000
 SECONDS = 6
+FLOODS = 3
 METHOD = "/flywheel.inference.v1.InferenceService/Predict"
 BYTES_PER_CALL = 64 * 1024
 BASE_BYTES = 64 * 1024 * 1024
@@ -49,7 +50,7 @@ async def test_an_overloaded_gateway_keeps_its_memory_and_recovers(
         assert outcomes(await load.run_for(2.0)).keys() == {"model"}
         before = gateway.memory_bytes
         peaks = []
-        for _ in range(2):
+        for _ in range(FLOODS):
             flooding = await flood(gateway.address, tmp_path)
             peak = 0
             while flooding.returncode is None:
@@ -65,5 +66,5 @@ async def test_an_overloaded_gateway_keeps_its_memory_and_recovers(
     limit = InferenceSettings.model_fields["max_calls_per_connection"].default
     allowed = BASE_BYTES + CONNECTIONS * limit * BYTES_PER_CALL
     assert max(peaks) - before < allowed, (before, peaks)
-    # The second flood needs no more than the first: nothing is kept.
-    assert peaks[1] - peaks[0] < BASE_BYTES, peaks
+    # The last flood needs no more than those before it: nothing is kept.
+    assert peaks[-1] - max(peaks[:-1]) < BASE_BYTES, peaks

@@ -18,9 +18,9 @@ from flywheel_common.grpc.error_details import trailing_metadata
 from flywheel_common.grpc.errors import Overloaded
 
 TICK_SECONDS = 0.01
-LATE_TICKS = 5
+LATE_TICKS = 3
 """The limit falls when so many ticks in a row were late: a single pause is no overload."""
-LEAST_CALLS = 48
+LEAST_CALLS = 96
 """The limit never falls below this: a pause of a process with few calls is no reason to refuse any."""
 REFUSE_ALL_AFTER = 4
 RETRY_SECONDS = 0.05
