@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.monitor import calibration, experiments
+from bench.monitor import against_evidently, calibration, experiments, fifty_models, reads, throughput
 
 Part = Callable[[str], Iterable[measure.Row]]
-PARTS: dict[str, Part] = {"calibration": calibration.run, "experiments": experiments.run}
+PARTS: dict[str, Part] = {
+    "calibration": calibration.run,
+    "experiments": experiments.run,
+    "evidently": against_evidently.run,
+    "fifty_models": fifty_models.run,
+    "reads": reads.run,
+    "throughput": throughput.run,
+}
 
 
 def run(only: str) -> list[measure.Row]:

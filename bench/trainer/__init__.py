@@ -6,7 +6,7 @@ import importlib
 
 from bench import measure
 
-PARTS = ("export", "jobs", "scoring", "steps", "tracking", "tuning")
+PARTS = ("export", "jobs", "against_mlflow", "scoring", "steps", "tracking", "tuning")
 """Modules of this package. They are imported when they run, because some are started as processes."""
 
 

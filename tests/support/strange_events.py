@@ -100,7 +100,7 @@ def _messages(model: str, e: Events, at: list[int]) -> tuple[Any, Any]:
     ids = [e.ids[i] for i in at]
     batch = predictions(ids, e.scores[at], times=e.times[at], values=e.values[at], model=model)
     labels = outcomes(ids, e.labels[at], times=e.times[at], model=model)
-    return prediction_pb2.PredictionBatch.FromString(batch.payload), prediction_pb2.OutcomeBatch(
+    return prediction_pb2.PredictionBatch.FromString(batch.records[0].payload), prediction_pb2.OutcomeBatch(
         model=model,
         name=labels.name,
         prediction_ids=ids,

@@ -33,8 +33,12 @@ class MonitorSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
     keep_minutes_days: float = Field(60.0, ge=8)
     """Event time for which panes narrower than an hour are kept; hours and days stay. Must exceed window and
     lateness of every model."""
-    batch_records: int = Field(200, ge=1)
-    """Most records of one partition in one transaction."""
+    batch_records: int = Field(20_000, ge=1)
+    """Most records of one poll. Under a backlog the bytes that Kafka sends at once (8 MiB of a partition) are
+    the tighter bound of a transaction."""
+    linger_seconds: float = Field(0.05, ge=0)
+    """Pause after a poll that did not return `batch_records`: events that arrive meanwhile share a
+    transaction."""
     archive_prefix: str = "predictions"
     """Key prefix of the prediction archive in s3_bucket."""
     archive_rows: int = Field(50_000, ge=1)

@@ -88,7 +88,7 @@ async def test_each_new_row_is_archived_once_by_day_and_version(monitor: LocalMo
 async def test_rows_of_conflicting_types_go_to_the_dead_letter_folder(monitor: LocalMonitor) -> None:
     objects = MemoryObjectStore()
     text = predictions(["b"])
-    batch = PredictionBatch.FromString(text.payload)
+    batch = PredictionBatch.FromString(text.records[0].payload)
     batch.features.CopyFrom(to_table([from_texts("v__x", ["far"])]))
     await monitor.predicted(predictions(["a"]))
     await monitor.predicted(decode.prediction_columns(batch, batch.SerializeToString()))

@@ -241,6 +241,31 @@ async def test_too_many_poison_records_stop_the_consumer(
     assert caught.value.reason == "TOO_MUCH_POISON"
 
 
+async def test_poison_among_good_records_of_a_large_poll_stops_nothing(
+    kafka: Any, pool: Pool, producer: Producer, topic_prefix: str, running: Running, consumer: Any
+) -> None:
+    topic = await create_topic(kafka, topic_prefix + "in", 1)
+    ids = [f"{'bad' if i % 3 == 1 else 'good'}-{i:04d}" for i in range(600)]
+    await asyncio.gather(*(producer.send(topic, event(i), partition=0) for i in ids))
+
+    async def handler(conn: Any, records: Sequence[Record]) -> None:
+        bad = [r for r in records if r.event is not None and r.event.id.startswith("bad")]
+        if bad:
+            raise PoisonError("bad", bad)
+        await record_effects(conn, records)
+
+    loop = consumer(topic, handler=handler, poison_limit=150, batch_records=1000)
+    task = running.begin(loop)
+
+    async def all_processed() -> bool:
+        assert not task.done(), "too much poison"
+        assert 400 == len(await effects(pool))
+        return True
+
+    await eventually(all_processed, within=60)
+    assert 200 == loop.stats.poison
+
+
 async def test_topics_are_co_assigned_by_partition(
     kafka: Any, pool: Pool, topic_prefix: str, running: Running
 ) -> None:

@@ -146,7 +146,13 @@ class FeatureServer(feature_pb2_grpc.FeatureServiceServicer):
             mode=self.mode,
             short_feature_names=self.short,
             extra_columns=["order__weight"],
-            profile=[training_set_pb2.ColumnProfile(name=n) for n in (*COLUMNS, "label")],
+            profile=[
+                training_set_pb2.ColumnProfile(name="v__x"),
+                training_set_pb2.ColumnProfile(name="v__z"),
+                training_set_pb2.ColumnProfile(name="v__c", categories=["AA", "BB"], other_count=0),
+                training_set_pb2.ColumnProfile(name="v__b", categories=["true"], other_count=3),
+                training_set_pb2.ColumnProfile(name="label"),
+            ],
         )
         return feature_pb2.GetTrainingSetResponse(training_set=training_set)
 

@@ -104,3 +104,8 @@ def test_the_part_of_a_record_that_is_not_poison_stays() -> None:
     rest = batch(1, 2, 3).without(PoisonError("bad", [record(2)], [part]))
     assert [1, 2, 3] == offsets(rest.records)
     assert part is rest.records[1]
+
+
+def test_pieces_hold_all_records_and_move_the_position_between() -> None:
+    found = batch(3, 5, 6, 9, 10).pieces(2)
+    assert [([3, 5], 6), ([6, 9], 10), ([10], 11)] == [(offsets(p.records), p.next_offset) for p in found]

@@ -14,6 +14,7 @@ import pytest
 
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_job.launch import Column, LaunchSpec, Resources, Source
+from flywheel_job.tuning.settings import Direction, FloatRange, Objective, RandomSearch, TuneSettings
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_trainer.encoding.specs import spec_from_json, spec_to_json, train_spec_from_proto
 from flywheel_trainer.jobs.errors import InvalidSpec
@@ -21,6 +22,8 @@ from flywheel_trainer.jobs.ports import TrainingSet
 from flywheel_trainer.jobs.sources import source_key
 from flywheel_trainer.jobs.train import TrainKind, TrainSettings
 from flywheel_trainer.jobs.train_spec import check_spec
+from flywheel_trainer.jobs.tune import TuneKind
+from flywheel_trainer.jobs.tune_spec import TuneSpec
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import TRAINING_SET
 from tests.support.builders.trainer_requests import P
@@ -126,6 +129,9 @@ async def test_a_job_with_code_is_stored_as_it_was_submitted(trainer: MemoryTrai
         ({"params_json": "{"}, "INVALID_ARGUMENT INVALID_SPEC"),
         ({"seed": 1 << 32}, "INVALID_ARGUMENT INVALID_SPEC"),
         ({"environment": {"AWS_ACCESS_KEY_ID": "x"}}, "INVALID_ARGUMENT INVALID_SPEC"),
+        ({"requirements": "../lock"}, "INVALID_ARGUMENT INVALID_SPEC"),
+        ({"requirements": "/etc/lock"}, "INVALID_ARGUMENT INVALID_SPEC"),
+        ({"requirements": "a;b"}, "INVALID_ARGUMENT INVALID_SPEC"),
         ({"environment": {"aws_region": "x"}}, "INVALID_ARGUMENT INVALID_SPEC"),
         ({"environment": {"A=B": "x"}}, "INVALID_ARGUMENT INVALID_SPEC"),
         ({"provenance": {"diff": "x" * 300_000}}, "INVALID_ARGUMENT INVALID_SPEC"),
@@ -150,6 +156,29 @@ def test_the_stored_form_of_a_code_job_is_complete() -> None:
     assert spec_from_json(json.loads(json.dumps(spec_to_json(spec, "p")))) == spec
 
 
+@pytest.mark.parametrize("tuned", [False, True])
+def test_a_job_with_requirements_starts_in_its_environment(tuned: bool) -> None:
+    settings = TrainSettings("b", "python", "trainer:7103", 1.0)
+    train = TrainKind(None, None, None, None, settings)  # type: ignore[arg-type]
+    spec = train_spec_from_proto(submit(requirements="env/requirements.lock").job.train)
+    details: dict[str, Any] = {"data": {"train": {"uri": "s3://b/t/", "columns": [], "content_hash": ""}}}
+    if tuned:
+        tuning = TuneSettings(
+            {"rate": FloatRange(0.1, 1)},
+            (Objective("loss", Direction.MINIMIZE),),
+            RandomSearch(),
+            max_trials=1,
+        )
+        launch = TuneKind(train).launch(replace(build.job(), spec=TuneSpec(spec, tuning)), details, 1)
+    else:
+        launch = train.launch(replace(build.job(), spec=spec), details, 1)
+    driver = "flywheel_job.tuning" if tuned else "flywheel_job"
+    uri = "s3://b/jobs/p/job-1/attempts/1/spec.json"
+    assert launch.command == ("python", "-m", "flywheel_job.environments", driver, uri)
+    assert b'"requirements": "env/requirements.lock"' in launch.files["spec.json"]
+    assert "s3://b/t/" in launch.reads
+
+
 def test_the_launched_specification_has_code_data_and_provenance() -> None:
     kind = TrainKind(None, None, None, None, TrainSettings("b", "python", "trainer:7103", 1.0))  # type: ignore[arg-type]
     job = replace(build.job(), spec=train_spec_from_proto(submit().job.train))
@@ -167,7 +196,8 @@ def test_the_launched_specification_has_code_data_and_provenance() -> None:
     assert spec.provenance == {"commit": "c0ffee"}
     assert spec.checkpoint_uri == "s3://b/jobs/p/job-1/checkpoints"
     assert spec.outcome_uri == "s3://b/jobs/p/job-1/attempts/2/outcome.json"
-    assert launch.command[-1] == "s3://b/jobs/p/job-1/attempts/2/spec.json"
+    assert launch.command == ("python", "-m", "flywheel_job", "s3://b/jobs/p/job-1/attempts/2/spec.json")
+    assert set(launch.reads) == {"s3://b/t/", f"s3://b/{source_key(SHA256)}"}
     assert kind.progress(job, {"loss": 41, "accuracy": 40}) == {"done": 41, "total": 0, "unit": "step"}
 
 

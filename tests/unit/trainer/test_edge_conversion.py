@@ -308,7 +308,7 @@ async def test_the_times_of_a_policy_are_converted(trainer: MemoryTrainer) -> No
             jitter=Duration(seconds=30),
         ),
         continuous=retraining_pb2.ContinuousRetraining(
-            window=Duration(seconds=3600), delay=Duration(seconds=60), min_rows=7, daily_budget=3
+            window=Duration(seconds=3600), delay=Duration(seconds=60), min_rows=7, daily_budget=3, new_rows=50
         ),
     )
     stored = (await trainer.stub.SetRetrainingPolicy(request)).policy

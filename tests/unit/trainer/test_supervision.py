@@ -25,6 +25,7 @@ from flywheel_trainer.jobs.job import Job, JobState
 from flywheel_trainer.jobs.kinds import Launch, Preparation
 from flywheel_trainer.jobs.limits import Limits
 from flywheel_trainer.jobs.logs import StoredLogs
+from flywheel_trainer.jobs.object_access import Access
 from flywheel_trainer.jobs.resources import Node, Quota
 from flywheel_trainer.jobs.supervision import INFEASIBLE_SECONDS, Rules, Supervisor
 from flywheel_trainer.jobs.train import TrainKind, TrainSettings
@@ -147,6 +148,15 @@ async def test_an_attempt_gets_its_files_its_command_and_its_token(world: World)
     assert "exec python -m flywheel_job.launcher s3://b/jobs/p/job-1/logs/driver 1 -- " in started.command
     assert started.command.endswith(" s3://b/jobs/p/job-1/attempts/1/spec.json")
     assert {"TOKEN": "job-1-1"} == started.environment
+    assert world.tracking.access["job-1-1"] == Access(
+        reads=("s3://b/ts",),
+        writes=(
+            "s3://b/jobs/p/job-1/attempts/1",
+            "s3://b/jobs/p/job-1/logs",
+            "s3://b/jobs/p/job-1/checkpoints",
+        ),
+        artifacts="s3://b/artifacts",
+    )
     assert b'"trainer:7103"' in await world.objects.get("jobs/p/job-1/attempts/1/spec.json")
 
 

@@ -18,7 +18,7 @@ from flywheel_common.kafka.dead_letters import DeadLetters
 from flywheel_common.kafka.envelope import parse_event
 from flywheel_common.kafka.errors import TooMuchPoison
 from flywheel_common.kafka.offsets import Claim, Fenced, fresh_events, move_position
-from flywheel_common.kafka.poison import Batch, PoisonError, isolate
+from flywheel_common.kafka.poison import PIECE_RECORDS, Batch, PoisonError, isolate
 from flywheel_common.kafka.record import Record
 from flywheel_common.postgres.pool import Connection, Pool, is_connection_loss, transaction
 from flywheel_common.telemetry.logs import get_logger
@@ -122,6 +122,9 @@ class BatchProcessor:
             except Fenced:
                 self._drop(claim)
             except PoisonError as poison:
+                if self._pool is not None and len(batch.records) > PIECE_RECORDS:
+                    pending[:0] = batch.pieces(PIECE_RECORDS)
+                    continue
                 await self._send_to_dead_letters(claim, poison)
                 pending.insert(0, batch.without(poison))
             except Exception as error:  # noqa: BLE001 - a handler may raise anything

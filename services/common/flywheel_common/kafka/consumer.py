@@ -50,9 +50,9 @@ class ConsumerLoop:
     """`await loop.run()` as a background task. Exactly one of `topics` and `pattern` is given.
 
     `dedupe` passes each event id to the handler once per group. `decode_events=False` leaves `record.event`
-    None, for topics that hold no envelopes. For a handler that stores its own positions, and for topics that
-    come and go, see claimed_consumer.py.
-    """
+    None, for topics that hold no envelopes. After a poll of fewer than `batch_records` records the next one
+    waits `linger_seconds`, so that more records share a transaction. For a handler that stores its own
+    positions, and for topics that come and go, see claimed_consumer.py."""
 
     def __init__(
         self,
@@ -66,6 +66,7 @@ class ConsumerLoop:
         dedupe: bool = False,
         decode_events: bool = True,
         batch_records: int = 500,
+        linger_seconds: float = 0.0,
         concurrency: int = 1,
         max_record_bytes: int = 8 * 1024 * 1024,
         session_timeout_seconds: float = 10.0,
@@ -82,6 +83,7 @@ class ConsumerLoop:
         self._pool = pool
         self._dedupe = dedupe
         self._batch = batch_records
+        self._linger = linger_seconds
         self._max_record_bytes = max_record_bytes
         self._session_timeout = session_timeout_seconds
         self._keep_days = keep_event_ids_days
@@ -166,6 +168,8 @@ class ConsumerLoop:
             if end is not None:
                 lag_records.labels(self.group, tp.topic, tp.partition).set(max(0, end - raw[-1].offset - 1))
         await self._trim()
+        if batches and self._linger and sum(len(raw) for _, raw in batches) < self._batch:
+            await asyncio.sleep(self._linger)
 
     async def _claim(self, consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]) -> None:
         """Claims partitions and moves the consumer to their stored positions."""

@@ -17,6 +17,10 @@ ISOLATION_ATTEMPTS = 3
 """Failures after which a single record is poison. Failures of larger batches count if the record was always
 in their last half."""
 
+PIECE_RECORDS = 200
+"""A larger batch with poison is processed in pieces of so many records: the good records of each end a run of
+poison, whatever the size of a poll."""
+
 
 class PoisonError(Exception):
     """Raised by a handler: these records can never be processed. The transaction is rolled back, the records
@@ -43,6 +47,15 @@ class Batch:
     records: tuple[Record, ...]
     next_offset: int
     failures: int = 0
+
+    def pieces(self, size: int) -> list[Self]:
+        """The batch in batches of at most `size` records; each moves the position to the next one."""
+        starts = range(0, len(self.records), size)
+        ends = [*(self.records[at].offset for at in starts[1:]), self.next_offset]
+        return [
+            replace(self, records=self.records[at : at + size], next_offset=end)
+            for at, end in zip(starts, ends, strict=True)
+        ]
 
     def without(self, poison: PoisonError) -> Self:
         """The batch without the poison. Raises RuntimeError when none of its records is in the batch."""

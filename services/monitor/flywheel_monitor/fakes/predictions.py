@@ -70,9 +70,9 @@ class MemoryPredictions(MemoryVersions):
                     note_prediction(data, prediction)
                     self._add_late(version, prediction.time)
                     _advance(data.recent, (version.model_id, partition), prediction.time)
-            if new.any():
+            for record, kept in batch.kept_records(new):
                 data.queue[max(data.queue, default=0) + 1] = Queued(
-                    version.model_id, int(new.sum()), pack_kept(new), batch.payload, self._clock.now()
+                    version.model_id, int(kept.sum()), pack_kept(kept), record.payload, self._clock.now()
                 )
 
     async def waiting_versions(self) -> list[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
 
 from flywheel_common.arrays import Array, Floats, Ints, Mask
 from flywheel_monitor.windows.output import Output
@@ -44,12 +47,22 @@ class VariantKey:
         return self.role == Role.SHADOW and champion.role == Role.CHAMPION and (self.named or step)
 
 
+class EncodedBatch(NamedTuple):
+    """An encoded `PredictionBatch` and the number of its rows."""
+
+    payload: bytes
+    rows: int
+
+
 @dataclass(frozen=True)
 class PredictionColumns:
-    """A `PredictionBatch` of n rows. `outputs` [n, width] are the values of the answers, `scores` their
-    scores (`Output.scores`). `failed` marks rows that the model should have predicted and did not: errors,
-    and fallbacks with an error reason. `costs` is NaN where none was measured. `segments` and `subjects`
-    have n entries. `payload` is the encoded batch, for the archive."""
+    """The n rows of one `PredictionBatch`, or of several ones with equal key and output.
+
+    `outputs` [n, width] are the values of the answers, `scores` their scores (`Output.scores`). `failed`
+    marks rows that the model should have predicted and did not: errors, and fallbacks with an error reason.
+    `costs` is NaN where none was measured. `segments` and `subjects` have n entries. `records` are the
+    batches, in order, for the archive; `arrivals` [n] is the place of each row's record among those of the
+    transaction."""
 
     key: VariantKey
     output: Output
@@ -65,11 +78,21 @@ class PredictionColumns:
     segments: tuple[str, ...]
     subjects: tuple[str, ...]
     features: Mapping[str, tuple[Array, Mask]]
-    payload: bytes
+    records: tuple[EncodedBatch, ...]
+    arrivals: Ints
 
     @property
     def shadow(self) -> bool:
         return self.key.role == Role.SHADOW
+
+    def kept_records(self, new: Mask) -> Iterator[tuple[EncodedBatch, Mask]]:
+        """The records with new rows, and which of their rows are new."""
+        start = 0
+        for record in self.records:
+            mask = new[start : start + record.rows]
+            start += record.rows
+            if mask.any():
+                yield record, mask
 
 
 @dataclass(frozen=True)
@@ -102,8 +125,65 @@ class IngestCounts:
     late: int = 0
 
 
+def merged(batches: Sequence[PredictionColumns]) -> list[PredictionColumns]:
+    """The same rows in as few batches as possible: one for each key, output and set of feature columns, in
+    order of their first rows."""
+    groups: dict[object, list[PredictionColumns]] = {}
+    for batch in batches:
+        columns = tuple((name, v.dtype.kind, v.shape[1:]) for name, (v, _) in batch.features.items())
+        groups.setdefault((batch.key, batch.output, columns), []).append(batch)
+    return [_merged(group) for group in groups.values()]
+
+
+def _merged(batches: Sequence[PredictionColumns]) -> PredictionColumns:
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+
+    def joined(name: str) -> Array:
+        return np.concatenate([getattr(b, name) for b in batches])
+
+    return PredictionColumns(
+        key=first.key,
+        output=first.output,
+        ids=[i for b in batches for i in b.ids],
+        event_times=joined("event_times"),
+        outputs=joined("outputs"),
+        scores=joined("scores"),
+        decisions=joined("decisions"),
+        sources=joined("sources"),
+        latencies_ms=joined("latencies_ms"),
+        costs=joined("costs"),
+        failed=joined("failed"),
+        segments=tuple(s for b in batches for s in b.segments),
+        subjects=tuple(s for b in batches for s in b.subjects),
+        features={
+            name: (
+                np.concatenate([b.features[name][0] for b in batches]),
+                np.concatenate([b.features[name][1] for b in batches]),
+            )
+            for name in first.features
+        },
+        records=tuple(r for b in batches for r in b.records),
+        arrivals=joined("arrivals"),
+    )
+
+
 def rows_of(batch: PredictionColumns, keep: Mask) -> Rows:
     """The rows of a batch that `keep` selects."""
+    if keep.all():
+        return Rows(
+            event_times=batch.event_times,
+            scores=batch.scores,
+            outputs=batch.outputs,
+            decisions=batch.decisions,
+            sources=batch.sources,
+            latencies_ms=batch.latencies_ms,
+            costs=batch.costs,
+            failed=batch.failed,
+            segments=batch.segments,
+            features=batch.features,
+        )
     return Rows(
         event_times=batch.event_times[keep],
         scores=batch.scores[keep],

@@ -8,7 +8,7 @@ import numpy as np
 from flywheel_common.arrays import Array, Floats, Ints
 from flywheel_common.columns import check_table, from_table
 from flywheel_common.signature import MAX_WIDTH, OutputKind
-from flywheel_monitor.ingest.batches import OutcomeColumns, PredictionColumns, Role, VariantKey
+from flywheel_monitor.ingest.batches import EncodedBatch, OutcomeColumns, PredictionColumns, Role, VariantKey
 from flywheel_monitor.ingest.errors import MalformedBatch
 from flywheel_monitor.models.names import ModelName, VersionName
 from flywheel_monitor.windows.output import Output, within_limit
@@ -19,9 +19,12 @@ _EARLIEST_US, _LATEST_US = -62_135_596_800_000_000, 253_402_300_799_000_000
 """The years 1 to 9999."""
 
 
-def prediction_columns(batch: prediction_pb2.PredictionBatch, payload: bytes) -> PredictionColumns:
-    """The batch in columns. Raises MalformedBatch (or INVALID_COLUMN, INVALID_NAME) for wrong lengths,
-    names or values."""
+def prediction_columns(
+    batch: prediction_pb2.PredictionBatch, payload: bytes, arrivals: Ints | int = 0
+) -> PredictionColumns:
+    """The batch in columns. `payload` is its encoded form, `arrivals` the place of its record, or of the
+    record of each row, among those of the transaction. Raises MalformedBatch (or INVALID_COLUMN,
+    INVALID_NAME) for wrong lengths, names or values."""
     n = len(batch.prediction_ids)
     version = VersionName.parse(batch.model_version)
     if batch.model != version.model_name:
@@ -65,7 +68,8 @@ def prediction_columns(batch: prediction_pb2.PredictionBatch, payload: bytes) ->
         segments=tuple(batch.segments) if batch.segments else ("",) * n,
         subjects=tuple(batch.subjects) if batch.subjects else ("",) * n,
         features=from_table(batch.features),
-        payload=payload,
+        records=(EncodedBatch(payload, n),),
+        arrivals=np.full(n, arrivals, np.int64) if isinstance(arrivals, int) else arrivals,
     )
 
 

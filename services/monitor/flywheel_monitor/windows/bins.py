@@ -121,7 +121,8 @@ class FeatureBins:
         return {category: i for i, category in enumerate(self.reference.categories)}
 
     @cached_property
-    def _far(self) -> tuple[float, float]:
+    def far(self) -> tuple[float, float]:
+        """Numbers below the first and above the second are FAR."""
         width = (self.reference.maximum - self.reference.minimum) * FAR_WIDTHS
         if width <= 0:
             return -np.inf, np.inf
@@ -151,7 +152,7 @@ class FeatureBins:
         # side="left" is the right-closed rule: edges[i-1] < x <= edges[i].
         bins = np.searchsorted(self._edges, x, side="left").astype(np.int64, copy=False)
         low, high = self.reference.minimum, self.reference.maximum
-        far_low, far_high = self._far
+        far_low, far_high = self.far
         outside = ~((x >= low) & (x <= high))
         if outside.any():
             at = np.flatnonzero(outside)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+
+from flywheel_common.arrays import Ints
 
 
 @dataclass(frozen=True)
@@ -16,9 +19,11 @@ class Late:
     too_late: int = 0
 
 
-def late_rows(times: Sequence[int], closed_until: int, labelled_until: int, pane_us: int) -> Late:
+def late_rows(times: Ints | Sequence[int], closed_until: int, labelled_until: int, pane_us: int) -> Late:
     """The late ones of predictions with these event times. Windows that end at or before `closed_until` were
     judged, those at or before `labelled_until` for the last time."""
-    late = [t for t in times if t < closed_until]
-    panes = Counter(t // pane_us * pane_us for t in late)
-    return Late(dict(panes), sum(t < labelled_until for t in late))
+    known = np.asarray(times, np.int64)
+    late = known[known < closed_until]
+    starts, counts = np.unique(late // pane_us * pane_us, return_counts=True)
+    panes = dict(zip(starts.tolist(), counts.tolist(), strict=True))
+    return Late(panes, int(np.count_nonzero(late < labelled_until)))

@@ -9,7 +9,7 @@ bytes per feature; a full pane of 20 features with 128 bins stays below 32 KiB.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -20,10 +20,15 @@ from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.histograms import calibration_bins, latency_bins
 from flywheel_monitor.windows.layout import SOURCES, Extra, Layout, Sums
 from flywheel_monitor.windows.losses import loss_terms
+from flywheel_monitor.windows.numeric_columns import is_number
 from flywheel_monitor.windows.output import CLASS_BINS
 from flywheel_monitor.windows.packing import pack, pack_sums, unpack, unpack_sums, version_of
+from flywheel_monitor.windows.projection import PROJECTION_BINS
 from flywheel_monitor.windows.rows import LabelledRows, PairedRows, Rows, Source, usable_scores
-from flywheel_monitor.windows.sums import LIMBS, carried, limbs_of
+from flywheel_monitor.windows.sums import EXACT_ROWS, LIMBS, carried, exact_terms, limbs_of
+
+_Column: TypeAlias = tuple[int | Ints, Mask | None]
+"""The index that each row counts at, and the rows that count or None for all."""
 
 
 class PaneKey(NamedTuple):
@@ -71,18 +76,17 @@ class PaneAccumulator:
     def add_rows(self, rows: Rows) -> None:
         """Count n new predictions, in the segment "" (all) and in their named segment. Features count only
         where the model was called (source MODEL), so that fallbacks do not look like drift."""
-        n = len(rows.event_times)
-        if n == 0:
-            return
+        for start in range(0, len(rows.event_times), EXACT_ROWS):
+            self._add_part(rows.part(slice(start, start + EXACT_ROWS)))
+
+    def _add_part(self, rows: Rows) -> None:
+        """`add_rows` of at most EXACT_ROWS rows."""
         layout = self._layout
         usable = usable_scores(rows.scores, rows.sources)
-        columns: list[tuple[int | Ints, Mask | None]] = []
         by_model = rows.sources == Source.MODEL
-        for bins in layout.features:
-            values, valid = rows.features.get(bins.name, (None, np.zeros(n, np.bool_)))
-            columns.append((layout.offsets[bins.name] + bins.assign(values, valid, n), by_model))
+        columns, sums = self._features(rows, by_model)
         scores = np.where(usable, rows.scores, 0.0)
-        answered = (rows.sources == Source.MODEL) | (rows.sources == Source.CACHED)
+        answered = by_model | (rows.sources == Source.CACHED)
         costed = np.isfinite(rows.costs)
         columns.append((layout.scores + layout.output.score_bins(scores), usable))
         columns.append((layout.latencies + latency_bins(rows.latencies_ms), None))
@@ -95,14 +99,7 @@ class PaneAccumulator:
         ):
             columns.append((layout.extras + which, mask))
         columns += self._class_columns(rows, usable)
-        sums: list[tuple[int, Floats]] = []
-        for bins in layout.features:
-            if bins.numeric and bins.name in rows.features:
-                raw = np.where(by_model, bins.standardized(*rows.features[bins.name], n, clip=False), 0.0)
-                at = layout.moments + 2 * layout.numeric[bins.name]
-                clipped = np.where(raw != 0.0, np.clip(raw, *bins.standardized_range), 0.0)
-                sums.append((layout.numeric[bins.name], clipped))
-                sums += [(at, raw), (at + 1, raw**2)]
+        columns += self._projection_columns(rows, usable)
         base = layout.common_sums
         sums.append((base + Sums.SCORE, scores))
         sums.append((base + Sums.SCORE_SQUARED, scores * scores))
@@ -111,19 +108,57 @@ class PaneAccumulator:
         for groups, keep in self._assign(rows.event_times, rows.segments):
             self._rows.append(groups if keep is None else groups[keep])
 
-    def _class_columns(self, rows: Rows, usable: Mask) -> list[tuple[int | Ints, Mask | None]]:
+    def _features(self, rows: Rows, by_model: Mask) -> tuple[list[_Column], list[tuple[int, Floats]]]:
+        """The columns and the sums of the features, which count where the model was called."""
+        layout, n = self._layout, len(rows.event_times)
+        columns: list[_Column] = []
+        sums: list[tuple[int, Floats]] = []
+        where = None if by_model.all() else by_model
+        numbers = [
+            f.name
+            for f in layout.features
+            if f.numeric and f.name in rows.features and is_number(rows.features[f.name][0])
+        ]
+        if numbers:
+            together = layout.numeric_columns
+            if len(numbers) < len(together.features):
+                together = together.only(numbers)
+            x = np.stack([rows.features[f.name][0] for f in together.features]).astype(np.float64, copy=False)
+            valid = np.stack([rows.features[f.name][1] for f in together.features])
+            offsets = np.array([layout.offsets[f.name] for f in together.features])
+            columns += [(found, where) for found in together.assign(x, valid) + offsets[:, None]]
+            raw, clipped = together.standardized(x, valid & by_model)
+            squared = raw**2
+            for i, f in enumerate(together.features):
+                number = layout.numeric[f.name]
+                at = layout.moments + 2 * number
+                sums += [(number, clipped[i]), (at, raw[i]), (at + 1, squared[i])]
+        for bins in layout.features:
+            if bins.name not in numbers:
+                values, valid = rows.features.get(bins.name, (None, np.zeros(n, np.bool_)))
+                columns.append((layout.offsets[bins.name] + bins.assign(values, valid, n), where))
+        return columns, sums
+
+    def _class_columns(self, rows: Rows, usable: Mask) -> list[_Column]:
         """Predicted classes and the bins of the probabilities of a MULTICLASS output."""
         layout, output = self._layout, self._layout.output
         if output.kind is not OutputKind.MULTICLASS:
             return []
         p = np.where(usable[:, None], rows.outputs, 0.0)
-        columns: list[tuple[int | Ints, Mask | None]] = [
-            (layout.predicted + output.counted_class(p.argmax(axis=1)), usable)
-        ]
+        columns: list[_Column] = [(layout.predicted + output.counted_class(p.argmax(axis=1)), usable)]
         for c in range(min(output.width, output.classes)):
             bins = np.clip(np.floor(p[:, c] * CLASS_BINS), 0, CLASS_BINS - 1).astype(np.int64)
             columns.append((layout.class_bins + c * CLASS_BINS + bins, usable))
         return columns
+
+    def _projection_columns(self, rows: Rows, usable: Mask) -> list[_Column]:
+        """The bins of the projections of a VECTOR output."""
+        layout, projections = self._layout, self._layout.output.projections
+        if projections is None:
+            return []
+        bins = projections.bins(np.where(usable[:, None], rows.outputs, 0.0))
+        starts = layout.projections + np.arange(layout.projected) * PROJECTION_BINS
+        return [(starts[k] + bins[:, k], usable) for k in range(layout.projected)]
 
     def add_labels(self, rows: LabelledRows) -> None:
         """Count labels in the panes of their predictions."""
@@ -141,7 +176,7 @@ class PaneAccumulator:
             (base + Sums.ABSOLUTE_ERROR, terms.absolute_error),
             (base + Sums.LABELLED_SCORE, rows.scores),
         ]
-        columns: list[tuple[int | Ints, Mask | None]] = [(indices, None)]
+        columns: list[_Column] = [(indices, None)]
         if layout.output.kind is OutputKind.MULTICLASS:
             counted = layout.output.counted_class
             true, predicted = counted(rows.labels.astype(np.int64)), counted(rows.outputs.argmax(axis=1))
@@ -161,7 +196,7 @@ class PaneAccumulator:
         labelled = np.isfinite(rows.deltas)
         deltas = np.where(labelled, rows.deltas, 0.0)
         first = layout.extras
-        columns: list[tuple[int | Ints, Mask | None]] = [
+        columns: list[_Column] = [
             (first + Extra.PAIRS_LABELLED, labelled),
             (layout.right, rows.right < 0),
             (layout.right + 1, rows.right > 0),
@@ -254,46 +289,75 @@ class PaneAccumulator:
         self,
         event_times: Ints,
         segments: tuple[str, ...],
-        columns: Sequence[tuple[int | Ints, Mask | None]],
+        columns: Sequence[_Column],
         sums: Sequence[tuple[int, Floats]],
         weights: Ints | None = None,
         by_row: tuple[Ints, Floats] | None = None,
     ) -> None:
         """Count n rows in these columns, each in the rows of its mask, and add up these sums; `by_row`:
         values that go to another column [n] in each row."""
-        n = len(event_times)
+        n, size = len(event_times), self._layout.size
         everywhere = np.arange(n)
         at = [everywhere if mask is None else np.flatnonzero(mask) for _, mask in columns]
         indices = np.concatenate(
             [
-                np.broadcast_to(np.asarray(c, np.int64), n)[rows]
+                np.full(len(rows), c) if isinstance(c, int) else c if rows is everywhere else c[rows]
                 for (c, _), rows in zip(columns, at, strict=True)
             ]
         )
         positions = np.concatenate(at)
         places = np.array([column for column, _ in sums], np.int64)
-        limbs = limbs_of(np.stack([values for _, values in sums]))
+        stacked = np.stack([values for _, values in sums])
+        # Floats add faster than integers, and as exactly while they are small.
+        terms = exact_terms(stacked) if n <= EXACT_ROWS and weights is None else None
+        limbs: list[Ints] | list[Floats] = limbs_of(stacked) if terms is None else [terms]
         row_limbs = [] if by_row is None else limbs_of(by_row[1])
         weights = np.ones(n, np.int64) if weights is None else weights
         for groups, keep in self._assign(event_times, segments):
-            keys = groups[positions] * self._layout.size + indices
             added = weights if keep is None else weights * keep
-            self._keys.append(keys)
-            self._weights.append(added[positions])
             panes, starts, order = _runs(groups)
+            # Counted at once for the panes of these rows, which are few.
+            local = np.searchsorted(panes, groups)
+            where, totals = _total(local[positions] * size + indices, added[positions], len(panes) * size)
+            self._keys.append(panes[where // size] * size + where % size)
+            self._weights.append(totals)
             for limb, parts in enumerate(limbs):
-                totals = np.add.reduceat((parts * added)[:, order], starts, axis=1)
-                self._sums.append((panes, places, limb, totals.T))
+                weighted = parts if keep is None and terms is not None else parts * added
+                found = np.add.reduceat(weighted if order is None else weighted[:, order], starts, axis=1)
+                self._sums.append((panes, places, limb, found.T.astype(np.int64)))
             for limb, part in enumerate(row_limbs):
                 assert by_row is not None
                 self._row_sums.append((groups, by_row[0], limb, part * added))
 
 
-def _runs(groups: Ints) -> tuple[Ints, Ints, Ints]:
-    """(distinct groups, start of each in the sorted rows, the order that sorts the rows)."""
-    order = np.argsort(groups, kind="stable")
-    distinct, starts = np.unique(groups[order], return_index=True)
-    return distinct, starts.astype(np.int64), order
+def _runs(groups: Ints) -> tuple[Ints, Ints, Ints | None]:
+    """(distinct groups, start of each in the sorted rows, the order that sorts the rows or None if they
+    are)."""
+    order = None
+    if (groups[1:] < groups[:-1]).any():
+        order = np.argsort(groups, kind="stable")
+        groups = groups[order]
+    starts = np.concatenate([[0], np.flatnonzero(groups[1:] != groups[:-1]) + 1])
+    return groups[starts], starts, order
+
+
+class PaneSum:
+    """The sum of some panes: the indices of the counts, the counts, and the sums [layout.sums, LIMBS]."""
+
+    def __init__(self, layout: Layout, panes: Iterable[PackedPane]) -> None:
+        counts = np.zeros(layout.size, np.int64)
+        self.sums = np.zeros((layout.sums, LIMBS), np.int64)
+        for pane in panes:
+            indices, values = unpack(pane.counts)
+            counts[indices] += values
+            self.sums += _stored_sums(layout, pane)
+        self.indices: Ints = np.flatnonzero(counts)
+        self.values: Ints = counts[self.indices]
+
+    @property
+    def size(self) -> int:
+        """Memory in bytes."""
+        return int(self.indices.nbytes + self.values.nbytes + self.sums.nbytes) + 512
 
 
 class WindowSum:
@@ -310,13 +374,11 @@ class WindowSum:
         self._counts = np.zeros((size, layout.size), np.int64)
         self._sums = np.zeros((size, layout.sums, LIMBS), np.int64)
 
-    def add(self, start_us: int, pane: PackedPane) -> None:
-        """Add a pane; panes that appeared since `rows` were read are left out."""
-        at = self._block.get(start_us)
-        if at is not None:
-            indices, values = unpack(pane.counts)
-            self._counts[at, indices] += values
-            self._sums[at] += _stored_sums(self._layout, pane)
+    def add(self, start_us: int, panes: PaneSum) -> None:
+        """Add panes that begin at one of the starts."""
+        at = self._block[start_us]
+        self._counts[at][panes.indices] += panes.values
+        self._sums[at] += panes.sums
 
     def result(self) -> WindowCounts:
         return WindowCounts(self._layout, self._counts, carried(self._sums), self._total)
@@ -329,7 +391,7 @@ def sum_panes(layout: Layout, panes: Sequence[tuple[int, PackedPane]]) -> Window
         rows[start] = rows.get(start, 0) + pane.predictions
     total = WindowSum(layout, rows)
     for start, pane in panes:
-        total.add(start, pane)
+        total.add(start, PaneSum(layout, [pane]))
     return total.result()
 
 
@@ -340,8 +402,8 @@ def _stored_sums(layout: Layout, pane: PackedPane) -> Ints:
 def _total(keys: Ints, weights: Ints, size: int) -> tuple[Ints, Ints]:
     """(distinct keys in ascending order, sum of the weights of each), without keys whose weights sum to 0."""
     if size <= 4 * len(keys):
-        dense = np.zeros(size, np.int64)
-        np.add.at(dense, keys, weights)
+        # Sums of fewer than 2^53 small integers are exact.
+        dense = np.bincount(keys, weights, size).astype(np.int64)
         where = np.flatnonzero(dense)
         return where, dense[where]
     order = np.argsort(keys, kind="stable")

@@ -43,6 +43,21 @@ class Rows:
     segments: tuple[str, ...]
     features: Mapping[str, tuple[Array, Mask]]
 
+    def part(self, rows: slice) -> Rows:
+        """Some consecutive rows."""
+        return Rows(
+            event_times=self.event_times[rows],
+            scores=self.scores[rows],
+            outputs=self.outputs[rows],
+            decisions=self.decisions[rows],
+            sources=self.sources[rows],
+            latencies_ms=self.latencies_ms[rows],
+            costs=self.costs[rows],
+            failed=self.failed[rows],
+            segments=self.segments[rows],
+            features={name: (values[rows], valid[rows]) for name, (values, valid) in self.features.items()},
+        )
+
 
 @dataclass(frozen=True)
 class LabelledRows:

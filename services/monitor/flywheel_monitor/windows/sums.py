@@ -30,6 +30,19 @@ def limbs_of(values: Floats) -> list[Ints]:
     return found
 
 
+EXACT_ROWS = 4096
+"""Rows over which a float64 adds limbs of 40 bits exactly: 2^12 · 2^40 < 2^53."""
+
+
+def exact_terms(values: Floats) -> Floats | None:
+    """Numbers as their lowest signed limbs, in floats of which at most EXACT_ROWS add up exactly; None if a
+    number has a higher limb."""
+    terms: Floats = np.multiply(values, SCALE)
+    np.rint(terms, out=terms)
+    largest = max(terms.max(initial=0.0), -terms.min(initial=0.0))
+    return terms if largest < 2.0**LIMB_BITS else None
+
+
 def carried(sums: Ints) -> Ints:
     """[..., LIMBS] in canonical form: all limbs but the last in [0, 2^40). Raises OverflowError before a sum
     loses bits."""

@@ -190,6 +190,7 @@ def _code_from_proto(code: pb.CodeRecipe) -> CodeRecipe:
         environment=dict(code.environment),
         memory_bytes_per_worker=code.memory_bytes_per_worker,
         accelerator_type=code.accelerator_type,
+        requirements=code.requirements,
         schedule=tuple(ScheduleSegment(one.until_step, one.params_json or "{}") for one in code.schedule),
     )
 

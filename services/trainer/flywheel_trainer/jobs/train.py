@@ -27,6 +27,8 @@ from flywheel_trainer.jobs.train_spec import TrainSpec, check_spec, check_weight
 
 DRIVER = "flywheel_job"
 """Module that an attempt runs."""
+ENVIRONMENTS = "flywheel_job.environments"
+"""Module that runs another one in the environment of the job."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class TrainKind:
         return {
             "uri": training_set.uri,
             "columns": [[c.name, c.data_type] for c in training_set.columns],
+            "content_hash": training_set.content_hash,
             "warm_start": warm,
             "teacher": teacher.to_json() if teacher else None,
         }
@@ -113,11 +116,18 @@ class TrainKind:
 
     def launch(self, job: Job, details: Mapping[str, Any], attempt: int) -> Launch:
         spec = self.launch_spec(job, job.spec, details, attempt)
-        return Launch({SPEC: spec.to_json()}, self.command(job, attempt, DRIVER))
+        command = self.command(job, attempt, DRIVER, spec.requirements)
+        return Launch({SPEC: spec.to_json()}, command, reads=self.inputs(spec, details))
 
-    def command(self, job: Job, attempt: int, driver: str) -> tuple[str, ...]:
+    def inputs(self, spec: LaunchSpec, details: Mapping[str, Any]) -> tuple[str, ...]:
+        """Addresses of what a launch reads."""
+        warm = details.get("warm_start")
+        return (*spec.inputs, warm["uri"]) if warm else spec.inputs
+
+    def command(self, job: Job, attempt: int, driver: str, requirements: str) -> tuple[str, ...]:
         """The command line of an attempt; `driver` is its module."""
-        return self._settings.python, "-m", driver, self._uri(job, attempt, SPEC)
+        modules = (ENVIRONMENTS, driver) if requirements else (driver,)
+        return self._settings.python, "-m", *modules, self._uri(job, attempt, SPEC)
 
     def launch_spec(self, job: Job, spec: TrainSpec, details: Mapping[str, Any], attempt: int) -> LaunchSpec:
         """What an attempt of `job` runs to train `spec`."""
@@ -139,6 +149,7 @@ class TrainKind:
         """The fields of a LaunchSpec for the tabular recipe."""
         warm, teacher = details["warm_start"], details.get("teacher")
         columns = tuple(Column(name, data_type) for name, data_type in details["columns"])
+        digest = details.get("content_hash", "")
         recipe = TabularSpec(
             training_set=spec.training_set,
             uri=details["uri"],
@@ -154,7 +165,7 @@ class TrainKind:
             "export": EXPORT,
             "params": recipe.params(),
             "models": recipe.models(),
-            "data": {"train": DataSet(details["uri"], spec.training_set, columns)},
+            "data": {"train": DataSet(details["uri"], spec.training_set, columns, digest)},
             "resources": Resources(cpus=self.request(spec).cpus_per_worker, gpus=spec.gpus_per_worker),
             "seed": spec.hyperparameters.seed,
         }
@@ -186,6 +197,7 @@ class TrainKind:
             ),
             "seed": code.seed,
             "provenance": dict(code.provenance),
+            "requirements": code.requirements,
             "schedule": tuple(Segment(one.until_step, one.params) for one in code.schedule),
         }
 

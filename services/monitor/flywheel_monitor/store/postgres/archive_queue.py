@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from flywheel_common.arrays import Mask
 from flywheel_common.postgres.pool import Connection
-from flywheel_monitor.archive.queue import Segment, Waiting
+from flywheel_monitor.archive.queue import Segment, Waiting, pack_kept
+from flywheel_monitor.ingest.batches import PredictionColumns
 
 _WAITING = """
 SELECT m.name AS model, sum(q.rows) AS rows,
     extract(epoch FROM clock_timestamp() - max(q.enqueued_at)) AS idle,
     extract(epoch FROM clock_timestamp() - min(q.enqueued_at)) AS age
 FROM archive_queue q JOIN model m ON m.id = q.model_id WHERE q.segment_id IS NULL GROUP BY m.name
+"""
+_QUEUE = """
+INSERT INTO archive_queue (model_id, rows, kept, payload)
+SELECT * FROM unnest($1::integer[], $2::integer[], $3::bytea[], $4::bytea[])
 """
 _CANDIDATES = """
 SELECT q.id, q.model_id, q.rows FROM archive_queue q JOIN model m ON m.id = q.model_id
@@ -33,6 +39,18 @@ _STATUS = """
 SELECT coalesce(sum(s.rows), 0) AS rows, max(s.last_event) AS last_event
 FROM archive_segment s JOIN model m ON m.id = s.model_id WHERE m.name = $1 AND s.complete
 """
+
+
+async def queue_batches(conn: Connection, rows: Sequence[tuple[int, PredictionColumns, Mask]]) -> None:
+    """Queue the new rows of batches (model id, batch, mask of the new rows)."""
+    queued: list[tuple[int, int, bytes, bytes]] = []
+    for model_id, batch, new in rows:
+        queued += [
+            (model_id, int(kept.sum()), pack_kept(kept), record.payload)
+            for record, kept in batch.kept_records(new)
+        ]
+    if queued:
+        await conn.execute(_QUEUE, *map(list, zip(*queued, strict=True)))
 
 
 class ArchiveRows:

@@ -12,6 +12,7 @@ from flywheel_monitor.comparison.ports import VariantName
 from flywheel_monitor.ingest.answers import Answer, Known, labelled_rows, outputs_of, paired_rows
 from flywheel_monitor.ingest.batches import Role
 from flywheel_monitor.store.postgres.answers import PAIRS_BETWEEN, answer_of, pair_of
+from flywheel_monitor.store.postgres.pane_cache import PaneCache
 from flywheel_monitor.store.postgres.panes import sum_of_panes
 from flywheel_monitor.store.postgres.variants import Variant
 from flywheel_monitor.store.postgres.versions import VersionCache
@@ -48,6 +49,7 @@ class ComparisonRows:
     _conn: Connection
     _versions: VersionCache
     _pane_us: int
+    _pane_cache: PaneCache
 
     async def variant_window(self, name: VariantName, since_us: int) -> WindowCounts:
         first_pane = -(-since_us // self._pane_us) * self._pane_us
@@ -55,7 +57,7 @@ class ComparisonRows:
         for variant, minutes_from in await self._variants(name):
             layout, span = variant.version.layout, Span(first_pane, ALL_TIME.end_us)
             parts = replace(variant.version, minutes_from_us=minutes_from).kept(self._pane_us).pieces(span)
-            found = await sum_of_panes(self._conn, [variant.id], layout, parts, "")
+            found = await sum_of_panes(self._conn, self._pane_cache, [variant.id], layout, parts, "")
             if since_us < first_pane:
                 found = found.plus(await self._rows_between(variant, Span(since_us, first_pane)))
             total = total.plus(found) if total and total.layout is layout else found

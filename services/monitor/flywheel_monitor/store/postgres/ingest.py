@@ -8,18 +8,31 @@ prediction and its label never race. Rows are written in bulk; only rows that we
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from io import BytesIO
 from itertools import compress
+from operator import itemgetter
+from typing import Any
 
+import asyncpg
 import numpy as np
 
-from flywheel_common.arrays import Mask
+from flywheel_common.arrays import Ints, Mask
 from flywheel_common.postgres.pool import Connection
-from flywheel_monitor.archive.queue import pack_kept
 from flywheel_monitor.ingest.answers import Answer, Known, Pair, answers_of, labelled_rows, paired_rows
-from flywheel_monitor.ingest.batches import LABEL, OutcomeColumns, PredictionColumns, Role, rows_of
+from flywheel_monitor.ingest.batches import (
+    LABEL,
+    OutcomeColumns,
+    PredictionColumns,
+    Role,
+    VariantKey,
+    merged,
+    rows_of,
+)
 from flywheel_monitor.ingest.labels import Label
 from flywheel_monitor.store.postgres.answers import PAIRS, answer_of, pair_of, stored_outputs
+from flywheel_monitor.store.postgres.archive_queue import queue_batches
 from flywheel_monitor.store.postgres.experiment_events import (
     note_batches,
     note_outcomes,
@@ -28,6 +41,8 @@ from flywheel_monitor.store.postgres.experiment_events import (
 from flywheel_monitor.store.postgres.late import add_late
 from flywheel_monitor.store.postgres.panes import merge_panes
 from flywheel_monitor.store.postgres.parking import lock_partition, park
+from flywheel_monitor.store.postgres.prediction_copy import COLUMNS as COPIED
+from flywheel_monitor.store.postgres.prediction_copy import copy_data
 from flywheel_monitor.store.postgres.progress import advance
 from flywheel_monitor.store.postgres.variants import Variant
 from flywheel_monitor.store.postgres.versions import VersionCache, output_from_json
@@ -88,7 +103,24 @@ _NAMED_SHADOWS = """
 SELECT DISTINCT v.model_id FROM variant t JOIN model_version v ON v.id = t.model_version_id
 WHERE v.model_id = ANY($1::integer[]) AND t.role = 3 AND t.rollout LIKE '%/variants/%'
 """
-_ARCHIVE = "INSERT INTO archive_queue (model_id, rows, kept, payload) VALUES ($1, $2, $3, $4)"
+
+
+class _Arrived:
+    """The times of the last served predictions of each model, in order of arrival."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, list[tuple[int, int]]] = {}
+
+    def add(self, model_id: int, batch: PredictionColumns, new: Mask) -> None:
+        rows = np.flatnonzero(new)
+        last = rows[np.argsort(batch.arrivals[rows], kind="stable")[-RECENT:]]
+        found = self._last.setdefault(model_id, [])
+        found += zip(batch.arrivals[last].tolist(), batch.event_times[last].tolist(), strict=True)
+
+    def last(self) -> dict[int, list[int]]:
+        """model id → times."""
+        ordered = {m: sorted(found, key=itemgetter(0)) for m, found in self._last.items()}
+        return {m: [time for _, time in found[-RECENT:]] for m, found in ordered.items()}
 
 
 @dataclass
@@ -115,19 +147,16 @@ class IngestRows:
         for the archive."""
         conn = self._conn
         await lock_partition(conn, partition)
-        known = [(b, await self._versions.known_variant(b)) for b in batches]
-        for batch in (b for b, variant in known if variant is None):
-            await park(conn, partition, batch)
-        batches = [b for b, variant in known if variant is not None]
-        variants = [variant for _, variant in known if variant is not None]
+        batches, variants = await self._grouped(partition, batches)
         if not batches:
             return
         kept = await self._insert(partition, batches, variants)
         orphans_exist = await conn.fetchval(_ORPHANS, partition) > 0
         work = _Panes(self._pane_us)
         tallies: dict[int, _Tally] = {}
-        arrived: dict[int, list[int]] = {}
-        times: dict[int, list[int]] = {}
+        arrived = _Arrived()
+        times: dict[int, list[Ints]] = {}
+        archived: list[tuple[int, PredictionColumns, Mask]] = []
         # Only these can have a label already: while orphans exist, or as the shadow of a labelled prediction.
         candidates = [
             (variant.version.model_id, i)
@@ -149,23 +178,43 @@ class IngestRows:
             rows = rows_of(batch, new)
             if not batch.shadow:
                 tally.predictions += count
-                arrived.setdefault(model_id, []).extend(rows.event_times[-RECENT:].tolist())
-                times.setdefault(variant.version.id, []).extend(rows.event_times.tolist())
+                arrived.add(model_id, batch, new)
+                times.setdefault(variant.version.id, []).append(rows.event_times)
             panes.add_rows(rows)
             if labels:
                 answers = zip(compress(batch.ids, new.tolist()), answers_of(rows), strict=True)
                 early = [(a, labels[model_id, i]) for i, a in answers if (model_id, i) in labels]
                 panes.add_labels(labelled_rows(variant.version.output, early))
                 tally.orphans -= 0 if batch.shadow else len(early)
-            await conn.execute(_ARCHIVE, model_id, count, pack_kept(new), batch.payload)
+            archived.append((model_id, batch, new))
+        await queue_batches(conn, archived)
         await self._count_pairs(batches, variants, kept, work)
         await note_batches(conn, batches, variants, kept, labels)
         await work.write(conn, partition)
         models = {v.version.id: v.version.model_id for v in variants}
-        for version_id, count in (await add_late(conn, partition, times, self._pane_us)).items():
+        joined = {version_id: np.concatenate(parts) for version_id, parts in times.items()}
+        for version_id, count in (await add_late(conn, partition, joined, self._pane_us)).items():
             tallies[models[version_id]].late += count
         await self._count(partition, tallies)
-        await advance(conn, partition, arrived, labels=False)
+        await advance(conn, partition, arrived.last(), labels=False)
+
+    async def _grouped(
+        self, partition: int, batches: Sequence[PredictionColumns]
+    ) -> tuple[list[PredictionColumns], list[Variant]]:
+        """The batches, merged, whose variants are known; the others wait."""
+        known: dict[VariantKey, Variant | None] = {}
+        for batch in batches:
+            if batch.key not in known:
+                known[batch.key] = await self._versions.known_variant(batch)
+            if known[batch.key] is None:
+                await park(self._conn, partition, batch)
+        found, variants = [], []
+        for batch in merged([b for b in batches if known[b.key] is not None]):
+            variant = known[batch.key]
+            assert variant is not None
+            found.append(batch)
+            variants.append(variant)
+        return found, variants
 
     async def _count_pairs(
         self,
@@ -237,8 +286,24 @@ class IngestRows:
         batches: Sequence[PredictionColumns],
         variants: Sequence[Variant],
     ) -> list[Mask]:
-        """Insert the rows; a mask of the new ones per batch. Of two equal rows the first is new."""
-        columns: list[list[object]] = [[] for _ in range(14)]
+        """Store the rows; a mask of the new ones per batch. Of two equal rows the first to arrive is new."""
+        data = copy_data(batches, variants, partition)
+        with suppress(asyncpg.UniqueViolationError):
+            async with self._conn.transaction():
+                await self._conn.copy_to_table(
+                    "prediction", source=BytesIO(data), columns=COPIED, format="binary"
+                )
+            return [np.ones(len(b.ids), np.bool_) for b in batches]
+        return await self._insert_new(partition, batches, variants)
+
+    async def _insert_new(
+        self,
+        partition: int,
+        batches: Sequence[PredictionColumns],
+        variants: Sequence[Variant],
+    ) -> list[Mask]:
+        """`_insert` where some rows are stored already, or twice in these batches."""
+        columns: list[list[Any]] = [[] for _ in range(14)]
         shadows = [v.id if b.shadow else 0 for b, v in zip(batches, variants, strict=True)]
         for batch, variant, shadow in zip(batches, variants, shadows, strict=True):
             n = len(batch.ids)
@@ -263,20 +328,17 @@ class IngestRows:
                 strict=True,
             ):
                 column.extend(part)
-        inserted = await self._conn.fetch(_INSERT, *columns, partition)
-        if len(inserted) == len(columns[0]):
-            return [np.ones(len(b.ids), np.bool_) for b in batches]
+        order = np.argsort(np.concatenate([b.arrivals for b in batches]), kind="stable").tolist()
+        ordered = [[column[i] for i in order] for column in columns]
+        inserted = await self._conn.fetch(_INSERT, *ordered, partition)
         fresh = {(r[0], r[1], r[2]) for r in inserted}
-        kept = []
-        for batch, variant, shadow in zip(batches, variants, shadows, strict=True):
-            new = np.zeros(len(batch.ids), np.bool_)
-            for i, prediction_id in enumerate(batch.ids):
-                key = variant.version.model_id, prediction_id, shadow
-                if key in fresh:
-                    fresh.remove(key)
-                    new[i] = True
-            kept.append(new)
-        return kept
+        new = np.zeros(len(order), np.bool_)
+        for i, key in zip(order, zip(*ordered[:3], strict=True), strict=True):
+            if key in fresh:
+                fresh.remove(key)
+                new[i] = True
+        ends = np.cumsum([len(b.ids) for b in batches])
+        return np.split(new, ends[:-1])
 
     async def _labels(
         self, partition: int, model_id: int, batch: OutcomeColumns, tally: _Tally, work: _Panes

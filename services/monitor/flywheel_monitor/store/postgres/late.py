@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+from flywheel_common.arrays import Ints
 from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.windows.lateness import late_rows
 from flywheel_monitor.windows.span import Span
@@ -32,7 +33,7 @@ WHERE model_version_id = $1 AND start_us >= $2 AND start_us < $3
 
 
 async def add_late(
-    conn: Connection, partition: int, arrived: Mapping[int, Sequence[int]], pane_us: int
+    conn: Connection, partition: int, arrived: Mapping[int, Ints], pane_us: int
 ) -> dict[int, int]:
     """Record which of the new predictions (version id → event times) are late; version id → how many came
     when no more judgement of their window was due. One writer at a time works on a partition. Under the lock

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flywheel_common.postgres.pool import Connection
+from flywheel_monitor.store.postgres.pane_cache import PaneCache, PaneState, SliceKey
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.layout import Layout
-from flywheel_monitor.windows.panes import PackedPane, PaneAccumulator, PaneKey, WindowSum
+from flywheel_monitor.windows.panes import PackedPane, PaneAccumulator, PaneKey, PaneSum, WindowSum
 from flywheel_monitor.windows.pieces import Piece
 from flywheel_monitor.windows.span import Span
 
@@ -28,8 +29,16 @@ FROM unnest($3::bigint[], $4::bigint[], $5::bigint[]) AS k (width_us, start_us, 
 JOIN pane p ON p.variant_id = ANY($1::integer[]) AND p.segment = $2
     AND p.width_us = k.width_us AND p.start_us >= k.start_us AND p.start_us < k.end_us
 """
-_ROWS = "SELECT p.start_us, sum(p.predictions)::bigint AS predictions" + _PIECES + "GROUP BY p.start_us"
-_SUM = "SELECT p.start_us, p.predictions, p.counts, p.sums" + _PIECES
+_STATES = (
+    "SELECT p.width_us, p.start_us, sum(p.predictions)::bigint AS predictions, count(*) AS panes, "
+    "sum(p.xmin::text::bigint)::bigint AS changes" + _PIECES + "GROUP BY p.width_us, p.start_us"
+)
+_SLICES = """
+SELECT p.width_us, p.start_us, p.predictions, p.counts, p.sums
+FROM unnest($3::bigint[], $4::bigint[]) AS k (width_us, start_us)
+JOIN pane p ON p.variant_id = ANY($1::integer[]) AND p.segment = $2
+    AND p.width_us = k.width_us AND p.start_us = k.start_us
+"""
 _EXTENT = """
 SELECT min(start_us), max(start_us) FROM (
     SELECT * FROM unnest($1::integer[]) AS v (id), LATERAL (
@@ -42,8 +51,8 @@ SELECT min(start_us), max(start_us) FROM (
 ) found
 """
 _ADOPT = "UPDATE pane SET width_us = $1 WHERE width_us = 0"
-ROWS_AT_ONCE = 256
-"""Panes in memory while a window is summed."""
+SLICES_AT_ONCE = 64
+"""Slices of time whose panes are in memory while a window is summed."""
 
 
 async def adopt_panes(conn: Connection, pane_us: int) -> None:
@@ -78,6 +87,7 @@ async def merge_panes(conn: Connection, variant_id: int, partition: int, added: 
 
 async def sum_of_panes(
     conn: Connection,
+    cache: PaneCache,
     variant_ids: Sequence[int],
     layout: Layout,
     parts: Sequence[Piece],
@@ -85,13 +95,38 @@ async def sum_of_panes(
 ) -> WindowCounts:
     """The sum of the panes in the pieces."""
     columns = [[p.width_us for p in parts], [p.span.start_us for p in parts], [p.span.end_us for p in parts]]
+    ids = tuple(variant_ids)
     # One snapshot: a pane that is written in between is in both statements or in none.
     async with conn.transaction(isolation=None if conn.is_in_transaction() else "repeatable_read"):
-        rows = await conn.fetch(_ROWS, list(variant_ids), segment, *columns)
+        rows = await conn.fetch(_STATES, list(ids), segment, *columns)
         total = WindowSum(layout, {r["start_us"]: r["predictions"] for r in rows})
-        async for r in conn.cursor(_SUM, list(variant_ids), segment, *columns, prefetch=ROWS_AT_ONCE):
-            total.add(r["start_us"], PackedPane(r["counts"], r["sums"], r["predictions"]))
+        unknown: dict[SliceKey, PaneState] = {}
+        for r in rows:
+            key = SliceKey(ids, segment, r["width_us"], r["start_us"])
+            state = PaneState(r["panes"], r["changes"])
+            found = cache.get(key, state)
+            if found is None:
+                unknown[key] = state
+            else:
+                total.add(key.start_us, found)
+        for at in range(0, len(unknown), SLICES_AT_ONCE):
+            keys = list(unknown)[at : at + SLICES_AT_ONCE]
+            for key, found in (await _slices(conn, ids, layout, segment, keys)).items():
+                cache.put(key, unknown[key], found)
+                total.add(key.start_us, found)
     return total.result()
+
+
+async def _slices(
+    conn: Connection, ids: tuple[int, ...], layout: Layout, segment: str, keys: Sequence[SliceKey]
+) -> dict[SliceKey, PaneSum]:
+    """The sum of the panes of each slice."""
+    columns = [k.width_us for k in keys], [k.start_us for k in keys]
+    panes: dict[SliceKey, list[PackedPane]] = {}
+    for r in await conn.fetch(_SLICES, list(ids), segment, *columns):
+        key = SliceKey(ids, segment, r["width_us"], r["start_us"])
+        panes.setdefault(key, []).append(PackedPane(r["counts"], r["sums"], r["predictions"]))
+    return {key: PaneSum(layout, found) for key, found in panes.items()}
 
 
 async def extent(

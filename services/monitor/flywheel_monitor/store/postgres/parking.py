@@ -24,4 +24,5 @@ async def park(conn: Connection, partition: int, batch: PredictionColumns) -> No
     """Let a batch wait."""
     output = json.dumps(batch.output.to_json())
     key = batch.key
-    await conn.execute(_ADD, key.model, key.model_version, partition, len(batch.ids), output, batch.payload)
+    columns = (key.model, key.model_version, partition)
+    await conn.executemany(_ADD, [(*columns, r.rows, output, r.payload) for r in batch.records])

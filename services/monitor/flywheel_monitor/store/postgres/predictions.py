@@ -11,6 +11,7 @@ from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.ingest.batches import IngestCounts
 from flywheel_monitor.performance.quality import EXACT_AUC_ROWS, Quality, quality, with_exact_auc
 from flywheel_monitor.references.version import WatchedVersion
+from flywheel_monitor.store.postgres.pane_cache import PaneCache
 from flywheel_monitor.store.postgres.panes import extent, sum_of_panes
 from flywheel_monitor.windows.blocks import MAX_BLOCKS
 from flywheel_monitor.windows.counts import WindowCounts
@@ -84,12 +85,13 @@ class PredictionRows:
 
     _conn: Connection
     _pane_us: int
+    _pane_cache: PaneCache
 
     async def window(self, version: WatchedVersion, span: Span, segment: str = "") -> WindowCounts:
         variants = await self._served_variants(version.id)
         # Panes wider than a block of the window would hide how dependent its rows are.
         parts = version.kept(self._pane_us).pieces(span, MAX_BLOCKS)
-        return await sum_of_panes(self._conn, variants, version.layout, parts, segment)
+        return await sum_of_panes(self._conn, self._pane_cache, variants, version.layout, parts, segment)
 
     async def quality(self, version_id: int, span: Span, window: WindowCounts, segment: str = "") -> Quality:
         found = quality(window)

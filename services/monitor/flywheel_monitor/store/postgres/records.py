@@ -12,6 +12,7 @@ from flywheel_monitor.store.postgres.archive_queue import ArchiveRows
 from flywheel_monitor.store.postgres.comparisons import ComparisonRows
 from flywheel_monitor.store.postgres.experiments import ExperimentRows
 from flywheel_monitor.store.postgres.late import LateRows
+from flywheel_monitor.store.postgres.pane_cache import PaneCache
 from flywheel_monitor.store.postgres.panes import adopt_panes
 from flywheel_monitor.store.postgres.predictions import PredictionRows
 from flywheel_monitor.store.postgres.reports import ReportRows
@@ -32,10 +33,11 @@ class PostgresRecords(
 ):
     """Every port of rows on one connection; its changes commit together or not at all."""
 
-    def __init__(self, conn: Connection, versions: VersionCache, pane_us: int) -> None:
+    def __init__(self, conn: Connection, versions: VersionCache, pane_us: int, pane_cache: PaneCache) -> None:
         self._conn = conn
         self._versions = versions
         self._pane_us = pane_us
+        self._pane_cache = pane_cache
 
 
 class PostgresStore:
@@ -45,10 +47,11 @@ class PostgresStore:
         self._pool = pool
         self._versions = versions
         self._pane_us = pane_us
+        self._pane_cache = PaneCache()
 
     def on(self, conn: Connection) -> PostgresRecords:
         """Records on a connection whose transaction the caller manages."""
-        return PostgresRecords(conn, self._versions, self._pane_us)
+        return PostgresRecords(conn, self._versions, self._pane_us, self._pane_cache)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[PostgresRecords]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from flywheel_common.errors import FlywheelError
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
@@ -211,7 +212,7 @@ class VersionCache:
                 columns,
                 reference.reason,
                 json.dumps(dict(reference.metrics)),
-                json.dumps(reference.placed(batch.output, batch.scores).to_json()),
+                json.dumps(reference.placed(batch.output, batch.outputs, batch.key.model_version).to_json()),
             )
             return watched_version(await conn.fetchrow(_VERSION, key.model_version))
 
@@ -224,8 +225,15 @@ def output_from_json(stored: object) -> Output:
     return Output.from_json(json.loads(str(stored)))
 
 
+@lru_cache(maxsize=256)
+def _profile(reference: str, output: str) -> tuple[tuple[ColumnReference, ...], Layout]:
+    """The stored profile and its layout, which never change. Both keep what is derived from them."""
+    columns = tuple(ColumnReference.from_json(c) for c in json.loads(reference))
+    return columns, Layout.of(columns, output_from_json(output))
+
+
 def watched_version(row: Mapping[str, object]) -> WatchedVersion:
-    columns = tuple(ColumnReference.from_json(c) for c in json.loads(str(row["reference"])))
+    columns, layout = _profile(str(row["reference"]), str(row["output"]))
     first = row["score_reference"]
     return WatchedVersion(
         id=int(str(row["id"])),
@@ -233,7 +241,7 @@ def watched_version(row: Mapping[str, object]) -> WatchedVersion:
         model_id=int(str(row["model_id"])),
         model=str(row["model"]),
         reference=Reference(columns, json.loads(str(row["metrics"])), str(row["reference_reason"])),
-        layout=Layout.of(columns, output_from_json(row["output"])),
+        layout=layout,
         first_window=None if first is None else score_reference_from_json(json.loads(str(first))),
         first_labels=tuple(json.loads(str(row["first_labels"] or "[]"))),
         rolled_up=bool(row["rolled_up"]),

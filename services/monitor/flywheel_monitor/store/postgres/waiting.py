@@ -12,12 +12,18 @@ _VERSIONS = "SELECT DISTINCT model_version FROM waiting_batch ORDER BY 1"
 _OLDEST = "SELECT partition, payload FROM waiting_batch WHERE model_version = $1 ORDER BY id LIMIT 1"
 _TAKE = """
 DELETE FROM waiting_batch WHERE id IN (
-    SELECT id FROM waiting_batch WHERE model_version = $1 AND partition = $2 ORDER BY id LIMIT $3
+    SELECT id FROM (
+        SELECT id, row_number() OVER w AS number, sum(rows) OVER w AS total FROM (
+            SELECT id, rows FROM waiting_batch WHERE model_version = $1 AND partition = $2
+            ORDER BY id LIMIT $3
+        ) oldest WINDOW w AS (ORDER BY id)
+    ) counted WHERE number = 1 OR total <= $4
 ) RETURNING id, payload
 """
 _WAITING = "SELECT coalesce(sum(rows), 0)::bigint FROM waiting_batch WHERE split_part(model, '/', 2) = $1"
 BATCHES_AT_ONCE = 50
-"""Waiting batches that are counted in one transaction."""
+ROWS_AT_ONCE = 50_000
+"""Waiting batches, and their rows, that are counted in one transaction; a larger batch is alone."""
 
 
 class WaitingRows(IngestRows):
@@ -32,7 +38,9 @@ class WaitingRows(IngestRows):
             return 0
         await self._versions.variant(_decoded(oldest["payload"]))
         await lock_partition(self._conn, oldest["partition"])
-        taken = await self._conn.fetch(_TAKE, model_version, oldest["partition"], BATCHES_AT_ONCE)
+        taken = await self._conn.fetch(
+            _TAKE, model_version, oldest["partition"], BATCHES_AT_ONCE, ROWS_AT_ONCE
+        )
         batches = [_decoded(r["payload"]) for r in sorted(taken, key=lambda r: r["id"])]
         await self.add_predictions(oldest["partition"], batches)
         return len(batches)

@@ -1,0 +1,57 @@
+"""Sums of stored panes in memory, so that a window is read again without reading its panes.
+
+An entry is the sum over variants and partitions of the panes of one slice of time. It is used while the
+panes are the same: every change of a pane gives its row a larger transaction id (xmin), so that their
+number and the sum of their ids tell every state of them apart, until the ids of the database wrap around.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+from flywheel_monitor.windows.panes import PaneSum
+
+MOST_BYTES = 16 * 1024 * 1024
+
+
+class SliceKey(NamedTuple):
+    """The panes of some variants in one slice of time."""
+
+    variant_ids: tuple[int, ...]
+    segment: str
+    width_us: int
+    start_us: int
+
+
+class PaneState(NamedTuple):
+    """Tells states of the panes of a slice apart: their number, and the sum of their transaction ids."""
+
+    panes: int
+    changes: int
+
+
+class PaneCache:
+    """The most recently used sums, in at most MOST_BYTES."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[SliceKey, tuple[PaneState, PaneSum]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: SliceKey, state: PaneState) -> PaneSum | None:
+        """The sum of the panes in this state."""
+        found = self._entries.get(key)
+        if found is None or found[0] != state:
+            return None
+        self._entries.move_to_end(key)
+        return found[1]
+
+    def put(self, key: SliceKey, state: PaneState, total: PaneSum) -> None:
+        before = self._entries.pop(key, None)
+        if before is not None:
+            self._bytes -= before[1].size
+        self._entries[key] = state, total
+        self._bytes += total.size
+        while self._bytes > MOST_BYTES:
+            _, (_, removed) = self._entries.popitem(last=False)
+            self._bytes -= removed.size
