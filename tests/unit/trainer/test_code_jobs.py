@@ -18,6 +18,7 @@ from flywheel_job.tuning.settings import Direction, FloatRange, Objective, Rando
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_trainer.encoding.specs import spec_from_json, spec_to_json, train_spec_from_proto
 from flywheel_trainer.jobs.errors import InvalidSpec
+from flywheel_trainer.jobs.ports import TrainingSet
 from flywheel_trainer.jobs.sources import source_key
 from flywheel_trainer.jobs.train import TrainKind, TrainSettings
 from flywheel_trainer.jobs.train_spec import check_spec
@@ -200,12 +201,28 @@ def test_the_launched_specification_has_code_data_and_provenance() -> None:
     assert kind.progress(job, {"loss": 41, "accuracy": 40}) == {"done": 41, "total": 0, "unit": "step"}
 
 
+SEQUENCES = f"{P}/trainingSets/sequences"
+
+
+@pytest.fixture
+def sequences(trainer: MemoryTrainer) -> None:
+    """A training set with tokens as a feature and as an extra column."""
+    columns, extra = (
+        (Column("v__tokens", "FLOAT32_VECTOR"), Column("v__x", "INT64")),
+        ("tokens", "INT64_LIST"),
+    )
+    trainer.feature.known[SEQUENCES] = TrainingSet(
+        SEQUENCES, "s3://b/s", columns, 100, "f" * 64, "", extra_columns=(Column(*extra),)
+    )
+
+
 def recipe(workers: int = 4, **params: Any) -> pb.SubmitJobRequest:
     """A job of the sequence recipe."""
     request = submit(
         function="flywheel_job.recipes.sequence.training:train",
         source_sha256="",
         params_json=json.dumps({"vocabulary": 32, "batch_size": 16} | params),
+        training_sets={"train": SEQUENCES},
     )
     request.job.train.workers = workers
     return request
@@ -240,6 +257,23 @@ async def test_a_recipe_that_its_workers_cannot_divide_is_refused_with_the_numbe
     assert re.search(numbers, error.message), error.message
 
 
+@pytest.mark.usefixtures("sequences")
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [("v__tokens", ""), ("v__x", "is of type INT64; tokens"), ("none", "is no column of")],
+)
+async def test_a_recipe_needs_a_column_with_tokens(trainer: MemoryTrainer, column: str, message: str) -> None:
+    if not message:
+        await trainer.stub.SubmitJob(recipe(column=column))
+        return
+    with pytest.raises(grpc.RpcError) as caught:
+        await trainer.stub.SubmitJob(recipe(column=column))
+    error = from_rpc_error(caught.value)
+    assert f"{error.code.name} {error.reason}" == "INVALID_ARGUMENT INVALID_SPEC"
+    assert message in error.message
+
+
+@pytest.mark.usefixtures("sequences")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "tensor", "pipeline", "ddp+pipeline"])
 async def test_a_recipe_is_submitted_with_every_strategy(trainer: MemoryTrainer, strategy: str) -> None:
     job = (await trainer.stub.SubmitJob(recipe(strategy=strategy))).job

@@ -11,8 +11,11 @@ from flywheel_job.recipes.estimators.params import EstimatorParams
 from flywheel_job.recipes.sequence import params as sequence
 from flywheel_trainer.jobs.code import CodeRecipe
 from flywheel_trainer.jobs.errors import InvalidSpec
+from flywheel_trainer.jobs.ports import TrainingSet
 
 FIELD = "train.code.params_json"
+TOKENS = ("INT64_LIST", "FLOAT32_LIST", "FLOAT64_LIST", "FLOAT32_VECTOR", "FLOAT64_VECTOR")
+"""Types of columns that can hold tokens."""
 
 
 def check_built_in(code: CodeRecipe, workers: int) -> None:
@@ -25,6 +28,20 @@ def check_built_in(code: CodeRecipe, workers: int) -> None:
             check(params, workers)
     except FlywheelError as error:
         raise InvalidSpec(f"{FIELD}: {error.message}", field=FIELD) from error
+
+
+def check_columns(code: CodeRecipe, rows: TrainingSet) -> None:
+    """Raises InvalidSpec if a training set has no column that a built-in recipe can read its tokens from."""
+    if code.function != sequence.TRAIN or code.source_sha256:
+        return
+    name = str(code.params.get("column", sequence.SequenceParams.column))
+    types = {column.name: column.data_type for column in (*rows.columns, *rows.extra_columns)}
+    if types.get(name) not in TOKENS:
+        problem = f"is of type {types[name]}" if name in types else f"is no column of {rows.name}"
+        raise InvalidSpec(
+            f"{FIELD}: column names {name!r}, which {problem}; tokens are one of {', '.join(TOKENS)}.",
+            field=FIELD,
+        )
 
 
 def _check_estimator(params: Mapping[str, Any], workers: int) -> None:

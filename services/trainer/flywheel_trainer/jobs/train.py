@@ -11,7 +11,7 @@ from flywheel_job.launch import Column, DataSet, LaunchSpec, Resources, Segment,
 from flywheel_job.model_file import ModelFile
 from flywheel_job.outcome import Outcome
 from flywheel_job.recipes.tabular.spec import CHECK, EXPORT, TRAIN, TabularSpec, WarmStart
-from flywheel_trainer.jobs.built_in import check_built_in
+from flywheel_trainer.jobs.built_in import check_built_in, check_columns
 from flywheel_trainer.jobs.code import CodeRecipe
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.files import FAILURE, OUTCOME, SPEC, attempt_key, checkpoint_prefix, log_prefix
@@ -102,6 +102,7 @@ class TrainKind:
                     f"{found.row_count}.",
                     field="train.workers",
                 )
+            check_columns(code, found)
             columns = [[column.name, column.data_type] for column in found.columns]
             data[name] = {"uri": found.uri, "columns": columns, "content_hash": found.content_hash}
         return {"data": data}

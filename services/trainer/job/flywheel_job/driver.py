@@ -57,10 +57,8 @@ def run(spec: LaunchSpec, store: fs.FileSystem, group: Group | None = None) -> i
 
 def execute(spec: LaunchSpec, store: fs.FileSystem, group: Group) -> Outcome:
     """Check, train and export; returns the outcome of a success."""
-    from flywheel_job.worker import call
-
     if spec.check:
-        call(spec.check, spec, store)
+        _call_here(spec.check, spec, store)
     try:
         group(spec)
     except Exception:
@@ -70,13 +68,20 @@ def execute(spec: LaunchSpec, store: fs.FileSystem, group: Group) -> Outcome:
         traceback.print_exc()
     outcome = Outcome.from_json(objects.read(store, spec.result_uri))
     if spec.export:
-        exported = call(spec.export, spec, store)
+        exported = _call_here(spec.export, spec, store)
         outcome = replace(
             outcome,
             artifacts=outcome.artifacts + exported.artifacts,
             points=outcome.points + exported.points,
         )
     return outcome
+
+
+def _call_here(name: str, spec: LaunchSpec, store: fs.FileSystem) -> Outcome:
+    """Call a function of the job in this process, which imports what ranks need only then."""
+    from flywheel_job.worker import call
+
+    return call(name, spec, store)
 
 
 def run_on_ray(spec: LaunchSpec) -> None:
