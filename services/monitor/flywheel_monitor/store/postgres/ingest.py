@@ -205,7 +205,7 @@ class IngestRows:
         known: dict[VariantKey, Variant | None] = {}
         for batch in batches:
             if batch.key not in known:
-                known[batch.key] = await self._versions.known_variant(batch)
+                known[batch.key] = await self._versions.known_variant(batch.first_record())
             if known[batch.key] is None:
                 await park(self._conn, partition, batch)
         found, variants = [], []
