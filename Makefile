@@ -88,11 +88,12 @@ $(FETCH_STAMP): | $(MEMBERS_STAMP)
 protos: ## compile the .proto files after a change
 	@$(PY) protos/compile_protos.py
 
-# Clients of the Open Inference Protocol by other projects, for the acceptance tests.
-CLIENTS := kserve mlserver
+# What acceptance tests run in environments of their own: clients of the Open Inference Protocol by other projects, and
+# Airflow with the requirements of sdk/flywheel-airflow.
+CLIENTS := kserve mlserver airflow
 LOCK := $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
 	--python-platform x86_64-manylinux_2_35 --no-emit-package flywheel --no-emit-package flywheel-common --no-emit-package flywheel-job \
-	--no-emit-package flywheel-protos
+	--no-emit-package flywheel-protos --no-emit-package flywheel-airflow
 .PHONY: lock
 lock: $(BOOTSTRAP_STAMP) ## resolve dependencies into requirements.lock files (UPGRADE=1 takes newer versions)
 	@$(LOCK) $(if $(UPGRADE),--upgrade) --all-extras --group dev pyproject.toml $(addsuffix /pyproject.toml,$(MEMBERS)) examples/flights/pyproject.toml -o requirements.lock
@@ -100,7 +101,7 @@ lock: $(BOOTSTRAP_STAMP) ## resolve dependencies into requirements.lock files (U
 	@$(LOCK) -c requirements.lock --extra run services/trainer/job/pyproject.toml protos/pyproject.toml -o services/trainer/job/requirements.lock
 	@$(LOCK) -c requirements.lock services/build.in -o services/build.lock
 	@for f in bootstrap triton-runtime; do $(LOCK) --no-config deploy/local/$$f.in -o deploy/local/$$f.lock || exit 1; done
-	@for p in peers evidently; do $(LOCK) --no-config bench/$$p.in -o bench/$$p.lock || exit 1; done
+	@for f in peers mlflow evidently; do $(LOCK) --no-config bench/$$f.in -o bench/$$f.lock || exit 1; done
 	@for c in $(CLIENTS); do $(LOCK) --no-config tests/acceptance/clients/$$c.in -o tests/acceptance/clients/$$c.lock || exit 1; done
 	@$(LOCK) --no-config --no-deps deploy/local/triton.in -o deploy/local/triton.lock
 	@$(PY) -m flywheel_local lock
@@ -131,11 +132,18 @@ test: setup ## run the test suite against real backends (SUITE=tests/unit, ARGS=
 	@exec $(PY) -m pytest $(or $(SUITE),tests/e2e tests/robustness/services tests/integration tests/contract tests/unit) \
 	  $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder) $(ARGS)
 
+# MLflow is a peer of the benchmarks, and the origin of imports in the acceptance tests.
+define install_mlflow
+@[ -x $(LOCAL)/peers-mlflow/bin/python ] || $(UV) venv -q --python "$(PYTHON)" $(LOCAL)/peers-mlflow
+@$(UV) pip sync -q --python $(LOCAL)/peers-mlflow/bin/python --require-hashes bench/mlflow.lock
+endef
+
 # Must end within 60 minutes on 2 cores.
 acceptance: setup ## run the commands of the documentation, clients of other projects and the fault tests
 	@for c in $(CLIENTS); do \
 	  [ -x $(LOCAL)/clients/$$c/bin/python ] || $(UV) venv -q --python "$(PYTHON)" $(LOCAL)/clients/$$c; \
 	  $(UV) pip sync -q --python $(LOCAL)/clients/$$c/bin/python --require-hashes tests/acceptance/clients/$$c.lock || exit 1; done
+	$(install_mlflow)
 	@exec $(PY) -m pytest $(or $(SUITE),tests/acceptance tests/robustness) $(ARGS)
 
 # Every tool runs, also after an earlier one failed, so that one run shows all problems.
@@ -159,13 +167,17 @@ format: ## format the code and fix lint errors where possible
 bench: setup ## run benchmarks against limits and peers (SUITE=feature, ARGS='--only join')
 	@exec $(PY) -m bench.run $(SUITE) $(ARGS)
 
-bench-peers: setup ## install the peers (in their own environment) and run the benchmarks against them
+bench-peers: setup ## install the peers (in their own environments) and run the benchmarks against them
 	@for p in peers evidently; do \
 	  [ -x $(LOCAL)/$$p/bin/python ] || $(UV) venv -q --python "$(PYTHON)" $(LOCAL)/$$p; \
 	  $(UV) pip sync -q --python $(LOCAL)/$$p/bin/python --require-hashes bench/$$p.lock || exit 1; done
-	@exec $(PY) -m bench.run $(SUITE) --only feast $(ARGS)
+	$(install_mlflow)
+	@failed=0; for s in $(or $(SUITE),feature trainer registry monitor); do \
+	  case $$s in feature) part=feast;; monitor) part=evidently;; *) part=mlflow;; esac; \
+	  $(PY) -m bench.run $$s --only $$part $(ARGS) || failed=1; done; exit $$failed
 
-soak: setup ## run the flights example repeatedly (ROUNDS=5); SUITE=feature kills stream workers over EVENTS=200000, SUITE=postgres stops PostgreSQL STOPS=100 times
+soak: setup ## run the flights example repeatedly (ROUNDS=5); SUITE=feature kills stream workers over EVENTS=200000, SUITE=postgres stops PostgreSQL STOPS=100 times, SUITE=registry kills the registry KILLS=50 times and uploads 4 GiB
 	@[ "$(SUITE)" != feature ] || { FLYWHEEL_SOAK_EVENTS=$${EVENTS:-200000} exec $(PY) -m pytest -s --show-capture=no tests/robustness/feature; }; \
 	[ "$(SUITE)" != postgres ] || { FLYWHEEL_SOAK_STOPS=$${STOPS:-100} exec $(PY) -m pytest -s --show-capture=no tests/robustness/services; }; \
+	[ "$(SUITE)" != registry ] || { FLYWHEEL_SOAK_KILLS=$${KILLS:-50} FLYWHEEL_SOAK_UPLOAD_MIB=4096 exec $(PY) -m pytest -s --show-capture=no tests/robustness/registry; }; \
 	[ "$(SUITE)" = feature ] || for round in $$(seq $${ROUNDS:-5}); do echo "round $$round"; $(PY) -m flywheel_local run || exit 1; done

@@ -70,15 +70,15 @@ def load(
     )
 
 
-def load_http(address: str, path: str, body: bytes, *, concurrent: int, calls: int) -> Load:
-    """As `load`, with HTTP/1.1 POSTs of JSON on `concurrent` connections."""
+def load_http(address: str, path: str, body: bytes | None, *, concurrent: int, calls: int) -> Load:
+    """As `load`, with HTTP/1.1 POSTs of JSON, or GETs without a body, on `concurrent` connections."""
     headers = ["content-type: application/json"]
     return _run(f"http://{address}{path}", body, headers, ["--h1", "-c", concurrent], calls, None)
 
 
 def _run(
     url: str,
-    body: bytes,
+    body: bytes | None,
     headers: list[str],
     options: list[object],
     calls: int,
@@ -87,9 +87,11 @@ def _run(
 ) -> Load:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         data, log = Path(folder) / "body", Path(folder) / "log"
-        data.write_bytes(body)
         header_options = [option for h in headers for option in ("-H", h)]
-        files = ["-d", data, "--log-file", log]
+        files = ["--log-file", log]
+        if body is not None:
+            data.write_bytes(body)
+            files += ["-d", data]
         command = [require(), "-n", calls, *options, "-t", 1, *files, *header_options, url]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
         micros = np.loadtxt(log, usecols=2)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 
 from bench import measure
 from bench.h2load import ToolMissing
-from bench.inference import feature_responses, gateway, triton_restart
+from bench.inference import feature_responses, gateway, overload, triton_restart
 
 Part = Callable[[str], Iterable[measure.Row]]
 PARTS: dict[str, Part] = {
     "feature responses": feature_responses.run,
     "gateway": gateway.run,
+    "overload": overload.run,
     "restart": triton_restart.run,
 }
 

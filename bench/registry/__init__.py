@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.registry import catalog, uploads
-from bench.registry.deployment import Deployment
+from bench.common.deployment import Deployment
+from bench.registry import against_mlflow, catalog, fan_out, rollback, uploads
 
 Part = Callable[[Deployment, str], Iterable[measure.Row]]
-PARTS: dict[str, Part] = {"catalog": catalog.run, "uploads": uploads.run}
+PARTS: dict[str, Part] = {
+    "catalog": catalog.run,
+    "uploads": uploads.run,
+    "mlflow": against_mlflow.run,
+    "rollback": rollback.run,
+    # Last: its models have no files that a gateway could load.
+    "fan-out": fan_out.run,
+}
 
 
 def run(only: str) -> list[measure.Row]:
     """Run the rows whose part or name contains `only`."""
     found: list[measure.Row] = []
-    with Deployment() as deployment:
+    with Deployment("registry") as deployment:
         for name, part in PARTS.items():
             measure.console.print(f"registry: {name}")
             for row in part(deployment, "" if only in name else only):

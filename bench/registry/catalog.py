@@ -12,7 +12,7 @@ import asyncpg
 
 import flywheel as fw
 from bench import measure
-from bench.registry.deployment import Deployment
+from bench.common.deployment import Deployment
 from flywheel_common.postgres.pool import create_pool
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, search_pb2
 from flywheel_registry.api.convert_events import to_event
@@ -33,9 +33,12 @@ Call = Callable[[], Awaitable[object]]
 
 def run(deployment: Deployment, only: str) -> Iterator[measure.Row]:
     """Yield the rows whose names contain `only`."""
+    reads = {clients: f"read a version, {clients} client{'s' if clients > 1 else ''}" for clients in (1, 16)}
+    search = "search 10,000 versions by metric, p50"
+    if not any(only in name for name in (*reads.values(), "create a version, 1 client", search)):
+        return
     asyncio.run(_fill(deployment.dsn))
-    for clients in (1, 16):
-        name = f"read a version, {clients} client{'s' if clients > 1 else ''}"
+    for clients, name in reads.items():
         if only in name:
             pairs = measure.alternating(
                 ROUNDS,
@@ -44,16 +47,15 @@ def run(deployment: Deployment, only: str) -> Iterator[measure.Row]:
             )
             yield measure.compared(name, "requests/s", "the row by asyncpg", pairs, None)
     if only in "create a version, 1 client":
-        rate = asyncio.run(_creations(deployment.address))
+        rate = asyncio.run(creations(deployment.address, "projects/default/models/m1"))
         yield measure.row("create a version, 1 client", rate, "requests/s", None)
-    if only in "search 10,000 versions by metric, p50":
+    if only in search:
         pairs = measure.alternating(
             ROUNDS,
             lambda: asyncio.run(_searches(deployment.address)),
             lambda: asyncio.run(_queries(deployment.dsn)),
         )
-        name = "search 10,000 versions by metric, p50"
-        yield measure.compared(name, "ms", "the statement by asyncpg", pairs, None)
+        yield measure.compared(search, "ms", "the statement by asyncpg", pairs, None)
 
 
 async def _fill(dsn: str) -> None:
@@ -103,17 +105,16 @@ async def _rows(dsn: str, clients: int) -> float:
         return await _rate(lambda: pool.fetchrow(SELECT_VERSION, NAME, 1), clients)
 
 
-async def _creations(address: str) -> float:
+async def creations(address: str, model: str) -> float:
+    """Versions per second that one client creates of a model."""
     declared = model_pb2.ModelVersion(metrics={"auc": 0.5})
     declared.artifacts.add(name="model.onnx", size_bytes=1, sha256="ab" * 32)
-    request = registry_pb2.CreateModelVersionRequest(
-        parent="projects/default/models/m1", model_version=declared
-    )
+    request = registry_pb2.CreateModelVersionRequest(parent=model, model_version=declared)
     async with fw.Client(registry=address) as client:
         return await _rate(lambda: client.registry.CreateModelVersion(request), 1)
 
 
-async def _p50(call: Call) -> float:
+async def p50(call: Call) -> float:
     """Median of SEARCHES calls, in ms."""
     times = []
     for _ in range(SEARCHES):
@@ -135,7 +136,7 @@ async def _searches(address: str) -> float:
     async with fw.Client(registry=address) as client:
         found = await client.registry.SearchModelVersions(request)
         assert len(found.model_versions) == PAGE
-        return await _p50(lambda: client.registry.SearchModelVersions(request))
+        return await p50(lambda: client.registry.SearchModelVersions(request))
 
 
 async def _queries(dsn: str) -> float:
@@ -147,4 +148,4 @@ async def _queries(dsn: str) -> float:
         descending=True,
     )
     async with create_pool(dsn) as pool, PostgresStore(pool, to_event).reading() as records:
-        return await _p50(lambda: records.search_versions(query, PAGE))
+        return await p50(lambda: records.search_versions(query, PAGE))

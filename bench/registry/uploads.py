@@ -7,11 +7,10 @@ import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import flywheel as fw
 from bench import measure
-from bench.registry.deployment import Deployment
+from bench.common.deployment import Deployment
 from flywheel_common.config import S3Settings
 from flywheel_common.storage.s3 import s3_client
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
@@ -30,7 +29,7 @@ def run(deployment: Deployment, only: str) -> Iterator[measure.Row]:
     if only in "upload a file of 128 MiB":
         pairs = measure.alternating(
             ROUNDS,
-            lambda: asyncio.run(_upload(deployment.address)),
+            lambda: asyncio.run(upload(deployment.address)),
             lambda: asyncio.run(_multipart(deployment.s3)),
         )
         target = measure.at_least(0.6)
@@ -69,7 +68,8 @@ async def _send(client: fw.Client, version: str, content: bytes) -> None:
     await client.registry.UploadArtifact(messages(), timeout=600.0)
 
 
-async def _upload(address: str) -> float:
+async def upload(address: str) -> float:
+    """MiB per second of one upload."""
     content = os.urandom(SIZE)
     async with fw.Client(registry=address) as client:
         version = await _declare(client, content)
@@ -94,7 +94,7 @@ async def _multipart(settings: S3Settings) -> float:
 
 async def _many(deployment: Deployment) -> float:
     """Largest resident memory of the registry's process, in MiB."""
-    peak, process = 0.0, deployment.process.pid
+    peak = 0.0
     async with fw.Client(registry=deployment.address) as client:
 
         async def one() -> None:
@@ -104,7 +104,7 @@ async def _many(deployment: Deployment) -> float:
         async def watch() -> None:
             nonlocal peak
             while True:
-                peak = max(peak, await asyncio.to_thread(_resident, process))
+                peak = max(peak, deployment.resident_mib)
                 await asyncio.sleep(0.05)
 
         watching = asyncio.create_task(watch())
@@ -113,10 +113,3 @@ async def _many(deployment: Deployment) -> float:
         finally:
             watching.cancel()
     return peak
-
-
-def _resident(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    return 0.0

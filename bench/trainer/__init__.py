@@ -1,27 +1,21 @@
-"""Benchmarks of the trainer and its jobs; each part is a function `run(only) -> rows`."""
+"""Benchmarks of the trainer and its jobs; each part is a module with a function `run(only) -> rows`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import importlib
 
 from bench import measure
-from bench.trainer import export, scoring, tracking, tuning
 
-Part = Callable[[str], Iterable[measure.Row]]
-PARTS: dict[str, Part] = {
-    "export": export.run,
-    "scoring": scoring.run,
-    "tracking": tracking.run,
-    "tuning": tuning.run,
-}
+PARTS = ("export", "jobs", "against_mlflow", "scoring", "steps", "tracking", "tuning")
+"""Modules of this package. They are imported when they run, because some are started as processes."""
 
 
 def run(only: str) -> list[measure.Row]:
     """Run the rows whose part or name contains `only`."""
     found: list[measure.Row] = []
-    for name, part in PARTS.items():
+    for name in PARTS:
         measure.console.print(f"trainer: {name}")
-        for row in part("" if only in name else only):
+        for row in importlib.import_module(f"bench.trainer.{name}").run("" if only in name else only):
             found.append(row)
             measure.console.print(f"  {row.name}: {measure.number(row.value)} {row.unit} ({row.target})")
     return found

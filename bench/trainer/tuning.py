@@ -27,8 +27,9 @@ import ray
 
 from bench import measure
 from flywheel_job import objects
+from flywheel_job.granted.requests import TOKEN_VARIABLE
 from flywheel_job.launch import LaunchSpec, Resources, Source
-from flywheel_job.reporting import TOKEN_VARIABLE, MetricReporter
+from flywheel_job.reporting import MetricReporter
 from flywheel_job.tuning.driver import Study, conclude
 from flywheel_job.tuning.launch import TuneLaunch
 from flywheel_job.tuning.recording import TrainerTrials

@@ -26,6 +26,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
 import flywheel as fw
+from flywheel_protos.registry.v1.registry_pb2 import GetModelRequest, GetModelVersionRequest
 
 END = datetime(2014, 1, 1, tzinfo=UTC)
 SCOPES = {"sample": (10, END), "year": (1, END), "slice": (20, datetime(2013, 4, 22, tzinfo=UTC))}
@@ -99,6 +100,30 @@ async def score_day(client: fw.Client, flights: pl.DataFrame, day: datetime) -> 
     return f"{predictions.num_rows:,} flights of {day:%b %d} with {job.release}"
 
 
+async def compare_int8(client: fw.Client) -> str:
+    """Exports the champion with 8-bit weights, and compares both on rows of its training set."""
+    champion = (await client.registry.GetModel(GetModelRequest(name=client.path("models", NAME)))).model
+    request = GetModelVersionRequest(name=champion.production_version)
+    version = (await client.registry.GetModelVersion(request)).model_version
+    job = fw.ExportJob(
+        experiment="flights",
+        model_version=version.name,
+        training_set=version.training_dataset,
+        format="INT8_STATIC",
+        evaluation_rows=5000,
+        max_flip_share=0.1,
+        max_log_loss_increase=0.05,
+        max_auc_loss=0.05,
+    )
+    try:
+        found = (await client.run_job(job)).metrics
+    except (fw.JobFailedError, fw.FlywheelError) as error:
+        return f"not exported: {error}"
+    ratios = f"1/{found['size_ratio']:.1f} of the size, {found['speed_ratio_1']:.1f} times the speed"
+    quality = f"AUC {found['auc']:.4f} after {found['source_auc']:.4f}"
+    return f"{ratios} ({found['speed_ratio_64']:.1f} at 64 rows), {quality}, {found['flip_share']:.2%} flips"
+
+
 async def roll_back(client: fw.Client) -> str:
     """Rolls back to the previous release; returns how long that took."""
     try:
@@ -141,7 +166,8 @@ async def main() -> int:
                     await end_day(client, watch, hour)
         console.rule("Rollback, skew check, and the year in one table")
         scored = await score_day(client, flights, until - timedelta(days=1))
-        totals = [*replay.summary(), *leaks, ("batch", scored), ("rollback", await roll_back(client))]
+        totals = [*replay.summary(), *leaks, ("batch", scored), ("INT8", await compare_int8(client))]
+        totals.append(("rollback", await roll_back(client)))
         skew = await client.check_skew(await client.prediction_archive(NAME, rows=len(replay.answers)))
         checked = f"{skew.values:,} online values recomputed offline, {skew.mismatches} mismatches"
         table = Table(show_header=False)

@@ -35,6 +35,8 @@ from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.model_watch import Activity, ModelWatch
 from flywheel.pipeline_builder import PipelineBuilder, compile_pipeline, pipeline
 from flywheel.pipeline_values import Step as PipelineStep
+from flywheel.recipes import TransformerRecipe
+from flywheel.release_serving import ReleaseServing
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
 from flywheel.score_job import ScoreJob
@@ -64,6 +66,7 @@ from flywheel.types import (
 )
 from flywheel.validation import Rule
 from flywheel.variant_calls import Variant
+from flywheel_common.grpc.channel import ClientTls
 
 __all__ = [
     "BOOL",
@@ -85,6 +88,7 @@ __all__ = [
     "BatchView",
     "Choices",
     "Client",
+    "ClientTls",
     "DeltaSource",
     "Entity",
     "EvaluateJob",
@@ -105,6 +109,7 @@ __all__ = [
     "PipelineBuilder",
     "PipelineStep",
     "PopulationBased",
+    "ReleaseServing",
     "Replay",
     "RequestSource",
     "Requests",
@@ -117,6 +122,7 @@ __all__ = [
     "SyncClient",
     "TrackingError",
     "TrainJob",
+    "TransformerRecipe",
     "TuneJob",
     "Unavailable",
     "Variant",

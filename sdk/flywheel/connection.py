@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel.errors import JobFailedError
-from flywheel_common.grpc.channel import channel
+from flywheel_common.grpc.channel import ClientTls, channel
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_protos.feature.v1 import feature_pb2_grpc
 from flywheel_protos.inference.v1 import inference_pb2_grpc
@@ -68,7 +68,9 @@ async def _answer(call: Any) -> Any:
 
 class Connection:
     """Open inside `async with`. An address comes from the arguments, else from FLYWHEEL_<SERVICE>_ADDRESS,
-    else it is the port of a local platform. Short names are names inside `project`."""
+    else it is the port of a local platform. Short names are names inside `project`. The bearer token is
+    `token`, else FLYWHEEL_TOKEN; a function is called before each call. Without `tls` nothing is encrypted.
+    """
 
     feature: Service
     registry: Service
@@ -76,9 +78,18 @@ class Connection:
     inference: Service
     monitor: Service
 
-    def __init__(self, project: str = "default", *, timeout: float = 30.0, **addresses: str) -> None:
+    def __init__(
+        self,
+        project: str = "default",
+        *,
+        timeout: float = 30.0,
+        token: str | Callable[[], str] = "",
+        tls: ClientTls | None = None,
+        **addresses: str,
+    ) -> None:
         self.project, self.parent = project, f"projects/{project}"
-        self._timeout = timeout
+        self._timeout, self._tls = timeout, tls
+        self._token = token or os.environ.get("FLYWHEEL_TOKEN", "")
         self._addresses = {
             name: addresses.get(name)
             or os.environ.get(f"FLYWHEEL_{name.upper()}_ADDRESS", f"127.0.0.1:{port}")
@@ -89,7 +100,11 @@ class Connection:
     async def __aenter__(self) -> Self:
         for name, make in STUBS.items():
             opened = channel(
-                self._addresses[name], client_name="flywheel-sdk", default_timeout_seconds=self._timeout
+                self._addresses[name],
+                client_name="flywheel-sdk",
+                tls=self._tls,
+                token=self._token,
+                default_timeout_seconds=self._timeout,
             )
             self._channels.append(opened)
             setattr(self, name, Service(make(opened)))

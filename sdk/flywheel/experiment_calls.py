@@ -15,7 +15,8 @@ class ExperimentCalls(Connection):
 
     async def start_experiment(self, experiment: Experiment) -> pb.Experiment:
         """Starts an experiment. Its arms are those of the rollout, which must answer callers, or the releases
-        of two variants of the model as they are now. Raises ValueError when there are none."""
+        of two variants of the model, or of the champion and a variant, as they are now. Raises ValueError
+        when there are none."""
         model = self.path("models", experiment.model)
         control, treatment, generation = (
             await self._rollout_arms(experiment.rollout)
@@ -70,15 +71,19 @@ class ExperimentCalls(Connection):
         self, model: str, control: str, treatment: str
     ) -> tuple[pb.ExperimentArm, pb.ExperimentArm, int]:
         request = registry_pb2.GetModelRequest(name=model)
-        variants = list((await self.registry.GetModel(request)).model.variants)
+        found = (await self.registry.GetModel(request)).model
+        variants = list(found.variants)
         shares: dict[str, float] = {}
         left = 100.0
         for variant in variants:  # A variant gets its percent of the subjects that none before it has.
             shares[variant.name] = left * variant.percent / 100
             left -= shares[variant.name]
         releases = {variant.name: variant.release for variant in variants}
-        arms = []
+        arms: list[pb.ExperimentArm] = []
         for name in (control, treatment):
+            if not name and arms == [] and found.production_release and left > 0:
+                arms.append(pb.ExperimentArm(source=model, release=found.production_release, share=left))
+                continue
             if not shares.get(name):
                 known = ", ".join(n for n, share in shares.items() if share) or "none"
                 raise ValueError(f"{name!r} is not a variant of {model} that answers callers: {known}.")

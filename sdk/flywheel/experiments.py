@@ -88,7 +88,8 @@ class Experiment:
 
     `rollout` is the name of an A/B rollout that answers callers (a policy with `until_verdict`): its releases
     are the arms, its split the shares, and the verdict decides it. Else `control` and `treatment` are the
-    names of two variants of the model.
+    names of two variants of the model; without `control` the treatment is compared with the champion, which
+    answers the subjects that no variant has.
     """
 
     name: str

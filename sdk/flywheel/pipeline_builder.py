@@ -18,11 +18,11 @@ from flywheel.connection import Connection
 from flywheel.definitions import load_module
 from flywheel.errors import PipelineError
 from flywheel.model_jobs import EvaluateJob, ExportJob
-from flywheel.pipeline_values import LATER, Given, Item, Options, Param, Step, source_of
+from flywheel.pipeline_values import LATER, Given, Item, Options, Output, Param, Step, source_of
 from flywheel.score_job import ScoreJob, score_spec
 from flywheel.source_archive import SourceArchive
 from flywheel.train_job import TrainJob, pack_job, train_spec
-from flywheel.tune_job import TuneJob, settings_message
+from flywheel.tune_job import TuneJob, tune_spec
 from flywheel_protos.feature.v1 import training_set_pb2
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.trainer.v1 import pipeline_graph_pb2 as pb
@@ -52,7 +52,8 @@ class PipelineBuilder:
     def training_set(
         self, step: str, *, feature_set: Given, spine: training_set_pb2.Spine, **options: Unpack[Options]
     ) -> Step:
-        """Builds a training set. Outputs: `training_set`, `feature_set`, `row_count`, `content_hash`."""
+        """Builds a training set. Outputs: `training_set`, `feature_set`, `row_count`, `content_hash`,
+        and `categories.…`, the values of a text column that has at most 100, for `for_each`."""
         message = pb.TrainingSetStep(spine=spine)
         values = self._set(message, "feature_set", feature_set, "featureSets")
         return self._add(pb.GraphStep(id=step, training_set=message), values, options)
@@ -88,8 +89,7 @@ class PipelineBuilder:
         """
         base = self._train_spec(job.job)
         values = self._data(step, base, "tune.base", data)
-        spec = trainer_pb2.TuneSpec(base=base, settings=settings_message(job))
-        added = self.job(step, trainer_pb2.Job(tune=spec), _values=values, **options)
+        added = self.job(step, trainer_pb2.Job(tune=tune_spec(job, base)), _values=values, **options)
         return Step(added.id, "best_run")
 
     def evaluate(
@@ -297,6 +297,9 @@ class PipelineBuilder:
         each = options.get("for_each")
         if isinstance(each, Param):
             step.for_each.param = each.name
+        elif isinstance(each, Output):
+            step.for_each.output.step, step.for_each.output.output = each.step, each.output
+            step.for_each.at_most = options.get("at_most", 0)
         elif each is not None:
             step.for_each.values.extend(list(each))
         step.retries, step.cache = options.get("retries", 0), options.get("cache", False)

@@ -90,8 +90,10 @@ class Options(TypedDict, total=False):
     """Steps that must have succeeded, beside those whose outputs are used."""
     when: Sequence[Condition]
     """The step runs if all hold."""
-    for_each: Sequence[Any] | Param
+    for_each: Sequence[Any] | Param | Output
     """One instance of the step for each value, which is read with `p.item()`."""
+    at_most: int
+    """Largest number of values of an output in `for_each`, up to 100; default 20."""
     retries: int
     retry_delay: timedelta
     timeout: timedelta

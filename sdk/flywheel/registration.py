@@ -32,7 +32,7 @@ class RegistrationCalls(ArtifactCalls):
         model: str,
         file: str | Path,
         *,
-        feature_set: str,
+        feature_set: str = "",
         signature: Signature | Literal["auto"] = "auto",
         samples: Tensors | npt.NDArray[Any] | None = None,
         kind: str = "binary",
@@ -44,6 +44,7 @@ class RegistrationCalls(ArtifactCalls):
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
         description: str = "",
+        training_run: str = "",
     ) -> model_pb2.ModelVersion:
         """Registers an ONNX file as a version of a model, which is created when it does not exist.
 
@@ -57,10 +58,13 @@ class RegistrationCalls(ArtifactCalls):
 
         `samples` are rows of the input tensors, by tensor name, or one array for the only tensor; by default
         they are random values. ONNX Runtime answers them here, and every server has to reproduce the answers.
+        `training_run` is the run that made the file, by its id or name.
 
         Raises SignatureError with all differences between graph and feature set before anything is stored,
         and InvalidModelError with all problems that the registry found.
         """
+        if signature == "auto" and not feature_set:
+            raise ValueError("Give the feature set that has the inputs of the model, or a signature.")
         graph = await asyncio.to_thread(OnnxFile, Path(file))
         if signature == "auto":
             features = await self._features(feature_set, vocabularies or {})
@@ -69,7 +73,8 @@ class RegistrationCalls(ArtifactCalls):
         golden = await asyncio.to_thread(_golden_rows, graph, signature, rows)
         message = model_pb2.ModelVersion(
             framework="onnx",
-            feature_set=self.path("featureSets", feature_set),
+            training_run=self.path("runs", training_run) if training_run else "",
+            feature_set=self.path("featureSets", feature_set) if feature_set else "",
             signature=signature_message(signature),
             golden_rows=golden,
             artifacts=[

@@ -17,6 +17,7 @@ from flywheel.errors import SourceError
 MAX_BYTES = 64 * 1024 * 1024
 """Largest total size of the files of a source folder."""
 MAX_FILES = 10_000
+MAX_REQUIREMENTS_BYTES = 4 * 1024 * 1024
 MAX_DIFF_CHARACTERS = 64 * 1024
 LOCKS = ("requirements.lock", "uv.lock", "poetry.lock", "requirements.txt")
 """Files that record the versions of packages, in the order in which they are looked for."""
@@ -119,6 +120,19 @@ def check_function(folder: Path, archive: SourceArchive, function: str) -> None:
     if name not in names and "*" not in names:
         known = sorted(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
         raise SourceError(f"{file} has no function {name!r}; it has: {', '.join(known) or 'none'}.")
+
+
+def check_requirements(folder: Path, archive: SourceArchive, name: str) -> None:
+    """Raises SourceError unless the requirements file is packed and has text of a bounded size."""
+    if name not in archive.files:
+        raise SourceError(f"{folder} has no file {name!r}, or git ignores it.")
+    content = (folder / name).read_bytes()
+    if len(content) > MAX_REQUIREMENTS_BYTES:
+        raise SourceError(f"{name} has {len(content)} bytes; at most {MAX_REQUIREMENTS_BYTES} are allowed.")
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{name} is no text: {error}.") from error
 
 
 def _check_arguments(function: str, arguments: ast.arguments) -> None:

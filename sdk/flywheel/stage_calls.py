@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from flywheel.connection import Connection, request_id
+from flywheel.release_serving import ReleaseServing
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 
 StageName = Literal["STAGING", "CANDIDATE", "PRODUCTION"]
@@ -57,12 +58,20 @@ class StageCalls(Connection):
         return (await self.registry.RejectModelVersion(request)).model_version
 
     async def release(
-        self, version: str, release: model_pb2.Release | None = None, *, threshold: float = 0.5
+        self,
+        version: str,
+        release: model_pb2.Release | None = None,
+        *,
+        threshold: float = 0.5,
+        serving: ReleaseServing | None = None,
     ) -> model_pb2.Release:
-        """Creates a release of a version: `release` with its version filled in, else one with `threshold`."""
+        """Creates a release of a version: `release` with its version filled in, else one with `threshold`.
+        `serving` replaces how that release is served."""
         wanted = model_pb2.Release(threshold=threshold)
         if release is not None:
             wanted.CopyFrom(release)
+        if serving is not None:
+            serving.apply_to(wanted)
         wanted.model_version = self.version_name(version)
         request = registry_pb2.CreateReleaseRequest(
             parent=wanted.model_version.rpartition("/versions/")[0], release=wanted, request_id=request_id()

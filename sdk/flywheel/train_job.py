@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from flywheel.errors import SourceError
-from flywheel.source_archive import SourceArchive, check_function, pack, provenance
+from flywheel.job_limits import limits_message
+from flywheel.source_archive import SourceArchive, check_function, check_requirements, pack, provenance
 from flywheel_protos.trainer.v1 import trainer_pb2
 
 MAX_PARAMS_BYTES = 256 * 1024
@@ -46,8 +48,18 @@ class TrainJob:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables of every worker, such as `NCCL_SOCKET_IFNAME`."""
     seed: int = 0
+    requirements: str | Path | None = None
+    """File with the job's own packages, such as `requirements.lock`; its path is relative to `source`. With
+    a hash in it, every package needs one. None: the packages of the cluster."""
     lock: str | Path | None = None
-    """File with the versions of packages, for the provenance; None: requirements.lock or the like."""
+    """File with the versions of packages, for the provenance; None: `requirements`, else requirements.lock or
+    the like."""
+    timeout: timedelta | None = None
+    """Longest time from the start of an attempt to its end; None: 24 hours."""
+    stall_timeout: timedelta | None = None
+    """Longest time without a new step of any metric; None: 30 minutes."""
+    max_attempts: int = 0
+    """Attempts in total; another one follows a loss, never an error of the code; 0: 3."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +81,18 @@ def pack_job(job: TrainJob) -> PackedJob:
         raise SourceError(f"workers is {job.workers}; a job needs at least one.")
     text = params_json(job.params)
     if job.source is None:
+        if job.requirements is not None:
+            raise SourceError("requirements need a source: they are a file of it.")
         return PackedJob(job, None, text, {"seed": str(job.seed)})
     folder = Path(job.source)
     archive = pack(folder)
     for function in filter(None, (job.function, job.check, job.export)):
         check_function(folder, archive, function)
+    if job.requirements is not None:
+        check_requirements(folder, archive, _name(job.requirements))
     lock = None if job.lock is None else Path(job.lock)
+    if lock is None and job.requirements is not None:
+        lock = folder / job.requirements
     recorded = provenance(folder, lock) | {"source_sha256": archive.sha256, "seed": str(job.seed)}
     return PackedJob(job, archive, text, recorded)
 
@@ -87,6 +105,7 @@ def train_spec(packed: PackedJob, path: Callable[[str, str], str]) -> trainer_pb
         workers=job.workers,
         gpus_per_worker=job.gpus_per_worker,
         cpus_per_worker=job.cpus_per_worker,
+        limits=limits_message(job.timeout, job.stall_timeout, job.max_attempts),
         code=trainer_pb2.CodeRecipe(
             function=job.function,
             source_sha256=packed.archive.sha256 if packed.archive else "",
@@ -99,8 +118,14 @@ def train_spec(packed: PackedJob, path: Callable[[str, str], str]) -> trainer_pb
             environment=job.environment,
             memory_bytes_per_worker=job.memory_bytes_per_worker,
             accelerator_type=job.accelerator_type,
+            requirements="" if job.requirements is None else _name(job.requirements),
         ),
     )
+
+
+def _name(path: str | Path) -> str:
+    """The name of a file in the archive."""
+    return Path(path).as_posix()
 
 
 def params_json(params: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from flywheel.errors import NotFound
 from flywheel.model_calls import ModelCalls
 from flywheel.paging import list_items
 from flywheel.train_job import TrainJob, pack_job
-from flywheel.tune_job import TuneJob, settings_message
+from flywheel.tune_job import TuneJob, settings_message, tune_spec
 from flywheel_protos.trainer.v1 import trainer_pb2, tuning_pb2
 
 
@@ -37,14 +37,14 @@ class TuneCalls(ModelCalls):
 
     async def start_tuning(self, job: TuneJob) -> trainer_pb2.Job:
         """Submits a tuning job. Raises SourceError before anything is sent."""
-        settings = settings_message(job)
+        settings_message(job)
         base = job.job
         if isinstance(base, TrainJob):
             packed = await asyncio.to_thread(pack_job, base)
             if packed.archive is not None:
                 await self.upload_source(packed.archive)
             base = self.code_spec(packed)
-        return await self.submit_tuning(trainer_pb2.TuneSpec(base=base, settings=settings))
+        return await self.submit_tuning(tune_spec(job, base))
 
     async def submit_tuning(self, spec: trainer_pb2.TuneSpec) -> trainer_pb2.Job:
         """Submits a specification whose source archive is stored already, or which has none."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Literal
 
 from flywheel.errors import SourceError
+from flywheel.job_limits import limits_message
 from flywheel.train_job import TrainJob
 from flywheel_protos.trainer.v1 import trainer_pb2, tuning_pb2
 
@@ -88,6 +90,23 @@ class TuneJob:
     seed: int = 0
     max_failed_trials: int = 0
     """Failed trials after which the job fails; 0: 10."""
+    timeout: timedelta | None = None
+    """Longest time from the start of an attempt to its end; None: that of `job`."""
+    stall_timeout: timedelta | None = None
+    """Longest time without a new step of any metric; None: that of `job`."""
+    max_attempts: int = 0
+    """Attempts in total; another one follows a loss, never an error of the code; 0: as `job`, else 10."""
+
+
+def tune_spec(job: TuneJob, base: trainer_pb2.TrainSpec) -> trainer_pb2.TuneSpec:
+    """The specification of a job whose trials train `base`. Raises SourceError."""
+    limited = trainer_pb2.TrainSpec()
+    limited.CopyFrom(base)
+    own = limits_message(job.timeout, job.stall_timeout, job.max_attempts)
+    for given, _ in own.ListFields():
+        limited.limits.ClearField(given.name)
+    limited.limits.MergeFrom(own)
+    return trainer_pb2.TuneSpec(base=limited, settings=settings_message(job))
 
 
 def settings_message(job: TuneJob) -> tuning_pb2.TuneSettings:

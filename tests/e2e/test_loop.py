@@ -84,8 +84,9 @@ async def test_online_features_equal_their_offline_recomputation(
 
 
 async def test_the_example_ends_with_its_table(example_output: str) -> None:
-    for row in ("calibration error", "most drifted", "predictions", "skew", "rollback", "naive join"):
+    for row in ("calibration error", "most drifted", "predictions", "skew", "rollback", "naive join", "INT8"):
         assert row in example_output
+    assert "flips" in example_output, "the champion was exported with 8-bit weights"
 
 
 async def test_a_restarted_platform_keeps_its_state(

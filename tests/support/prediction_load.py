@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import json
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -131,9 +132,26 @@ def p99_ms(calls: Iterable[Call]) -> float:
     return float(np.percentile(found, 99)) * 1e3 if found else float("nan")
 
 
+def sent_in(calls: Iterable[Call], phases: Sequence[tuple[float, float]]) -> list[Call]:
+    """The calls that were sent in one of these spans of time.monotonic."""
+    return [call for call in calls if any(begin <= call.sent < end for begin, end in phases)]
+
+
 async def _calls(address: str, rate: float, seconds: float, deadline: float) -> Sequence[Call]:
     async with grpc.aio.insecure_channel(address) as channel:
         return await PredictionLoad([channel], rate=rate, deadline=deadline).run_for(seconds)
+
+
+async def separate_load(address: str, *, rate: float, seconds: float, deadline: float = 1.0) -> list[Call]:
+    """The calls of a load in a process of its own, which the event loop of the test does not delay."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "calls.json"
+        numbers = map(str, (rate, seconds, deadline))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.support.prediction_load", address, *numbers, file
+        )
+        assert 0 == await process.wait()
+        return [Call(**call) for call in json.loads(file.read_text())]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import flywheel as fw
 from tests.support.servers.trainer import TrainerProcess
 
 KEYS = 10
+PACE = 100
+"""Steps between two pauses."""
 
 
 async def log_over_an_outage(
@@ -22,18 +25,27 @@ async def log_over_an_outage(
     away_seconds: float,
     restart: Callable[[], Awaitable[None]],
 ) -> fw.Run:
-    """Log points of KEYS metrics with a run; kill the trainer after a third, and start it later."""
+    """Log points of KEYS metrics with a run; kill the trainer after a third, and start it later.
+
+    The last third is logged after the outage, and the second one is spread over it.
+    """
     steps = points // KEYS
+    first, second = steps // 3, 2 * steps // 3
+    pause = away_seconds / (second - first) * PACE
     reached = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def work() -> fw.Run:
-        with fw.run("outage", address=trainer.address, spool=spool, finish_timeout=400.0) as run:
+        with fw.run(
+            "outage", address=trainer.address, spool=spool, finish_timeout=400.0 + away_seconds
+        ) as run:
             for step in range(steps):
                 run.log({f"m{key}": step + key / KEYS for key in range(KEYS)}, step=step)
-                if step == steps // 3:
+                if step == first:
                     run.flush()
                     loop.call_soon_threadsafe(reached.set)
+                if first < step < second and step % PACE == 0:
+                    time.sleep(pause)
         return run
 
     async def fail() -> None:

@@ -33,6 +33,7 @@ def tabular_job(spec: TabularSpec) -> LaunchSpec:
         check=CHECK,
         export=EXPORT,
         params=spec.params(),
+        models=spec.models(),
         data={"train": DataSet(spec.uri, spec.training_set, spec.columns)},
         workers=spec.workers,
         seed=spec.hyperparameters.seed,

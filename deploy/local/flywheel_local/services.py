@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,6 +66,8 @@ def settings(service: Service, backends: Backends, ports: Mapping[str, int], sta
         fields["postgres_dsn"] = backends.postgres.dsn(f"flywheel_{service.service}")
     if service.service == "trainer":
         fields["workflow_dsn"] = backends.postgres.dsn("flywheel_trainer_dbos")
+        fields["job_uv"] = str(Path(sys.prefix).parent / "bootstrap" / "bin" / "uv")
+        fields["job_environment"] = json.dumps({"FLYWHEEL_JOB_ENVIRONMENTS": str(state / "job-environments")})
     prefix = f"FLYWHEEL_{service.service.upper()}_"
     return {**{prefix + key.upper(): value for key, value in fields.items()}, **S3_CLIENTS}
 

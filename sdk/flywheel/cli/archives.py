@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from flywheel.cli.output import call, console
 from flywheel.client import Client
+from flywheel.mlflow_import import MlflowImport
 
 
 def export(model: str, file: Path) -> None:
@@ -44,7 +46,7 @@ def import_(
 
 
 def import_mlflow(
-    database: Annotated[Path, typer.Argument(help="SQLite file of an MLflow registry")],
+    origin: Annotated[str, typer.Argument(help="SQLite file of an MLflow registry, or URL of its server")],
     *,
     feature_set: Annotated[str, typer.Option(help="Feature set that has the models' inputs")],
     artifacts: Annotated[Path | None, typer.Option(help="Folder of `mlflow-artifacts:/`")] = None,
@@ -55,16 +57,23 @@ def import_mlflow(
 
     async def work(client: Client) -> None:
         done = await client.import_mlflow(
-            database, feature_set=feature_set, artifacts=artifacts, kind=kind, output=output
+            origin, feature_set=feature_set, artifacts=artifacts, kind=kind, output=output
         )
-        for origin, here in done.versions.items():
-            console.print(f"{origin} -> {here}", highlight=False)
-        for origin, why in done.skipped.items():
-            console.print(f"[red]{origin} skipped[/red] {why}", highlight=False)
-        if done.skipped:
-            raise typer.Exit(1)
+        show_import(done)
 
     call(work)
+
+
+def show_import(done: MlflowImport) -> None:
+    """Prints what became of each version; exits with status 1 when one was skipped."""
+    for theirs, here in done.versions.items():
+        console.print(f"{theirs} -> {here}", highlight=False)
+    for theirs, here in done.unchanged.items():
+        console.print(f"{theirs} -> {here} unchanged", highlight=False)
+    for theirs, why in done.skipped.items():
+        console.print(f"[red]{theirs} skipped[/red] {escape(why)}", highlight=False)
+    if done.skipped:
+        raise typer.Exit(1)
 
 
 def add_commands(models: typer.Typer) -> None:

@@ -10,6 +10,7 @@ from google.protobuf import json_format
 
 from flywheel.cli.output import call, console, show
 from flywheel.client import Client
+from flywheel.release_serving import ReleaseServing
 from flywheel.stage_calls import StageName
 from flywheel_protos.registry.v1 import model_pb2
 
@@ -55,8 +56,15 @@ def release(
     segment_key: Annotated[
         list[str] | None, typer.Option(help="Entity key of the segments; repeat per key")
     ] = None,
+    serving_policy: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file with feature_policies, serving_policy (placement, cost_mode, cost) or "
+            "cached_max_age, as in a Release"
+        ),
+    ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="JSON file of a Release, in place of the other options")
+        Path | None, typer.Option(help="JSON file of a Release, in place of threshold, score and keys")
     ] = None,
 ) -> None:
     """Create a release of a version, which a rollout or a promotion then serves."""
@@ -67,7 +75,8 @@ def release(
             wanted.fallback.default_score = default_score
         if file is not None:
             wanted = json_format.Parse(file.read_text(), model_pb2.Release())
-        show(await client.release(version, wanted))
+        serving = None if serving_policy is None else ReleaseServing.from_json(serving_policy.read_text())
+        show(await client.release(version, wanted, serving=serving))
 
     call(work)
 

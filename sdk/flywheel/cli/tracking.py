@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from flywheel.cli.archives import show_import
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, errors, show, show_list, state
 from flywheel.client import Client
 from flywheel.tracking.comparison import compare
@@ -20,6 +21,7 @@ from flywheel.tracking.export import export_parquet, export_tensorboard
 from flywheel.tracking.mlflow_import.importing import import_runs, open_source
 from flywheel.tracking.spool import default_root
 from flywheel.tracking.syncing import sync_spools
+from flywheel.types import duration
 from flywheel_protos.trainer.v1 import trainer_pb2
 
 COLUMNS = ["name", "display_name", "state", "params", "metrics", "started_at"]
@@ -189,6 +191,23 @@ def restore(run: str) -> None:
     call(work)
 
 
+def purge(
+    older_than: Annotated[str, typer.Option(help="How long they have been deleted, such as 30d or 12h")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing")] = False,
+) -> None:
+    """Remove deleted runs for good, with their points and files; runs of jobs stay."""
+    time = duration(older_than)
+
+    async def work(client: Client) -> None:
+        purged = await client.purge_runs(time, dry_run=dry_run)
+        for name in purged.runs:
+            console.print(name, highlight=False)
+        verb = "would be removed" if dry_run else "removed"
+        console.print(f"{len(purged.runs)} runs and {purged.artifact_bytes} bytes {verb}", highlight=False)
+
+    call(work)
+
+
 def download(run: str, artifact: str, to: Annotated[Path, typer.Argument(help="File")]) -> None:
     """Write an artifact of a run to a file."""
 
@@ -220,24 +239,40 @@ def sync(
 
 
 def import_mlflow(
-    source: Annotated[Path, typer.Argument(help="Tracking folder (mlruns) or SQLite file (mlflow.db)")],
+    source: Annotated[
+        str, typer.Argument(help="Tracking folder (mlruns), SQLite file (mlflow.db) or URL of a server")
+    ],
+    *,
     include_running: Annotated[
         bool, typer.Option("--include-running", help="Import RUNNING runs too, as CANCELLED")
     ] = False,
+    feature_set: Annotated[
+        str, typer.Option(help="Import the registered ONNX models too; this set has their inputs")
+    ] = "",
+    kind: Annotated[str, typer.Option(help="Of models: binary, multiclass, regression or vector")] = "binary",
+    output: Annotated[str, typer.Option(help="Of models: the output tensor")] = "",
 ) -> None:
     """Import the runs of MLflow with params, metrics, tags and artifacts; repeat it as often as you like."""
 
     async def work(client: Client) -> None:
         opened = open_source(source)
         counts = {"imported": 0, "unchanged": 0, "left out": 0}
+        runs: dict[str, str] = {}
         try:
             async for one in import_runs(client, opened, include_running=include_running):
                 counts["left out" if not one.run else "imported" if one.new else "unchanged"] += 1
+                if one.run:
+                    runs[one.uuid] = one.run
                 for problem in one.problems:
                     errors.print(f"{one.uuid}: {problem}", highlight=False)
         finally:
             opened.close()
         console.print(", ".join(f"{count} {name}" for name, count in counts.items()), highlight=False)
+        if feature_set:
+            done = await client.import_mlflow(
+                source, feature_set=feature_set, training_runs=runs, kind=kind, output=output
+            )
+            show_import(done)
 
     call(work)
 
@@ -253,6 +288,7 @@ def add_commands(runs: typer.Typer) -> None:
         "edit": edit,
         "delete": delete,
         "restore": restore,
+        "purge": purge,
         "download": download,
         "sync": sync,
         "import-mlflow": import_mlflow,

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-BAR_HEIGHT = 90
+BAR_HEIGHT, LABEL_HEIGHT = 90, 74
+LABEL_CHARACTERS = 14
 PLOT_WIDTH, PLOT_HEIGHT = 720, 120
+LEFT, BELOW = 56, 18
+"""Room for the numbers beside the plot, and for the times below it."""
 
 
 def bars(labels: Sequence[str], reference: Sequence[float], observed: Sequence[float]) -> str:
@@ -23,14 +26,22 @@ def bars(labels: Sequence[str], reference: Sequence[float], observed: Sequence[f
                 f'<rect class="{style}" x="{left + offset * step:.1f}" y="{BAR_HEIGHT - height:.1f}" '
                 f'width="{0.4 * step:.1f}" height="{height:.1f}"><title>{title}</title></rect>'
             )
-    width = step * max(1, len(labels))
-    return f'<svg class="bars" width="{width:.0f}" height="{BAR_HEIGHT}" role="img">{"".join(parts)}</svg>'
+        text = label if len(label) <= LABEL_CHARACTERS else f"{label[: LABEL_CHARACTERS - 1]}…"
+        x, y = left + 0.3 * step, BAR_HEIGHT + 10
+        parts.append(f'<text x="{x:.1f}" y="{y}" transform="rotate(40 {x:.1f} {y})">{escape(text)}</text>')
+    width, height = step * max(1, len(labels)) + LABEL_HEIGHT, BAR_HEIGHT + LABEL_HEIGHT
+    return f'<svg class="bars" {_size(round(width), height)} role="img">{"".join(parts)}</svg>'
 
 
 def line(
-    times: Sequence[float], values: Sequence[float | None], titles: Sequence[str], limit: float | None = None
+    times: Sequence[float],
+    values: Sequence[float | None],
+    titles: Sequence[str],
+    ends: tuple[str, str] = ("", ""),
+    limit: float | None = None,
 ) -> str:
-    """A line over time with a dot per value; None leaves a gap. `limit` is a dashed line."""
+    """A line over time with a dot per value; None leaves a gap. `ends` name the first and the last time,
+    `limit` is a dashed line."""
     known = [value for value in values if value is not None]
     if not known:
         return '<p class="empty">no values</p>'
@@ -40,7 +51,7 @@ def line(
     first, span = times[0], max(times[-1] - times[0], 1e-9)
 
     def place(time: float, value: float) -> tuple[float, float]:
-        x = 6 + (time - first) / span * (PLOT_WIDTH - 12)
+        x = LEFT + 6 + (time - first) / span * (PLOT_WIDTH - LEFT - 12)
         return x, 6 + (high - value) / spread * (PLOT_HEIGHT - 12)
 
     parts: list[str] = []
@@ -56,12 +67,23 @@ def line(
     parts.append(_path(run))
     if limit is not None:
         _, y = place(first, limit)
-        parts.append(f'<line class="limit" x1="0" x2="{PLOT_WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
-    parts.append(f'<text x="2" y="12">{high:.4g}</text><text x="2" y="{PLOT_HEIGHT - 3}">{low:.4g}</text>')
-    return f'<svg class="line" width="{PLOT_WIDTH}" height="{PLOT_HEIGHT}" role="img">{"".join(parts)}</svg>'
+        parts.append(f'<line class="limit" x1="{LEFT}" x2="{PLOT_WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
+    numbers = [(12, high)] if high == low else [(12, high), (PLOT_HEIGHT - 3, low)]
+    beside, below = LEFT - 6, PLOT_HEIGHT + BELOW - 5
+    parts += [f'<text x="{beside}" y="{y}" text-anchor="end">{number:.4g}</text>' for y, number in numbers]
+    parts.append(f'<text x="{LEFT}" y="{below}">{escape(ends[0])}</text>')
+    parts.append(f'<text x="{PLOT_WIDTH - 2}" y="{below}" text-anchor="end">{escape(ends[1])}</text>')
+    back = f'<rect class="plot" x="{LEFT}" width="{PLOT_WIDTH - LEFT}" height="{PLOT_HEIGHT}"/>'
+    size = _size(PLOT_WIDTH, PLOT_HEIGHT + BELOW)
+    return f'<svg class="line" {size} role="img">{back}{"".join(parts)}</svg>'
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:
     if len(points) < 2:
         return ""
     return '<polyline points="' + " ".join(f"{x:.1f},{y:.1f}" for x, y in points) + '"/>'
+
+
+def _size(width: int, height: int) -> str:
+    """The attributes of a chart that shrinks with a narrow page."""
+    return f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'

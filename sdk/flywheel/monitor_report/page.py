@@ -16,13 +16,16 @@ STYLE = """
 body { font: 14px/1.5 system-ui, sans-serif; color: #1d2430 }
 body { margin: 2rem auto; max-width: 64rem; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #d8dde6 }
-table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .25rem .6rem .25rem 0 }
+table { border-collapse: collapse; min-width: 50% }
+th, td { text-align: left; padding: .25rem .6rem .25rem 0; overflow-wrap: anywhere }
+h1, h3, p { overflow-wrap: anywhere }
 th { color: #5b6577; font-weight: 600 } tr { border-bottom: 1px solid #eceff4 }
 .verdict { border-radius: 4px; padding: 0 .4rem } .INSUFFICIENT { background: #eceff4 }
 .NO_DRIFT { background: #d9f2e3 } .WARNING { background: #fdf0c8 }
 .DRIFT { background: #fbd9d6 } .DATA_QUALITY { background: #e7ddfb }
-rect.reference { fill: #a9b4c6 } rect.observed { fill: #2f6fde } svg { display: block; margin: .4rem 0 }
-svg.line { background: #f7f9fc } polyline { fill: none; stroke: #2f6fde; stroke-width: 1.5 }
+rect.reference { fill: #a9b4c6 } rect.observed { fill: #2f6fde }
+svg { display: block; margin: .4rem 0; max-width: 100%; height: auto }
+rect.plot { fill: #f7f9fc } polyline { fill: none; stroke: #2f6fde; stroke-width: 1.5 }
 line.limit { stroke: #c5372c; stroke-dasharray: 5 4 } circle { fill: #2f6fde }
 text { font-size: 10px; fill: #5b6577 } .empty, .small { color: #5b6577 } .small { font-size: .9em }
 """
@@ -117,14 +120,16 @@ def _timelines(reports: Sequence[monitor_pb2.DriftReport]) -> str:
         "mean score": [r.score_mean for r in reports],
         "AUC": [r.auc if r.HasField("auc") else None for r in reports],
         "log-loss": [r.log_loss if r.HasField("log_loss") else None for r in reports],
+        "AUC that the scores promise": [r.estimate.auc if r.HasField("estimate") else None for r in reports],
     }
+    ends = _time(reports[0].window_start), _time(reports[-1].window_start)
     parts = []
     for name, values in charts.items():
         titles = [
             f"{_time(r.window_start)}: {value:.6g}" if value is not None else ""
             for r, value in zip(reports, values, strict=True)
         ]
-        parts.append(f"<h3>{name}</h3>{line(times, values, titles)}")
+        parts.append(f"<h3>{name}</h3>{line(times, values, titles, ends)}")
     return "".join(parts)
 
 

@@ -22,7 +22,7 @@ import traceback
 import uuid
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -30,12 +30,15 @@ from typing import Any, Literal, Self
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 
+from flywheel.tracking.endpoint import Endpoint, Token
 from flywheel.tracking.errors import RunFinished, SpoolFull, TrackingError
 from flywheel.tracking.first_request import continue_request, create_request, path
-from flywheel.tracking.sending import Sender, address_of
+from flywheel.tracking.registering import register_model
+from flywheel.tracking.sending import Sender
 from flywheel.tracking.spool import Kind, Spool, default_root
 from flywheel.tracking.system_metrics import SystemMetrics
 from flywheel.tracking.values import check_artifact_name, check_metric_key, number, step_number, texts
+from flywheel_common.grpc.channel import ClientTls
 from flywheel_common.ids import new_id
 from flywheel_common.signature import Signature, problems
 from flywheel_common.signature_messages import signature_message
@@ -61,7 +64,7 @@ class Run:
     def __init__(
         self,
         spool: Spool,
-        address: str,
+        endpoint: Endpoint,
         name: str,
         *,
         experiment: str,
@@ -72,8 +75,8 @@ class Run:
     ) -> None:
         self.name = name
         """`projects/{project}/runs/{run}`."""
-        self._spool, self._address, self._finish_timeout = spool, address, finish_timeout
-        self._sender = Sender(spool, address, name, lease_seconds / 3)
+        self._spool, self._endpoint, self._finish_timeout = spool, endpoint, finish_timeout
+        self._sender = Sender(spool, endpoint, name, lease_seconds / 3)
         self._buffer: deque[Point] = deque()
         self._append = self._buffer.append
         self._keys: set[str] = set()
@@ -196,28 +199,41 @@ class Run:
         model: str | Path | bytes | Any,
         signature: Signature | Message | None = None,
         name: str = "model",
-    ) -> None:
+        *,
+        register: str = "",
+        aliases: Sequence[str] = (),
+        **options: Any,
+    ) -> str:
         """Add an ONNX model (a path, bytes, or an `onnx.ModelProto`) as `{name}/model.onnx`, and its
         signature as `{name}/signature.json`.
 
-        Raises TrackingError for a signature that is not valid.
+        `register` names a model of the registry: the file becomes a version of it that names this run as its
+        training run, with these aliases, and its full name is returned. `options` are those of
+        `Client.register`, such as `feature_set` (needed without a signature) and `metrics`, or addresses of
+        services. The registry must answer; the artifacts of the run are kept in any case.
+
+        Raises TrackingError for a signature that is not valid, and what `Client.register` raises.
         """
         if isinstance(signature, Signature):
             found = problems(signature)
             if found:
                 raise TrackingError(f"The signature is not valid: {' '.join(found)}")
             signature = signature_message(signature)
-        if isinstance(model, str | Path):
-            check_artifact_name(f"{name}/model.onnx")
-            self._add_file(f"{name}/model.onnx", Path(model))
+        content = model
+        if not isinstance(model, str | Path):
+            content = model if isinstance(model, bytes) else model.SerializeToString()
+        check_artifact_name(f"{name}/model.onnx")
+        if isinstance(content, bytes):
+            self.log_text(content, f"{name}/model.onnx")
         else:
-            self.log_text(
-                model if isinstance(model, bytes) else model.SerializeToString(), f"{name}/model.onnx"
-            )
+            self._add_file(f"{name}/model.onnx", Path(content))
         if signature is not None:
             self.log_text(
                 MessageToJson(signature, preserving_proto_field_name=True), f"{name}/signature.json"
             )
+        if not register:
+            return ""
+        return register_model(self.name, self._endpoint, register, content, signature, aliases, options)
 
     def child(self, experiment: str = "", **options: Any) -> Run:
         """A nested run; options as of `fw.run`. The experiment is that of this run by default."""
@@ -225,9 +241,11 @@ class Run:
             experiment or self._experiment,
             parent=self,
             project=self.project,
-            address=self._address,
-            **options,
+            **{**self._access(), **options},
         )
+
+    def _access(self) -> dict[str, Any]:
+        return {"address": self._endpoint.address, "token": self._endpoint.token, "tls": self._endpoint.tls}
 
     # the end
 
@@ -424,6 +442,8 @@ def start(
     parent: Run | str | None = None,
     project: str = "default",
     address: str = "",
+    token: Token = "",
+    tls: ClientTls | None = None,
     resume: str = "",
     rewind_to: int | None = None,
     lease_seconds: float = 60.0,
@@ -436,8 +456,9 @@ def start(
 
     `name` is shown in lists. `parent` makes a nested run. `resume` continues a run (id or name) of a process
     that has ended, from `rewind_to`: points of later steps are removed. `address` is host:port of the
-    trainer, else FLYWHEEL_TRAINER_ADDRESS. `spool` is the folder for what the trainer has not received
-    yet, else FLYWHEEL_SPOOL. `finish_timeout` bounds the seconds that the end waits for the trainer.
+    trainer, else FLYWHEEL_TRAINER_ADDRESS; `token` is the bearer token, or a function that returns it, else
+    FLYWHEEL_TOKEN; without `tls` nothing is encrypted. `spool` is the folder for what the trainer has not
+    received yet, else FLYWHEEL_SPOOL. `finish_timeout` bounds the seconds that the end waits for the trainer.
 
     While the trainer is away the run starts all the same. Raises TrackingError, and FlywheelError when the
     trainer refuses the run.
@@ -459,12 +480,12 @@ def start(
             parent_run=path(project, "runs", parent_name) if parent_name else "",
         )
         kind, first = Kind.CREATE, create_request(full_name, described, lease_seconds)
-    address = address_of(address)
+    endpoint = Endpoint.of(address, token, tls)
     opened = Spool((Path(spool) if spool else default_root()) / f"{project}-{run_id}", max_spool_bytes)
-    opened.write_description({"run": full_name, "address": address})
+    opened.write_description({"run": full_name, **endpoint.describe()})
     run = Run(
         opened,
-        address,
+        endpoint,
         full_name,
         experiment=experiment,
         first_step=0 if not resume else None if rewind_to is None else rewind_to + 1,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -12,12 +14,21 @@ from flywheel.connection import Connection, request_id
 from flywheel.paging import list_items
 from flywheel.tracking.curves import Curve
 from flywheel.tracking.errors import TrackingError
-from flywheel_protos.trainer.v1 import tracking_pb2, trainer_pb2
+from flywheel_protos.trainer.v1 import purge_pb2, tracking_pb2, trainer_pb2
 
 Statistic = Literal["last", "min", "max"]
 POINTS_PER_PAGE = 50_000
 CHUNK_BYTES = 512 * 1024
 UPLOAD_SECONDS = 3600.0
+PURGE_PAGE = 50
+
+
+@dataclass(frozen=True)
+class Purged:
+    """Names of the runs that a purge removes, and the size of their files."""
+
+    runs: tuple[str, ...]
+    artifact_bytes: int
 
 
 class RunCalls(Connection):
@@ -103,6 +114,25 @@ class RunCalls(Connection):
         """Undoes `delete_run`."""
         request = tracking_pb2.RestoreRunRequest(name=self.path("runs", run))
         return (await self.trainer.RestoreRun(request)).run
+
+    async def purge_runs(self, deleted_for: timedelta, *, dry_run: bool = False) -> Purged:
+        """Removes the runs of the project that were deleted at least this long ago, for good, with their
+        points and the files that no other run has; runs of jobs stay.
+
+        `dry_run` removes nothing, and shows at most 1,000 runs. Needs the role operator.
+        """
+        runs: list[str] = []
+        size = 0
+        request = purge_pb2.PurgeRunsRequest(
+            parent=self.parent, page_size=PURGE_PAGE if not dry_run else 1000, dry_run=dry_run
+        )
+        request.deleted_for.FromTimedelta(deleted_for)
+        while True:
+            answer = await self.trainer.PurgeRuns(request)
+            runs += answer.runs
+            size += answer.artifact_bytes
+            if dry_run or len(answer.runs) < request.page_size:
+                return Purged(tuple(runs), size)
 
     async def upload_run_artifact(self, run: str, artifact: str, path: str | Path) -> trainer_pb2.RunArtifact:
         """Adds a file to a run in any state, in place of an artifact of the same name."""

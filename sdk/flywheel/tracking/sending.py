@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from flywheel.tracking.endpoint import Endpoint
 from flywheel.tracking.spool import Kind, Record, Spool
 from flywheel_common.errors import (
     AlreadyExists,
@@ -19,6 +19,7 @@ from flywheel_common.errors import (
     InvalidArgument,
     NotFound,
     PermissionDenied,
+    Unauthenticated,
 )
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_protos.trainer.v1 import tracking_pb2, trainer_pb2, trainer_pb2_grpc
@@ -33,25 +34,12 @@ _FINAL = (AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Permissi
 of the way to it."""
 
 
-def address_of(given: str) -> str:
-    """The trainer's address: given, FLYWHEEL_TRAINER_ADDRESS, or that of a local platform."""
-    return given or os.environ.get("FLYWHEEL_TRAINER_ADDRESS", "127.0.0.1:7103")
-
-
 class Sender:
     """Sends one spool; used by one thread. `run` is the resource name of its run."""
 
-    def __init__(self, spool: Spool, address: str, run: str, heartbeat_seconds: float) -> None:
+    def __init__(self, spool: Spool, endpoint: Endpoint, run: str, heartbeat_seconds: float) -> None:
         self._spool, self._run, self._heartbeat_seconds = spool, run, heartbeat_seconds
-        self._channel = grpc.insecure_channel(
-            address,
-            options=[
-                ("grpc.enable_http_proxy", 0),
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.max_reconnect_backoff_ms", 2_000),
-                ("grpc.keepalive_time_ms", 20_000),
-            ],
-        )
+        self._endpoint, self._channel = endpoint, endpoint.channel()
         self._stub = trainer_pb2_grpc.TrainerServiceStub(self._channel)
         self._last_answer = time.monotonic()
         self._backoff = FIRST_BACKOFF_SECONDS
@@ -85,6 +73,9 @@ class Sender:
             state = self._send(record)
         except FlywheelError as error:
             if not isinstance(error, _FINAL):
+                if isinstance(error, Unauthenticated):
+                    # A newer token may be accepted: what was logged waits for it.
+                    self._problem(f"The token was not accepted: {error.reason}: {error.message}")
                 self.first_try.set()
                 self.stop.wait(self._backoff)
                 self._backoff = min(self._backoff * 2, LAST_BACKOFF_SECONDS)
@@ -169,7 +160,7 @@ class Sender:
 
     def _call(self, method: Any, request: Any, timeout: float = CALL_SECONDS) -> Any:
         try:
-            return method(request, timeout=timeout)
+            return method(request, timeout=timeout, metadata=self._endpoint.metadata())
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from flywheel.tracking.endpoint import Endpoint
 from flywheel.tracking.errors import TrackingError
 from flywheel.tracking.sending import Sender
 from flywheel.tracking.spool import Spool
@@ -37,7 +38,8 @@ def sync_spools(root: Path, timeout: float, address: str = "") -> Iterator[Synce
         except TrackingError as error:
             yield Synced(description["run"], False, (str(error),))
             continue
-        sender = Sender(spool, address or description["address"], description["run"], 60.0)
+        endpoint = Endpoint.described(description, address)
+        sender = Sender(spool, endpoint, description["run"], 60.0)
         sent = sender.drain(time.monotonic() + timeout)
         sender.close()
         spool.close(remove=sent)

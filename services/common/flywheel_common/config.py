@@ -47,6 +47,9 @@ class ServiceSettings(Settings):
     max_calls_per_connection: int = 1024
     """Maximum number of open calls of one connection, also of those that wait to be accepted; further calls
     wait at the client. It bounds the memory and the backlog of an overloaded process."""
+    max_late_seconds: float = Field(0.0, ge=0)
+    """Lateness of the event loop above which fewer unary calls are let in; the others are refused with
+    RESOURCE_EXHAUSTED before they are parsed. 0: never (ADR 0076)."""
     max_concurrent_streams: int = 1024
     """Limit of concurrent streaming calls; above it calls fail with RESOURCE_EXHAUSTED."""
     default_deadline_seconds: float = 30.0
@@ -58,7 +61,7 @@ class ServiceSettings(Settings):
     reflection: bool = True
     """Serve gRPC reflection (in jwt mode to authenticated callers only)."""
     otlp_endpoint: str = ""
-    """OTLP/gRPC endpoint for traces, e.g. http://127.0.0.1:4317; empty for none."""
+    """OTLP/gRPC endpoint for traces and metrics, e.g. http://127.0.0.1:4317; empty for none."""
     trace_ratio: float = 0.01
     """Share of calls without a sampled parent that are traced."""
     max_clock_skew_seconds: float = Field(300.0, ge=0)

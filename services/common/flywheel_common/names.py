@@ -68,8 +68,9 @@ class Pattern:
 
     def format(self, **parts: str | int) -> str:
         """The name made of these parts. Raises InvalidName when a part is not valid."""
-        name = _FIELD.sub(lambda m: str(parts[m.group(1)]), self.template)
-        self.parse(name)
+        name = self.form.format(**parts)
+        if self._regex.fullmatch(name) is None:
+            self.parse(name)
         return name
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from flywheel_common.config import KafkaSettings, ServiceSettings
@@ -65,6 +65,9 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     """Maximum number of unanswered requests and unread answers of one stream; then no more are read."""
     max_concurrent_rpcs: int = 2048
     """Maximum number of unary calls of any kind in flight; more are refused with RESOURCE_EXHAUSTED."""
+    max_late_seconds: float = Field(0.005, ge=0)
+    """Lateness of the event loop above which fewer unary calls are let in; the others are refused with
+    RESOURCE_EXHAUSTED before they are parsed. 0: never (ADR 0076)."""
     default_budget_seconds: float = 1.0
     """Time limit of a prediction whose caller set no deadline, and the upper limit for every prediction."""
     answer_reserve_seconds: float = 0.005

@@ -23,7 +23,10 @@ from flywheel_common.ids import new_id
 from flywheel_common.kafka import topics
 from flywheel_common.kafka.client import ensure_topics
 from flywheel_common.kafka.producer import Producer
+from flywheel_common.telemetry.meters import meter
+from flywheel_inference.api.convert_requests import MAX_PREDICT_BYTES
 from flywheel_inference.api.open_inference_methods import OpenInferenceServicer, add_open_inference
+from flywheel_inference.api.priority_header import is_high
 from flywheel_inference.api.row_answers import RowAnswers
 from flywheel_inference.api.servicer import InferenceServicer
 from flywheel_inference.config import InferenceSettings
@@ -65,6 +68,7 @@ from flywheel_inference.store.disk.state_folder import StateFolder
 from flywheel_inference.store.grpc.features import GrpcFeatures
 from flywheel_inference.store.grpc.registry import GrpcRegistry
 from flywheel_inference.store.kafka.event_log import KafkaOutcomes, KafkaPredictionLog
+from flywheel_inference.store.opentelemetry.costs import CostCounters
 from flywheel_inference.store.prometheus.metrics import GatewayMetrics
 from flywheel_inference.store.redis.cached_predictions import RedisCachedPredictions
 from flywheel_inference.store.redis.model_holds import RedisModelHolds
@@ -173,6 +177,7 @@ def wire(
         flush_rows=settings.log_flush_rows,
         max_rows=settings.log_max_rows,
         max_bytes=settings.log_max_bytes,
+        costs=CostCounters(meter()),
     )
     stack.push_async_callback(log.drain, settings.log_drain_seconds)
     shadow = ShadowCopies(
@@ -269,6 +274,8 @@ def wire(
         permissions=PERMISSIONS,
         readiness=lambda: serving.settled,
         registry=prometheus,
+        never_refused=is_high,
+        request_bytes={f"/{SERVICE}/Predict": MAX_PREDICT_BYTES},
     )
     server.add_background("topics", ports.ensure_topics, ends=True)
     if ports.cached is not None:

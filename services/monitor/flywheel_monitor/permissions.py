@@ -29,7 +29,8 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "SilenceAlerts",
         "ConcludeExperiment",
     ),
-    OPERATE: ("SetAlertSink", "DeleteAlertSink"),
+    # A replay reads all records of its range.
+    OPERATE: ("SetAlertSink", "DeleteAlertSink", "ReplayWindows"),
     # Its verdict can promote a version.
     PROMOTE: ("CreateExperiment",),
 }

@@ -46,9 +46,13 @@ from flywheel_monitor.ingest.ports import ConsumerLag, Retention, WaitingPredict
 from flywheel_monitor.ingest.retention import prune_forever
 from flywheel_monitor.ingest.waiting import count_waiting_forever
 from flywheel_monitor.permissions import PERMISSIONS, SERVICE
+from flywheel_monitor.replay.ports import EventLog, ScratchStates
+from flywheel_monitor.replay.replay import Replays
 from flywheel_monitor.store.grpc.references import GrpcReferences
+from flywheel_monitor.store.kafka.event_log import KafkaEventLog
 from flywheel_monitor.store.kafka.lag import KafkaLag
 from flywheel_monitor.store.postgres.records import PostgresStore
+from flywheel_monitor.store.postgres.scratch import PostgresScratchStates
 from flywheel_monitor.store.postgres.versions import VersionCache
 from flywheel_monitor.windows.watermark import UnreadPartitions
 from flywheel_protos.monitor.v1 import monitor_pb2_grpc
@@ -96,6 +100,15 @@ async def build(
         store=store,
         lag=lag,
         objects=objects,
+        event_log=KafkaEventLog(settings.kafka_bootstrap),
+        scratch=PostgresScratchStates(
+            pool,
+            settings.dsn,
+            MIGRATIONS,
+            group=settings.consumer_group,
+            pane_us=pane_us(settings),
+            skew_seconds=settings.max_clock_skew_seconds,
+        ),
         ready=store.ready,
         lease=lambda name: Lease(pool, name, ttl_seconds=settings.lease_ttl_seconds).run,
         consume_events=lambda: _consume(settings, pool, store),
@@ -123,6 +136,8 @@ class Ports:
     store: Store[Records]
     lag: ConsumerLag
     objects: ArchiveObjects
+    event_log: EventLog
+    scratch: ScratchStates
     ready: Callable[[], Awaitable[bool]]
     lease: Callable[[str], RunInOneReplica]
     consume_events: Callable[[], Awaitable[None]]
@@ -161,7 +176,18 @@ def wire(settings: MonitorSettings, ports: Ports, *, prometheus: CollectorRegist
         delay_us=int(settings.out_of_order_seconds * 1e6),
         poll_seconds=settings.watch_poll_seconds,
     )
-    servicer = MonitorServicer(store=ports.store, archive=archive, lag=ports.lag, pane_us=pane_us(settings))
+    servicer = MonitorServicer(
+        store=ports.store,
+        archive=archive,
+        lag=ports.lag,
+        replays=Replays(
+            ports.store,
+            ports.event_log,
+            ports.scratch,
+            skew_us=int(settings.max_clock_skew_seconds * 1e6),
+        ),
+        pane_us=pane_us(settings),
+    )
     server = Server(
         settings,
         servicers=[(monitor_pb2_grpc.add_MonitorServiceServicer_to_server, servicer)],

@@ -44,8 +44,10 @@ class RegistrySettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Setti
     """Largest artifact."""
     rollback_wait_seconds: float = 30.0
     """How long a rollback waits for gateways when its caller sets no deadline."""
-    uploads_at_once: int = 2
-    """How many uploads hold buffers at once, about 12 MiB each; further ones wait."""
+    upload_buffers: int = 2
+    """How many parts of uploads are in memory at once, about 12 MiB each. Uploads take turns part by part."""
+    upload_part_seconds: float = 20.0
+    """How long an upload may take to send a part of 5 MiB while others wait; a slower one fails."""
     stream_idle_seconds: float = 60.0
     """How long the caller of an upload or download may neither send nor take data."""
     webhook_hosts: tuple[str, ...] = ()

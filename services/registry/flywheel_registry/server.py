@@ -25,6 +25,7 @@ from flywheel_common.postgres.migrate import migrate
 from flywheel_common.postgres.pool import Pool, create_pool
 from flywheel_common.postgres.transactions import Store
 from flywheel_common.storage.objects import ObjectStore
+from flywheel_common.storage.part_buffers import PartBuffers
 from flywheel_common.storage.s3 import object_store
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_common.webhooks.delivery import WebhookDeliveries
@@ -39,6 +40,8 @@ from flywheel_registry.artifacts.transfer import ArtifactTransfer
 from flywheel_registry.collection.collection import ArtifactCollection
 from flywheel_registry.config import RegistrySettings
 from flywheel_registry.deletion.deletion import Deletion
+from flywheel_registry.evidence.experiment_verdict import Experiments
+from flywheel_registry.gates.verdicts import ExperimentVerdicts
 from flywheel_registry.models.alias_changes import Aliases
 from flywheel_registry.models.catalog import ModelCatalog
 from flywheel_registry.models.tags import VersionTags
@@ -56,6 +59,7 @@ from flywheel_registry.rollouts.ticker import Ticker
 from flywheel_registry.serving.desired_state_cache import DesiredStateCache
 from flywheel_registry.serving.ports import Gateways, RoutingNotifications
 from flywheel_registry.serving.variants import Variants
+from flywheel_registry.store.grpc.experiments import GrpcExperiments
 from flywheel_registry.store.grpc.features import GrpcFeatureSets
 from flywheel_registry.store.grpc.monitor import GrpcMonitor
 from flywheel_registry.store.onnxruntime.graphs import OnnxGraphs
@@ -93,6 +97,7 @@ class Ports:
     gateways: Gateways
     notifications: RoutingNotifications
     monitor: Monitor
+    experiments: Experiments
     graphs: GraphRunner
     features: FeatureSets
     ticker_lease: TickerLease
@@ -143,6 +148,7 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
         monitor=GrpcMonitor(
             monitor_channel, settings.monitor_timeout_seconds, settings.monitor_longest_timeout_seconds
         ),
+        experiments=GrpcExperiments(monitor_channel, settings.monitor_timeout_seconds),
         graphs=OnnxGraphs(
             objects,
             memory_bytes=settings.check_memory_bytes,
@@ -164,15 +170,15 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
     desired_state = DesiredStateCache(ports.store, ports.notifications, spec_digest)
     lifecycle = RolloutLifecycle(clock)
     checks = VersionCheck(ports.store, ports.graphs, ports.features, clock)
-    transfer = ArtifactTransfer(
-        ports.store, ports.objects, clock, ports.prepare_objects, checks, settings.uploads_at_once
-    )
+    buffers = PartBuffers(settings.upload_buffers, settings.upload_part_seconds)
+    transfer = ArtifactTransfer(ports.store, ports.objects, clock, ports.prepare_objects, checks, buffers)
     servicer = RegistryServicer(
         store=ports.store,
         models=ModelCatalog(clock, settings.max_artifact_bytes),
         artifacts=transfer,
         checks=checks,
         promotions=Promotions(clock),
+        experiment_verdicts=ExperimentVerdicts(ports.store, ports.experiments),
         evaluations=EvaluationLog(clock),
         releases=ReleaseCatalog(clock),
         rollout_start=RolloutStart(clock),

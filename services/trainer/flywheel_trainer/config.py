@@ -57,8 +57,14 @@ class TrainerSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
     """Token of the Ray cluster."""
     job_python: str = sys.executable
     """Python interpreter on the machines of the cluster, with this package installed."""
+    job_uv: str = "uv"
+    """uv executable on the machines of the cluster, for the environments of jobs with requirements of their
+    own."""
     job_s3_endpoint: str = ""
     """URL under which the machines of the cluster reach the object store; empty: s3_endpoint."""
+    job_url_seconds: int = 900
+    """Seconds for which the object store accepts a request that this service signs for a job; an attempt that
+    is active gets new ones."""
     cpus_per_worker: float = 1.0
     """CPUs that each training worker reserves."""
     job_environment: dict[str, str] = Field(default_factory=dict)
@@ -96,6 +102,11 @@ class TrainerSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
         host, port = split_address(self.listen)
         everywhere = host in ("", "0.0.0.0", "::")  # noqa: S104 - the address is not bound here
         return f"{socket.gethostname()}:{port}" if everywhere else self.listen
+
+    @property
+    def endpoint_of_jobs(self) -> str:
+        """URL of the object store for jobs."""
+        return self.job_s3_endpoint or self.s3_endpoint
 
     def quota_of(self, project: str) -> Quota:
         """The quota of a project."""

@@ -55,9 +55,9 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "UploadRunArtifact",
     ),
     REPORT: ("LogMetrics",),
-    OPERATE: ("SetRetrainingPolicy", "ApprovePipelineStep"),
+    OPERATE: ("SetRetrainingPolicy", "ApprovePipelineStep", "PurgeRuns"),
     RESUME: ("ListTrials",),
-    ATTEMPT: ("RecordTrial",),
+    ATTEMPT: ("RecordTrial", "SignObjectRequests"),
 }
 
 PERMISSIONS: Permissions = {

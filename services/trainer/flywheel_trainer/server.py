@@ -28,7 +28,8 @@ from flywheel_common.ray.jobs import ray_jobs
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_common.storage.s3 import arrow_filesystem, object_store
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_job.reporting import TOKEN_VARIABLE
+from flywheel_job.environments.installing import INSTALLER_VARIABLE
+from flywheel_job.granted.requests import TOKEN_VARIABLE, TRAINER_VARIABLE
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 from flywheel_trainer.api.attempt_tokens import WithAttemptTokens
 from flywheel_trainer.api.drift_events import DriftHandler
@@ -43,6 +44,7 @@ from flywheel_trainer.jobs.export_spec import ExportSpec
 from flywheel_trainer.jobs.kinds import Kinds
 from flywheel_trainer.jobs.logs import StoredLogs
 from flywheel_trainer.jobs.models import Evaluations, Models, RegistryModels
+from flywheel_trainer.jobs.object_access import AttemptAccess, ObjectAccess, Signer
 from flywheel_trainer.jobs.ports import JobStore, Supervision, Weights
 from flywheel_trainer.jobs.score import ScoreKind, ScoreSettings
 from flywheel_trainer.jobs.score_spec import ScoreSpec
@@ -70,6 +72,7 @@ from flywheel_trainer.policies.use_cases import Policies
 from flywheel_trainer.runs.editing import RunEditing
 from flywheel_trainer.runs.lease import LeaseExpiry
 from flywheel_trainer.runs.ports import RunEdits, RunStore
+from flywheel_trainer.runs.purging import RunPurge
 from flywheel_trainer.runs.run_artifacts import RunArtifacts
 from flywheel_trainer.runs.use_cases import Runs
 from flywheel_trainer.store.dbos.workflows import dbos_workflows
@@ -79,6 +82,7 @@ from flywheel_trainer.store.grpc.models import RegisteredModels
 from flywheel_trainer.store.grpc.registry import GrpcRegistry
 from flywheel_trainer.store.grpc.releases import RegisteredReleases
 from flywheel_trainer.store.grpc.weights import RegisteredWeights
+from flywheel_trainer.store.postgres.attempt_access import PostgresAttemptAccess
 from flywheel_trainer.store.postgres.connection import prepare
 from flywheel_trainer.store.postgres.jobs import PostgresJobs
 from flywheel_trainer.store.postgres.pipeline_definitions import PostgresPipelineDefinitions
@@ -90,6 +94,7 @@ from flywheel_trainer.store.postgres.runs import PostgresRuns
 from flywheel_trainer.store.postgres.supervision import LEASE, PostgresSupervision
 from flywheel_trainer.store.postgres.trials import PostgresTrials
 from flywheel_trainer.store.ray.engine import RayEngine
+from flywheel_trainer.store.s3.signer import s3_signer
 from flywheel_trainer.store.s3.table_shapes import ParquetShapes
 from flywheel_trainer.store.s3.tables import ParquetTables
 from flywheel_trainer.trials.ports import TrialStore
@@ -119,6 +124,8 @@ class Ports:
     step_cache: StepCache
     policies: PolicyStore
     trials: TrialStore
+    access: AttemptAccess
+    signer: Signer
     engine: Engine
     objects: ObjectStore
     tables: TableReader
@@ -163,6 +170,7 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
     # Before the first workflow starts: without the lease another replica would take it over.
     await alive.try_acquire()
     objects = await stack.enter_async_context(object_store(settings))
+    signer = await stack.enter_async_context(s3_signer(settings, settings.endpoint_of_jobs))
     ray = await stack.enter_async_context(
         ray_jobs(settings.ray_address, settings.ray_auth_token.get_secret_value())
     )
@@ -185,6 +193,8 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         step_cache=PostgresPipelines(pool),
         policies=PostgresPolicies(pool),
         trials=PostgresTrials(pool),
+        access=PostgresAttemptAccess(pool),
+        signer=signer,
         engine=RayEngine(ray, installation.id),
         objects=objects,
         tables=ParquetTables(arrow_filesystem(settings)),
@@ -236,7 +246,7 @@ async def wire(
     )
     sources = Sources(ports.objects)
     score = ScoreSettings(train, settings.cached_predictions_url.get_secret_value())
-    train_kind = TrainKind(ports.feature, ports.weights, sources, train)
+    train_kind = TrainKind(ports.feature, ports.weights, ports.models, sources, train)
     models = Models(ports.models, ports.runs, ports.objects, settings.s3_bucket)
     evaluated = EvaluatePeers(ports.feature, models, ports.evaluations, ports.objects)
     kinds: Kinds = {
@@ -285,6 +295,8 @@ async def wire(
         run_artifacts=RunArtifacts(
             ports.runs, ports.run_edits, ports.objects, settings.s3_bucket, ids, clock
         ),
+        object_access=ObjectAccess(ports.access, ports.signer, settings.job_url_seconds),
+        run_purge=RunPurge(ports.run_edits, ports.objects, settings.s3_bucket, clock),
         poll_seconds=settings.watch_poll_seconds,
     )
     server = Server(
@@ -312,12 +324,8 @@ async def wire(
 def job_rules(settings: TrainerSettings, tokens: AttemptTokens) -> Rules:
     """How attempts of jobs are started."""
     common = {
-        "AWS_ENDPOINT_URL": settings.job_s3_endpoint or settings.s3_endpoint,
-        "AWS_ACCESS_KEY_ID": settings.s3_access_key.get_secret_value(),
-        "AWS_SECRET_ACCESS_KEY": settings.s3_secret_key.get_secret_value(),
-        "AWS_REGION": settings.s3_region,
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_REQUIRED",
-        "AWS_EC2_METADATA_DISABLED": "true",
+        TRAINER_VARIABLE: settings.metrics_address,
+        INSTALLER_VARIABLE: settings.job_uv,
         "RAY_TRAIN_V2_ENABLED": "1",
         "PYTHONWARNINGS": "ignore",
         **settings.job_environment,

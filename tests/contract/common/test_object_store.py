@@ -17,7 +17,8 @@ from flywheel_common.config import S3Settings
 from flywheel_common.deadline import budget, left_seconds
 from flywheel_common.fakes.objects import MemoryObjectStore
 from flywheel_common.storage.objects import ObjectStore, content_key, put_content
-from flywheel_common.storage.s3 import PART_BYTES, S3ObjectStore, object_store, s3_client
+from flywheel_common.storage.part_buffers import PART_BYTES, PartBuffers
+from flywheel_common.storage.s3 import S3ObjectStore, object_store, s3_client
 from tests.support.eventually import eventually
 from tests.support.fault_proxy import FaultProxy
 from tests.support.ports import free_port
@@ -93,11 +94,11 @@ async def test_a_missing_object_is_not_found(store: ObjectStore) -> None:
     await store.delete("nope")
 
 
-async def test_a_stream_of_several_parts_is_stored_with_its_digest(store: ObjectStore) -> None:
+@pytest.mark.parametrize("buffers", [None, PartBuffers(1), PartBuffers(3)])
+async def test_a_stream_of_several_parts_is_stored(store: ObjectStore, buffers: PartBuffers | None) -> None:
     data = os.urandom(2 * PART_BYTES + 12_345)
     pieces = [data[i : i + 700_001] for i in range(0, len(data), 700_001)]
-    digest = await store.put_stream("big", chunks(*pieces))
-    assert (digest.size, digest.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert len(data) == await store.put_stream("big", chunks(*pieces), buffers)
     back = [c async for c in store.stream("big", 1_000_000)]
     assert b"".join(back) == data
     assert max(map(len, back)) <= 1_000_000
@@ -112,6 +113,33 @@ async def test_a_failed_stream_stores_nothing(store: ObjectStore) -> None:
         await store.put_stream("broken", broken())
     assert await store.head("broken") is None
     assert await keys(store) == []
+
+
+async def test_failed_and_cancelled_streams_give_their_buffers_back(store: ObjectStore) -> None:
+    buffers = PartBuffers(2)
+
+    async def broken() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b"x" * PART_BYTES
+        raise RuntimeError("client disconnected")
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * PART_BYTES
+            await asyncio.sleep(0)
+
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="disconnected"):
+            await store.put_stream("broken", broken(), buffers)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await store.put_stream("cancelled", endless(), buffers)
+    many = [store.put_stream(f"k{i}", chunks(*[bytes([i]) * PART_BYTES] * 2), buffers) for i in range(5)]
+    async with asyncio.timeout(30):
+        assert [2 * PART_BYTES] * 5 == await asyncio.gather(*many)
+    for i in range(5):
+        assert bytes([i]) * 2 * PART_BYTES == await store.get(f"k{i}")
+    assert await store.head("broken") is None
 
 
 async def test_listing_is_by_prefix_in_key_order(store: ObjectStore) -> None:
@@ -250,7 +278,7 @@ async def test_a_transfer_that_hangs_is_unavailable_and_leaves_no_parts(
     await eventually(no_uploads, within=20)
     with budget(10.0):
         assert await faulty.store.head("c") is None
-        assert (await faulty.store.put_stream("c", chunks(b"x"))).size == 1
+        assert 1 == await faulty.store.put_stream("c", chunks(b"x"))
 
 
 async def test_a_wrong_secret_key_is_refused(request: pytest.FixtureRequest) -> None:

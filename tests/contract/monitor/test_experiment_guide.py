@@ -148,11 +148,18 @@ async def test_named_variants_are_arms_with_their_shares(platform: Platform) -> 
     declared: Any = {"name": "price", "model": "late", "primary": [fw.Metric("conversion", "purchase")]}
     async with fw.Client(**platform.addresses) as client:
         made = await client.start_experiment(fw.Experiment(control="control", treatment="new", **declared))
+        against = {**declared, "name": "holdback"}
+        left = await client.start_experiment(fw.Experiment(treatment="new", **against))
         with pytest.raises(ValueError, match="'old' is not a variant"):
             await client.start_experiment(fw.Experiment(control="old", treatment="new", **declared))
     arms = [(arm.source, arm.release, arm.share) for arm in (made.control, made.treatment)]
     assert [
         (f"{MODEL}/variants/control", f"{MODEL}/releases/1", 10.0),
+        (f"{MODEL}/variants/new", f"{MODEL}/releases/2", 9.0),
+    ] == arms
+    arms = [(arm.source, arm.release, arm.share) for arm in (left.control, left.treatment)]
+    assert [
+        (MODEL, f"{MODEL}/releases/1", 81.0),
         (f"{MODEL}/variants/new", f"{MODEL}/releases/2", 9.0),
     ] == arms
 

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
+from flywheel_common.errors import InvalidPageToken
 from flywheel_common.grpc.channel import from_rpc_error
 from flywheel_monitor.experiments.counting import count_events_once
 from flywheel_monitor.experiments.errors import (
@@ -145,6 +146,23 @@ async def test_named_variants_are_arms(monitor: LocalMonitor) -> None:
     assert [2, 1] == [arm.subjects for arm in tally.arms]
 
 
+async def test_the_champion_without_a_rollout_is_an_arm(monitor: LocalMonitor) -> None:
+    holdback = f"{MODEL}/variants/holdback"
+    await started(monitor, control=Arm(MODEL, RELEASES[1], 90.0), treatment=Arm(holdback, RELEASES[0], 10.0))
+    champion: dict[str, Any] = {"version": 2, "release": 2}
+    await monitor.predicted(
+        predictions(["a", "b", "c"], **champion),
+        predictions(["d"], rollout=holdback),
+        predictions(["e"]),  # another release without a rollout, as before a promotion
+        predictions(["f"], rollout=ROLLOUT, **champion),
+        predictions(["a"], role=SHADOW, **champion),
+    )
+    await monitor.labelled(outcomes(["a", "d"], [2.0, 1.0], name="buy"))
+    tally = await counted(monitor)
+    assert [3, 1] == [arm.subjects for arm in tally.arms]
+    assert [3, 1] == [arm.predictions for arm in tally.arms]
+
+
 async def test_a_concluded_experiment_counts_no_more_and_keeps_its_sums(monitor: LocalMonitor) -> None:
     await started(monitor)
     await monitor.predicted(predictions(["a", "b"], rollout=ROLLOUT))
@@ -184,6 +202,20 @@ async def test_experiments_are_listed_newest_first(monitor: LocalMonitor) -> Non
         with pytest.raises(UnknownExperiment):
             await records.experiment(NAME)
     assert [str(name) for name in names[::-1]] == found
+
+
+async def test_experiments_are_listed_by_the_release_of_their_treatment(monitor: LocalMonitor) -> None:
+    third = f"{MODEL}/releases/3"
+    for i, release in enumerate((RELEASES[1], third, RELEASES[1], third, third)):
+        await started(monitor, ExperimentName("p", "late", f"e{i}"), treatment=Arm(ROLLOUT, release))
+    async with monitor.store.reading() as records:
+        first = await records.experiments(MODEL, 2, "", third)
+        second = await records.experiments(MODEL, 2, first.next_page_token, third)
+        none = await records.experiments(MODEL, 2, "", RELEASES[0])
+        with pytest.raises(InvalidPageToken):
+            await records.experiments(MODEL, 2, first.next_page_token, RELEASES[1])
+    names = [e.name.rpartition("/")[2] for e in (*first.items, *second.items)]
+    assert (["e4", "e3", "e1"], "", []) == (names, second.next_page_token, none.items)
 
 
 async def test_a_comparison_carries_the_verdict_of_its_experiment(monitor: LocalMonitor) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn import metrics
 
+from flywheel_monitor.drift.score_shift import ScoreShift
+from flywheel_monitor.drift.verdict import Verdict
+from flywheel_monitor.models.policy import MonitorPolicy
+from flywheel_monitor.references.reference import ScoreReference
+from flywheel_monitor.windows.span import Span
 from tests.support.builders.monitor import (
     CHALLENGER,
     HOUR_US,
@@ -228,3 +235,36 @@ async def test_compacted_counts_are_read_by_whole_hours(monitor: LocalMonitor) -
     late = predictions(["late"], times=[START_US + HOUR_US])
     await monitor.predicted(late)
     assert 601 == (await monitor.performance()).predictions
+
+
+async def test_vectors_drift_by_their_projections_though_their_norms_stay(monitor: LocalMonitor) -> None:
+    async with monitor.store.transaction() as records:
+        await records.set_policy(MODEL, MonitorPolicy(window_us=HOUR_US, min_predictions=300))
+    rng = np.random.default_rng(9)
+
+    async def window(hour: int, turn: int) -> ScoreShift:
+        vectors = rng.normal(size=(600, 8)) * np.array([4.0] + [0.5] * 7)
+        times = START_US + hour * HOUR_US + np.arange(600) * (HOUR_US // 600)
+        ids = [f"{hour}-{i}" for i in range(600)]
+        await monitor.predicted(
+            predictions(ids, np.roll(vectors, turn, axis=1), kind=VECTOR, times=times.tolist())
+        )
+        start = START_US + hour * HOUR_US
+        return (await monitor.report(start_us=start, end_us=start + HOUR_US)).score
+
+    assert (await window(0, 0)).projections is None
+    version_id = await monitor.version_id()
+    async with monitor.store.transaction() as records:
+        version = await records.version(version_name())
+        assert version is not None
+        counts = await records.window(version, Span(START_US, START_US + HOUR_US))
+        blocks = counts.projection_blocks().sum(axis=0)
+        assert (8, 600) == (len(blocks), int(blocks[3].sum()))
+        first = ScoreReference(*counts.score_moments(), 600, tuple(counts.scores.tolist()))
+        known = replace(first, projections=tuple(map(tuple, blocks.tolist())))
+        await records.set_first_window(version_id, known)
+    same, turned = await window(1, 0), await window(2, 3)
+    assert same.projections is not None and turned.projections is not None
+    assert (Verdict.NO_DRIFT, Verdict.DRIFT) == (same.verdict, turned.verdict)
+    assert "projections" in turned.reason
+    assert abs(turned.shift) < 0.2 and turned.projections.psi > 0.2 > same.projections.psi

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import flywheel as fw
+from flywheel.errors import Unavailable
 from flywheel.mlflow_import import model_id, onnx_file, read_versions
 from flywheel.model_archive import ORIGIN, read_archive
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
@@ -21,6 +22,7 @@ from flywheel_registry.fakes.store import MemoryStore
 from tests.support.builders.onnx_models import constant_half
 from tests.support.builders.registry import ModelClient
 from tests.support.commands import flywheel
+from tests.support.mlflow_answers import MlflowAnswers
 from tests.support.peers.registry import serving_features
 from tests.support.servers.registry import running_memory_registry
 
@@ -184,6 +186,86 @@ async def test_onnx_models_of_mlflow_are_imported(there: fw.Client, tmp_path: Pa
         found.description,
         found.tags["team"],
         found.tags["mlflow_run"],
+    )
+
+
+async def test_models_of_an_mlflow_server_are_imported_once(there: fw.Client) -> None:
+    server = mlflow_answers()
+    with server:
+        arguments = ("import-mlflow", server.url, "--feature-set", "flights")
+        done = await command(there, *arguments)
+        assert 1 == done.exit_code
+        assert "Late Arrivals!/1 -> projects/default/models/late-arrivals/versions/1" in done.output
+        assert "Late Arrivals!/2 skipped It has no ONNX flavor" in done.output
+        found = await there.version_of_alias("late-arrivals", "the-champion")
+        assert ({"auc": 0.75}, "first", "ops", "r1") == (
+            dict(found.metrics),
+            found.description,
+            found.tags["team"],
+            found.tags["mlflow_run"],
+        )
+        before = (await there.search_versions(models=["late-arrivals"])).items
+        done = await command(there, *arguments)
+        assert "Late Arrivals!/1 -> projects/default/models/late-arrivals/versions/1 unchanged" in done.output
+        assert before == (await there.search_versions(models=["late-arrivals"])).items
+
+
+async def test_an_interrupted_import_of_a_model_is_completed(there: fw.Client) -> None:
+    with mlflow_answers() as server:
+        upload = there.upload_artifact
+
+        async def broken(*_arguments: object) -> Any:
+            raise Unavailable("the connection broke off")
+
+        there.upload_artifact = broken  # type: ignore[method-assign]
+        done = await there.import_mlflow(server.url, feature_set="flights")
+        assert {"Late Arrivals!/1", "Late Arrivals!/2"} == set(done.skipped)
+        there.upload_artifact = upload  # type: ignore[method-assign]
+        runs = {"r1": "projects/default/runs/mlflow-1"}
+        done = await there.import_mlflow(server.url, feature_set="flights", training_runs=runs)
+        assert {"Late Arrivals!/1": "projects/default/models/late-arrivals/versions/1"} == done.versions
+        found = await there.version_of_alias("late-arrivals", "the-champion")
+        assert "projects/default/models/late-arrivals/versions/1" == found.name
+        assert model_pb2.ARTIFACT_STATE_READY == found.artifact_state
+
+
+async def test_an_alias_that_was_moved_here_is_not_moved_back(there: fw.Client) -> None:
+    with mlflow_answers() as server:
+        runs = {"r1": "projects/default/runs/mlflow-1"}
+        done = await there.import_mlflow(server.url, feature_set="flights", training_runs=runs)
+        first = done.versions["Late Arrivals!/1"]
+        named = await there.version_of_alias("late-arrivals", "the-champion")
+        assert (first, "projects/default/runs/mlflow-1") == (named.name, named.training_run)
+        server.versions = [*server.versions, {**server.versions[0], "version": "3"}]
+        of_first = server.version_files["Late Arrivals!", 1]
+        server.version_files = {**server.version_files, ("Late Arrivals!", 3): of_first}
+        third = (await there.import_mlflow(server.url, feature_set="flights")).versions["Late Arrivals!/3"]
+        await there.set_alias("the-champion", third)
+        done = await there.import_mlflow(server.url, feature_set="flights")
+        assert {"Late Arrivals!/1": first, "Late Arrivals!/3": third} == done.unchanged
+        assert third == (await there.version_of_alias("late-arrivals", "the-champion")).name
+
+
+def mlflow_answers() -> MlflowAnswers:
+    """A server with two versions: an ONNX model with an alias, and a pickled one."""
+    version = {"name": "Late Arrivals!", "version": "1", "description": "first", "run_id": "r1"}
+    tags = [{"key": "team", "value": "ops"}]
+    metrics = [{"key": "auc", "value": 0.75}, {"key": "loss", "value": "NaN"}]
+    described = (
+        b"artifact_path: model\nflavors:\n  onnx:\n    code: null\n    data: m.onnx\n"
+        b"  python_function:\n    data: no.onnx\n"
+    )
+    return MlflowAnswers(
+        runs=[{"info": {"run_id": "r1"}, "data": {"metrics": metrics}}],
+        models=[{"name": "Late Arrivals!", "aliases": [{"alias": "The_Champion", "version": "1"}]}],
+        versions=[
+            {**version, "tags": tags},
+            {**version, "version": "2", "run_id": "", "description": ""},
+        ],
+        version_files={
+            ("Late Arrivals!", 1): {"MLmodel": described, "m.onnx": constant_half()},
+            ("Late Arrivals!", 2): {"MLmodel": b"flavors:\n  sklearn:\n    data: model.onnx\n"},
+        },
     )
 
 

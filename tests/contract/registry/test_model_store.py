@@ -24,7 +24,12 @@ from flywheel_registry.models.errors import (
 from flywheel_registry.models.model import Model
 from flywheel_registry.models.search import MetricBounds, VersionQuery
 from flywheel_registry.models.version import Artifact, FeatureUse, GoldenRows, ModelVersion
-from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
+from flywheel_registry.policies.gate_policy import (
+    ExperimentRequirement,
+    ExperimentRule,
+    GatePolicy,
+    MetricThreshold,
+)
 from flywheel_registry.policies.rollout_policy import RolloutPolicy
 from flywheel_registry.releases.release import FeaturePolicy, Isotonic, Platt, Release, Temperature
 from flywheel_registry.releases.serving_policy import Placement, RealTimeRule, ServingCost, ServingPolicy
@@ -72,7 +77,9 @@ async def test_models_read_back_and_names_are_unique(store: Store[RolloutRecords
         "why",
         "ann",
         {"a": "b"},
-        GatePolicy((MetricThreshold("auc", min=0.6),), 100),
+        GatePolicy(
+            (MetricThreshold("auc", min=0.6),), 100, 2, ExperimentRule(ExperimentRequirement.SHIP, "e")
+        ),
         RolloutPolicy(alpha=0.1),
         created_at=CREATED_AT,
     )

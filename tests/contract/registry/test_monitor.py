@@ -14,8 +14,9 @@ import pytest
 
 from flywheel_common.grpc.channel import channel
 from flywheel_protos.monitor.v1 import experiment_pb2
+from flywheel_registry.evidence.experiment_verdict import ExperimentVerdict
 from flywheel_registry.fakes.monitor import MemoryMonitor
-from flywheel_registry.rollouts.comparison import Comparison, ExperimentVerdict, Variant
+from flywheel_registry.rollouts.comparison import Comparison, Variant
 from flywheel_registry.rollouts.ports import Monitor
 from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState

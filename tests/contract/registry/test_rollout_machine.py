@@ -28,6 +28,7 @@ from flywheel_registry.releases.release import Release
 from flywheel_registry.rollback.rollback import Rollbacks
 from flywheel_registry.rollouts.comparison import Comparison, Variant
 from flywheel_registry.server import MIGRATIONS
+from flywheel_registry.stages.transitions import Stage
 from flywheel_registry.store.postgres.store import PostgresStore
 from tests.support.builders.rollouts import AT, Simulation
 
@@ -192,6 +193,23 @@ class Oracle:
         self.serve(target)
         return None
 
+    def promote(self, version: int, target: str) -> str | None:
+        """Promote with an override, or return the reason why it is refused."""
+        order = ["STAGING", "CANDIDATE", "PRODUCTION"]
+        stage = self.stages[version]
+        if stage not in order[:2] or order.index(target) <= order.index(stage):
+            return "ILLEGAL_TRANSITION"
+        if self.running is not None:
+            decided = self.version_of[self.running.release] == version
+            if decided or target == "PRODUCTION":
+                return "ROLLOUT_ACTIVE"
+        self.stages[version] = target
+        if target == "PRODUCTION":
+            release = max(number for number, of in self.version_of.items() if of == version)
+            self.stack = [n for n in self.stack if n != release] + [release]
+            self.serve(release)
+        return None
+
     def reject(self, version: int) -> str | None:
         if self.stages[version] in ("PRODUCTION", "REJECTED"):
             return "ILLEGAL_TRANSITION"
@@ -308,6 +326,12 @@ class RolloutMachine(RuleBasedStateMachine):
             self.oracle.end("ABORTED")
         else:
             run.paused = command == "pause"
+
+    @rule(choice=st.integers(0, 4), to_stage=st.sampled_from(["CANDIDATE", "PRODUCTION"]))
+    def promote(self, choice: int, to_stage: str) -> None:
+        version = 1 + choice % len(self.oracle.stages)
+        act = self.simulation.promote(version, Stage(to_stage), override=True)
+        assert self.oracle.promote(version, to_stage) == self.reason_of(act)
 
     @rule(wanted=st.none() | st.integers(0, 4))
     def roll_back(self, wanted: int | None) -> None:

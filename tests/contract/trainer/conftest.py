@@ -19,6 +19,7 @@ from flywheel_common.postgres.pool import create_pool, transaction
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.events.v1.lifecycle_pb2 import DriftDetected, TrainingCompleted
 from flywheel_trainer.api.drift_events import DriftHandler
+from flywheel_trainer.fakes.attempt_access import MemoryAttemptAccess
 from flywheel_trainer.fakes.jobs import MemoryJobs
 from flywheel_trainer.fakes.pipeline_definitions import MemoryPipelineDefinitions
 from flywheel_trainer.fakes.pipelines import MemoryPipelines
@@ -29,6 +30,7 @@ from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.fakes.trials import MemoryTrials
 from flywheel_trainer.jobs.job import JobState
+from flywheel_trainer.jobs.object_access import AttemptAccess
 from flywheel_trainer.jobs.ports import JobStore, Supervision
 from flywheel_trainer.pipelines.cache import StepCache
 from flywheel_trainer.pipelines.definition import PipelineDefinitions
@@ -37,6 +39,7 @@ from flywheel_trainer.policies.decision import Drift
 from flywheel_trainer.policies.ports import PolicyStore
 from flywheel_trainer.runs.ports import RunEdits, RunStore
 from flywheel_trainer.server import MIGRATIONS
+from flywheel_trainer.store.postgres.attempt_access import PostgresAttemptAccess
 from flywheel_trainer.store.postgres.connection import prepare
 from flywheel_trainer.store.postgres.jobs import PostgresJobs
 from flywheel_trainer.store.postgres.pipeline_definitions import PostgresPipelineDefinitions
@@ -67,6 +70,7 @@ class Stores:
     supervise: Callable[[], Awaitable[Supervision]]
     """Takes the lease of the supervisor from its holder."""
     trials: TrialStore
+    access: AttemptAccess
 
 
 def memory_stores() -> Stores:
@@ -97,7 +101,18 @@ def memory_stores() -> Stores:
     trials = MemoryTrials(tracking)
     decide = policies.decide
     return Stores(
-        runs, edits, jobs, pipelines, definitions, pipelines, policies, decide, completed, supervise, trials
+        runs,
+        edits,
+        jobs,
+        pipelines,
+        definitions,
+        pipelines,
+        policies,
+        decide,
+        completed,
+        supervise,
+        trials,
+        MemoryAttemptAccess(tracking),
     )
 
 
@@ -132,7 +147,18 @@ async def postgres_stores(stack: AsyncExitStack, dsn: str) -> Stores:
     pipelines, definitions = PostgresPipelines(pool), PostgresPipelineDefinitions(pool)
     policies, trials = PostgresPolicies(pool), PostgresTrials(pool)
     return Stores(
-        runs, edits, jobs, pipelines, definitions, pipelines, policies, decide, completed, supervise, trials
+        runs,
+        edits,
+        jobs,
+        pipelines,
+        definitions,
+        pipelines,
+        policies,
+        decide,
+        completed,
+        supervise,
+        trials,
+        PostgresAttemptAccess(pool),
     )
 
 

@@ -34,6 +34,7 @@ BUILT = TrainingSet(
     content_hash="f" * 64,
     feature_set=FEATURE_SET,
     extra_columns=(Column("order__weight", "FLOAT64"),),
+    categories={"v__c": ("AA", "BB")},
 )
 
 

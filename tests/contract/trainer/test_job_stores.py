@@ -15,6 +15,7 @@ from flywheel_trainer.jobs.attempt import Attempt, Watch
 from flywheel_trainer.jobs.errors import CancelledOnRequest, JobEnded, UnknownJob
 from flywheel_trainer.jobs.job import FILTER_FIELDS, Job, JobName, JobState
 from flywheel_trainer.jobs.limits import Limits
+from flywheel_trainer.jobs.object_access import Access
 from flywheel_trainer.runs.errors import AttemptEnded, ForeignRun, UnknownExperiment
 from flywheel_trainer.runs.filter_terms import parse_terms
 from flywheel_trainer.runs.metric_points import LoggedPoints
@@ -281,6 +282,32 @@ async def test_jobs_that_read_models_read_back_with_every_field(stores: Any, spe
     (active,) = await (await stores.supervise()).active()
     assert (active.job.spec, active.details) == (spec, details)
     assert (await stores.runs.get_run(job.run)).training_set == spec.training_set
+
+
+async def test_the_access_of_an_attempt_lasts_until_it_ends(stores: Any) -> None:
+    job = await create_job(stores)
+    supervision = await stores.supervise()
+    first, second = Access(("s3://b/in/",), ("s3://b/1",), "s3://b/a"), Access((), ("s3://b/2",), "s3://b/a")
+    await supervision.grant(job.name, 1, first)  # there is no attempt yet
+    await supervision.begin_attempt(job.name, AT)
+    with pytest.raises(AttemptEnded):
+        await stores.access.access_of("job-1-1")
+    await supervision.grant(job.name, 1, first)
+    assert first == await stores.access.access_of("job-1-1")
+    await supervision.end_attempt(job.name, 1, "JOB_LOST", "", AT)
+    await supervision.begin_attempt(job.name, AT)
+    await supervision.grant(job.name, 1, first)
+    await supervision.grant(job.name, 2, second)
+    with pytest.raises(AttemptEnded):
+        await stores.access.access_of("job-1-1")
+    assert second == await stores.access.access_of("job-1-2")
+    newer = await stores.supervise()
+    with pytest.raises(LeaseLost):
+        await supervision.grant(job.name, 2, first)
+    await newer.end(job.name, JobState.CANCELLED, Outcome(False), AT)
+    for attempt in ("job-1-1", "job-1-2", "job-9-1", ""):
+        with pytest.raises(AttemptEnded):
+            await stores.access.access_of(attempt)
 
 
 async def test_a_job_ends_once_together_with_its_run(stores: Any) -> None:

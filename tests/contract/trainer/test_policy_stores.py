@@ -152,7 +152,7 @@ async def test_decisions_are_listed_newest_first_page_by_page(stores: Any) -> No
 
 
 SCHEDULE = Schedule("0 3 * * *", "Europe/Berlin", Misfire.SKIP, timedelta(minutes=7), timedelta(minutes=3))
-CONTINUOUS = Continuous(timedelta(hours=6), timedelta(hours=1), min_rows=100, daily_budget=3)
+CONTINUOUS = Continuous(timedelta(hours=6), timedelta(hours=1), min_rows=100, daily_budget=3, new_rows=50)
 
 
 async def test_policies_with_times_are_listed_with_their_newest_decisions(stores: Any) -> None:
@@ -194,6 +194,28 @@ async def test_a_time_is_decided_once_with_the_run_that_it_starts(stores: Any) -
     (spec,) = [one.spec for one in continuous if one.name != run.name]
     assert (True, 100) == (spec.warm_start_from_champion, spec.min_rows)
     assert await stores.policies.decide_time(PolicyName("q", "late"), Trigger.SCHEDULE, due, AT) is None
+
+
+async def test_rows_of_windows_that_were_not_trained_on_count_again(stores: Any) -> None:
+    policies, day = stores.policies, WINDOW_END.replace(hour=0)
+    counting = Continuous(timedelta(hours=1), daily_budget=2, new_rows=50)
+    await policies.set(policy(continuous=counting), "", b"", AT)
+    starts = []
+    for hour, trains in ((1, True), (2, False), (3, False), (4, True), (5, False)):
+        window = Due(day + timedelta(hours=hour))
+        decision = await policies.decide_time(NAME, Trigger.CONTINUOUS, window, AT)
+        if hour == 5:
+            assert Reason.BUDGET == decision.reason
+            break
+        name = PipelineRunName.parse(decision.pipeline_run)
+        run = await stores.pipelines.get(name)
+        source = ParseDict(dict(run.graph.step("new_rows").spec["spine"]), Spine()).source
+        starts.append(source.start_time.ToDatetime(UTC))
+        if trains:
+            await stores.pipelines.set_fields(name, {"run": "projects/p/runs/r"})
+        await stores.pipelines.finish(name, JobState.SUCCEEDED, "", "", AT)
+    first = day + timedelta(hours=1)
+    assert starts == [first - POLICY.history, first, first, first]
 
 
 async def test_a_failed_run_does_not_consume_the_cooldown(stores: Any) -> None:

@@ -54,6 +54,7 @@ def model_version(**fields: Any) -> dict[str, Any]:
         "golden_inputs": b"i",
         "golden_scores": b"s",
         "parent_version": "",
+        "tags": {},
         "cause_alert": "",
         "pipeline_run": "projects/default/pipelineRuns/run-1",
         **fields,

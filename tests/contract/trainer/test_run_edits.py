@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from flywheel_common.errors import Unavailable
 from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.runs.errors import (
@@ -225,3 +226,61 @@ async def test_runs_are_found_by_every_field_with_and_or_not(runs: Any, edits: A
     }.items():
         for size in (1, 2, 99):
             assert names == await found(runs, order=order, size=size), order
+
+
+async def test_runs_that_were_deleted_long_ago_are_purged(runs: Any, edits: Any) -> None:
+    shared, own = replace(ARTIFACT, sha256="a" * 64), replace(ARTIFACT, sha256="b" * 64)
+    for place, artifacts in enumerate([(shared, own, replace(own, name="again")), (shared,), (), (shared,)]):
+        name = (await create_run(runs, f"run-{place}", artifacts=artifacts)).name
+        await runs.log(name, [point("loss", 1, 0.5)], AT)
+        await end(runs, name)
+    older, newer, kept, restored = (RunName("p", f"run-{place}") for place in range(4))
+    await edits.set_deleted(newer, AT + DAY)
+    await edits.set_deleted(older, AT)
+    await edits.set_deleted(restored, AT)
+    assert [older, restored, newer] == [r.name for r in await edits.deleted_before("p", AT + 2 * DAY, 9)]
+    assert [older] == [r.name for r in await edits.deleted_before("p", AT + 2 * DAY, 1)]
+    assert [] == await edits.deleted_before("p", AT, 9)
+    assert [] == await edits.deleted_before("other", AT + 2 * DAY, 9)
+    await edits.set_deleted(restored, None)
+    removed: list[str] = []
+
+    async def remove(artifacts: Any) -> None:
+        removed.extend(one.sha256 for one in artifacts)
+
+    for name in (kept, restored, newer, RunName("p", "none"), RunName("other", "run-0")):
+        assert not await edits.purge(name, AT + SECOND, remove), name
+    assert [] == removed
+    assert await edits.purge(older, AT + SECOND, remove)
+    assert [own.sha256] == removed, "another run has the shared file"
+    assert await runs.get_run(older) is None
+    assert [] == await edits.deleted_before("p", AT + SECOND, 9)
+    assert 0.5 == (await runs.get_run(newer)).metrics["loss"]
+    again = await create_run(runs, "run-0")
+    assert {} == again.metrics, "its points are gone"
+
+
+async def test_a_run_whose_files_cannot_be_removed_is_not_purged(runs: Any, edits: Any) -> None:
+    name = (await create_run(runs, artifacts=(replace(ARTIFACT, sha256="a" * 64),))).name
+    await end(runs, name)
+    await edits.set_deleted(name, AT)
+
+    async def fail(_artifacts: Any) -> None:
+        raise Unavailable("the object store is away")
+
+    with pytest.raises(Unavailable):
+        await edits.purge(name, AT + SECOND, fail)
+    assert name == (await runs.get_run(name)).name
+
+
+async def test_runs_of_jobs_are_not_purged(stores: Any, runs: Any, edits: Any) -> None:
+    created = job()
+    await stores.jobs.create(created, {}, "", b"", AT)
+    await (await stores.supervise()).end(created.name, JobState.FAILED, Outcome(False, "FAILED"), AT)
+    await edits.set_deleted(created.run, AT)
+    assert [] == await edits.deleted_before("p", AT + DAY, 9)
+
+    async def remove(_artifacts: Any) -> None:
+        raise AssertionError
+
+    assert not await edits.purge(created.run, AT + DAY, remove)

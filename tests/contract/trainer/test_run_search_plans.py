@@ -85,3 +85,17 @@ async def test_a_deep_page_of_an_order_is_read_from_the_index(pool: Any) -> None
         statement, parameters = search.statement("with metric", ["100.0", "run-000000"], 51)
         rows = await connection.fetch(f"EXPLAIN (ANALYZE, COSTS OFF) {RUN_COLUMNS}{statement}", *parameters)
         assert "Sort" not in "\n".join(row[0] for row in rows)
+
+
+async def test_a_bound_of_the_order_limits_what_is_read_from_its_index(pool: Any) -> None:
+    async with pool.acquire() as connection:
+        await connection.execute(_FILL)
+        conditions = parse_filter("metrics.auc<10000")
+        search = RunSearch("p", conditions, parse_order("-metrics.auc") or NEWEST_FIRST, show_deleted=False)
+        statement, parameters = search.statement("with metric", None, 5)
+        rows = await connection.fetch(
+            f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {RUN_COLUMNS}{statement}", *parameters
+        )
+        plan = "\n".join(row[0] for row in rows)
+        (read,) = (line for line in plan.splitlines() if "run_metric_last" in line)
+        assert "rows=5.00 " in read or "rows=5 " in read, plan

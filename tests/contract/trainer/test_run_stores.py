@@ -185,6 +185,11 @@ async def test_runs_are_filtered_and_ordered_page_by_page(runs: Any) -> None:
         assert ["0", "1", "3", "2", "4"] == await found(order="metrics.auc", size=size)
         assert ["3", "1", "0", "4", "2"] == await found(order="-metrics.auc", size=size)
         assert ["3", "1"] == await found("metrics.auc>0.6", "-metrics.auc", size)
+        assert ["0"] == await found("metrics.auc<0.6 AND metrics.auc>=0.5", "metrics.auc", size)
+        assert ["3", "1", "0"] == await found("metrics.auc<0.6 OR metrics.auc>0.6", "-metrics.auc", size)
+        assert ["3", "1"] == await found("max.auc>0.6", "-metrics.auc", size)
+        assert ["1", "3"] == await found("metrics.auc>0.6", "min.auc", size)
+        assert ["0", "4", "2"] == await found("NOT metrics.auc>0.6", "-metrics.auc", size)
     assert ["3", "1"] == await found("params.lr=1 AND metrics.auc>0.6")
     assert ["3", "1", "0"] == await found("metrics.auc>0"), "NaN matches no comparison"
     assert ["4", "3", "2", "1"] == await found("state=RUNNING")

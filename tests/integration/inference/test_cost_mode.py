@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from flywheel_common.kafka import topics
 from flywheel_common.signature import OutputSpec
+from flywheel_common.telemetry.meters import configure_metering
 from flywheel_inference.fallback.choice import CachedPrediction
 from flywheel_protos.events.v1 import prediction_pb2 as events
 from tests.support.builders.inference import MODEL, expected_score
@@ -81,6 +84,31 @@ async def test_the_log_has_the_cost_of_each_prediction(memory_deployment: Memory
     assert costs["cached"] == 0.25
     # A batch of one row has the whole time of the call to the model.
     assert costs["scored"] == pytest.approx(0.25 + scored.timing.model_ms, rel=1e-5)
+
+
+@pytest.fixture
+def measured() -> Iterator[InMemoryMetricReader]:
+    reader = InMemoryMetricReader()
+    metering = configure_metering("test", reader=reader)
+    yield reader
+    metering.close()
+    configure_metering("test")
+
+
+async def test_costs_and_predictions_are_counted_per_model(
+    measured: InMemoryMetricReader, memory_deployment: MemoryDeployment
+) -> None:
+    gateway = await in_cost_mode(memory_deployment, cost={"per_answer": 0.25, "per_model_second": 1000.0})
+    await gateway.predict("UA", as_of=NOW)
+    await gateway.predict("UA", as_of=NOW)
+    scored = await gateway.predict("UA", 100.0, as_of=NOW)
+    data: Any = measured.get_metrics_data()
+    (metrics,) = [scope.metrics for resource in data.resource_metrics for scope in resource.scope_metrics]
+    points = {metric.name: metric.data.data_points for metric in metrics}
+    ((cost,), (count,)) = (points[f"flywheel.inference.{name}"] for name in ("cost", "priced_predictions"))
+    assert cost.attributes == count.attributes == {"flywheel.model": MODEL}
+    assert count.value == 3
+    assert cost.value == pytest.approx(3 * 0.25 + scored.timing.model_ms, rel=1e-5)
 
 
 async def test_without_costs_the_log_has_none(memory_deployment: MemoryDeployment) -> None:

@@ -21,6 +21,8 @@ from tritonclient.utils import InferenceServerException
 
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.kafka import topics
+from flywheel_protos.inference.v1 import inference_pb2
+from flywheel_protos.types.v1 import value_pb2
 from tests.support.builders.inference import MODEL, ORIGINS, expected_score
 from tests.support.servers.inference import Deployment, Gateway, MemoryDeployment
 from tests.support.triton_client import tensor, texts, triton_client
@@ -50,6 +52,31 @@ async def refusal(call: Any) -> tuple[str, str]:
         await call
     error = from_rpc_error(caught.value)
     return error.code.name, error.reason
+
+
+async def test_infer_honours_the_priority_in_the_header(memory_deployment: MemoryDeployment) -> None:
+    # A gateway of one place keeps it for the highest class.
+    shares = {"low_priority_share": 0.0, "normal_priority_share": 0.0}
+    gateway = await serving(memory_deployment, max_in_flight=1, **shares)
+    async with triton_client(gateway) as client:
+        for priority in ("low", "normal", "other"):
+            with pytest.raises(InferenceServerException, match="in flight"):
+                await client.infer(MODEL, flights([1.0]), headers={"flywheel-priority": priority})
+        found = await client.infer(MODEL, flights([1.0]), headers={"flywheel-priority": "HIGH"})
+    assert found.as_numpy("score") is not None
+    metadata = (("flywheel-priority", "high"),)
+    value = value_pb2.Value
+    request = inference_pb2.PredictRequest(
+        model=MODEL,
+        entity_keys={"carrier": value(string_value="UA")},
+        request_fields={"miles": value(double_value=1.0), "origin": value(string_value="JFK")},
+    )
+    assert not (await gateway.stub.Predict(request, metadata=metadata, timeout=5)).degraded
+    # The field of a request counts more than the header.
+    request.priority = inference_pb2.PRIORITY_LOW
+    assert (await refusal(gateway.stub.Predict(request, metadata=metadata, timeout=5)))[
+        0
+    ] == "RESOURCE_EXHAUSTED"
 
 
 async def test_tritonclient_reads_health_metadata_and_index(deployment: Deployment) -> None:

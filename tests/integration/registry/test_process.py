@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,44 +24,7 @@ from tests.support.builders.registry import ModelClient
 from tests.support.eventually import eventually
 from tests.support.peers.registry import FakeMonitor, comparison, running_gateway
 from tests.support.ports import free_port
-
-COMMAND = [sys.executable, "-m", "flywheel_registry"]
-
-
-def environment(settings: RegistrySettings) -> dict[str, str]:
-    values = settings.model_dump()
-    wanted = (
-        "listen",
-        "metrics_listen",
-        "kafka_bootstrap",
-        "s3_endpoint",
-        "s3_bucket",
-        "monitor_address",
-        "tick_seconds",
-        "tick_lease_seconds",
-    )
-    secrets = {
-        "postgres_dsn": settings.dsn,
-        "s3_access_key": settings.s3_access_key.get_secret_value(),
-        "s3_secret_key": settings.s3_secret_key.get_secret_value(),
-    }
-    fields = {name: str(values[name]) for name in wanted} | secrets
-    return {**os.environ, **{f"FLYWHEEL_REGISTRY_{name.upper()}": value for name, value in fields.items()}}
-
-
-def command(env: dict[str, str], verb: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, verb], env=env, capture_output=True, text=True, timeout=60, check=False)
-
-
-@contextmanager
-def process(env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("ab") as out:
-        running = subprocess.Popen([*COMMAND, "serve"], env=env, stdout=out, stderr=out)
-        try:
-            yield running
-        finally:
-            running.kill()
-            running.wait()
+from tests.support.servers.registry_process import command, environment, process
 
 
 async def events_of(kafka: Kafka, topic: str, model: str, count: int) -> list[Any]:

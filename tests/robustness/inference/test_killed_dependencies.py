@@ -1,6 +1,6 @@
 """kill -9 of each dependency of a gateway under load: callers get labelled answers within their deadline.
 
-The rate is 250 calls/s: the load generator, the gateway and its dependencies share two cores here.
+The load generator, the gateway and its dependencies share two cores here.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from tests.robustness.inference.conftest import Platform
 from tests.support.eventually import eventually
 from tests.support.prediction_load import Call, PredictionLoad, outcomes, per_second
 
-RATE = 250.0
-LEAST_RATE = 200.0
+RATE = 500.0
+LEAST_RATE = 400.0
 """Fewer calls before a fault prove nothing."""
 DEADLINE_SECONDS = 1.0
 DOWN_SECONDS = 3.0
@@ -61,7 +61,11 @@ async def test_predictions_are_answered_while_each_dependency_is_killed(platform
                 await eventually(lambda: model_answers(load.calls, 2.0), within=60)
                 calls = load.calls[first:]
                 found = outcomes(calls)
-                assert sum(call.answered for call in calls) >= 0.999 * len(calls), (name, found)
+                answered = sum(call.answered for call in calls)
+                print(
+                    f"{name}: {per_second(calls):.0f}/s, {answered} of {len(calls)} answered, {dict(found)}"
+                )
+                assert answered >= 0.999 * len(calls), (name, found)
                 assert all(call.labelled for call in calls), name
                 assert (found["default"] + found["cached"] > 0) == (name in DEGRADES), (name, found)
         finally:

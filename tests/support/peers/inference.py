@@ -9,6 +9,8 @@ from typing import Any
 
 import grpc
 import numpy as np
+import onnx
+import onnx.numpy_helper
 
 from flywheel_common import columns
 from flywheel_common.signature import FLOAT32, FLOAT64
@@ -56,6 +58,11 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
                 name=FEATURE_SET,
                 version=1,
                 features=["hist:delay", "trip:miles", "route:origin"],
+                schema=[
+                    field(name="hist__delay", data_type=types.DATA_TYPE_FLOAT64),
+                    field(name="trip__miles", data_type=types.DATA_TYPE_FLOAT64),
+                    field(name="route__origin", data_type=types.DATA_TYPE_STRING),
+                ],
                 join_keys=[field(name="carrier", data_type=types.DATA_TYPE_STRING)],
                 request_fields=[
                     field(name="miles", data_type=types.DATA_TYPE_FLOAT64),
@@ -115,6 +122,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self.spec_reads: list[str] = []
         self.reports: list[Any] = []
         self.changed = asyncio.Event()
+        self.chunk_bytes = 100
 
     def want(self, **routing: Any) -> int:
         """Sets the routing of MODEL to these ServingReleases and shares; returns its generation. `variants`:
@@ -165,8 +173,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         if content is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown")
             return
-        for start in range(0, len(content), 100):
-            yield registry_pb2.DownloadArtifactResponse(data=content[start : start + 100])
+        for start in range(0, len(content), self.chunk_bytes):
+            yield registry_pb2.DownloadArtifactResponse(data=content[start : start + self.chunk_bytes])
 
     def release(
         self,
@@ -290,10 +298,35 @@ def feature_server(servicer: Any) -> PeerServer:
     return PeerServer(feature_pb2_grpc.add_FeatureServiceServicer_to_server, servicer)
 
 
-def want_models(registry: RegistryServicer, count: int, weights: tuple[float, ...]) -> list[str]:
-    """Makes the registry want one champion for each of many models; returns their names."""
+def want_large_model(registry: RegistryServicer, number: int, weights: tuple[float, ...], size: int) -> str:
+    """Adds a model whose file has `size` bytes of weights that its graph does not use; returns its name."""
+    (model,) = want_models(registry, 1, weights, first=number, also=True)
+    version = f"{model}/versions/1"
+    file = onnx.load_from_string(registry.artifacts[version, "model.onnx"])
+    ballast = np.random.default_rng(number).random(size // 4, np.float32)
+    file.graph.initializer.append(onnx.numpy_helper.from_array(ballast, "ballast"))
+    content = file.SerializeToString()
+    registry.artifacts[version, "model.onnx"] = content
+    wanted = registry.desired.models[-1]
+    release = model_pb2.ServingRelease.FromString(registry.specs[wanted.champion.digest])
+    (artifact,) = release.model_version.artifacts
+    artifact.size_bytes, artifact.sha256 = len(content), hashlib.sha256(content).hexdigest()
+    wanted.champion.CopyFrom(registry.reference(release))
+    return model
+
+
+def want_models(
+    registry: RegistryServicer,
+    count: int,
+    weights: tuple[float, ...],
+    *,
+    first: int = 0,
+    also: bool = False,
+) -> list[str]:
+    """Makes the registry want one champion for each of many models; returns their names. `also`: beside the
+    models that it wants already."""
     served = []
-    for number in range(count):
+    for number in range(first, first + count):
         model = f"projects/test/models/m{number}"
         release = registry.release(number, weights)
         file = registry.artifacts.pop((release.model_version.name, "model.onnx"))
@@ -301,6 +334,7 @@ def want_models(registry: RegistryServicer, count: int, weights: tuple[float, ..
         release.release.model_version = release.model_version.name = f"{model}/versions/1"
         registry.artifacts[release.model_version.name, "model.onnx"] = file
         served.append(model_pb2.ServingModel(model=model, generation=1, champion=registry.reference(release)))
-    registry.desired = registry_pb2.WatchServingResponse(models=served)
+    before = registry.desired.models if also else ()
+    registry.desired = registry_pb2.WatchServingResponse(models=[*before, *served])
     registry.changed.set()
     return [model.model for model in served]

@@ -91,6 +91,7 @@ class FeatureServer(feature_pb2_grpc.FeatureServiceServicer):
         self.failure: tuple[str, str] | None = None
         self.mode, self.short = training_set_pb2.JOIN_MODE_POINT_IN_TIME, False
         self.build_requests: list[feature_pb2.BuildTrainingSetRequest] = []
+        self.further_sets: dict[str, training_set_pb2.TrainingSet] = {}
 
     async def BuildTrainingSet(self, request: Any, context: Any) -> feature_pb2.BuildTrainingSetResponse:
         await check_known(request.feature_set, {FEATURE_SET: None}, context)
@@ -123,6 +124,9 @@ class FeatureServer(feature_pb2_grpc.FeatureServiceServicer):
         return feature_pb2.GetFeatureSetResponse(feature_set=found)
 
     async def GetTrainingSet(self, request: Any, context: Any) -> feature_pb2.GetTrainingSetResponse:
+        if request.name in self.further_sets:
+            found = self.further_sets[request.name]
+            return feature_pb2.GetTrainingSetResponse(training_set=found)
         if request.name != TRAINING_SET:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such set")
         schema = [
@@ -142,7 +146,13 @@ class FeatureServer(feature_pb2_grpc.FeatureServiceServicer):
             mode=self.mode,
             short_feature_names=self.short,
             extra_columns=["order__weight"],
-            profile=[training_set_pb2.ColumnProfile(name=n) for n in (*COLUMNS, "label")],
+            profile=[
+                training_set_pb2.ColumnProfile(name="v__x"),
+                training_set_pb2.ColumnProfile(name="v__z"),
+                training_set_pb2.ColumnProfile(name="v__c", categories=["AA", "BB"], other_count=0),
+                training_set_pb2.ColumnProfile(name="v__b", categories=["true"], other_count=3),
+                training_set_pb2.ColumnProfile(name="label"),
+            ],
         )
         return feature_pb2.GetTrainingSetResponse(training_set=training_set)
 

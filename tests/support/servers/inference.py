@@ -110,6 +110,7 @@ def settings_for_tests(**changes: Any) -> InferenceSettings:
         # Long limits: the tests check behaviour, and the machine may be busy.
         "batch_cap_seconds": 2.0,
         "default_budget_seconds": 4.0,
+        "max_late_seconds": 0.0,
     }
     return InferenceSettings(**{**values, **changes})
 

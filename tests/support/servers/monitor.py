@@ -26,11 +26,13 @@ from flywheel_monitor.evaluation.report import Report
 from flywheel_monitor.evaluation.report_lookup import find_report
 from flywheel_monitor.fakes.lag import MemoryLag
 from flywheel_monitor.fakes.references import MemoryReferences
+from flywheel_monitor.fakes.replays import NoEventLog, NoScratchStates
 from flywheel_monitor.fakes.store import MemoryStore
 from flywheel_monitor.ingest.batches import IngestCounts, OutcomeColumns, PredictionColumns
 from flywheel_monitor.ingest.ports import ConsumerLag
 from flywheel_monitor.performance.served import ServedPerformance, served_performance
 from flywheel_monitor.permissions import PERMISSIONS, SERVICE
+from flywheel_monitor.replay.replay import Replays
 from flywheel_monitor.server import MIGRATIONS, Records
 from flywheel_monitor.store.postgres.records import PostgresStore
 from flywheel_monitor.store.postgres.versions import VersionCache
@@ -168,7 +170,13 @@ async def listening(store: Store[Any], lag: ConsumerLag | None = None) -> AsyncI
     archive = PredictionArchive(
         store, MemoryObjectStore(), ArchiveSettings("b"), ArchiveMetrics(CollectorRegistry())
     )
-    servicer = MonitorServicer(store=store, archive=archive, lag=lag or MemoryLag(), pane_us=PANE_US)
+    servicer = MonitorServicer(
+        store=store,
+        archive=archive,
+        lag=lag or MemoryLag(),
+        replays=Replays(store, NoEventLog(), NoScratchStates(), skew_us=0),
+        pane_us=PANE_US,
+    )
     async with AsyncExitStack() as stack:
         yield await serving.listening(
             stack,

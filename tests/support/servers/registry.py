@@ -19,7 +19,7 @@ from flywheel_registry.config import RegistrySettings
 from flywheel_registry.fakes.checks import MemoryFeatureSets, MemoryGraphs
 from flywheel_registry.fakes.gateways import MemoryGateways
 from flywheel_registry.fakes.lease import UncontestedLease
-from flywheel_registry.fakes.monitor import MemoryMonitor
+from flywheel_registry.fakes.monitor import MemoryExperiments, MemoryMonitor
 from flywheel_registry.fakes.routing_notifications import MemoryRoutingNotifications
 from flywheel_registry.fakes.store import MemoryStore
 from flywheel_registry.server import Ports, build, wire
@@ -82,6 +82,7 @@ def memory_ports(store: MemoryStore) -> tuple[Ports, Clock]:
         gateways=MemoryGateways(clock),
         notifications=MemoryRoutingNotifications(store),
         monitor=MemoryMonitor(),
+        experiments=MemoryExperiments(),
         graphs=MemoryGraphs(),
         features=MemoryFeatureSets(every={"view__a": Feature(4)}),
         ticker_lease=UncontestedLease(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -16,9 +17,10 @@ from tests.support.servers.trainer import memory_ports, memory_settings
 
 
 class RestartedTrainer:
-    """Keeps its data while it is stopped; its methods block."""
+    """Keeps its data while it is stopped; its methods block. `settings` are those of the trainer."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: Any) -> None:
+        self._settings = settings
         self.ports = memory_ports()
         self._loop = LoopThread()
         self._stack: AsyncExitStack | None = None
@@ -50,7 +52,7 @@ class RestartedTrainer:
     async def _start(self) -> None:
         self._stack = AsyncExitStack()
         server: Server = await wire(
-            memory_settings(listen=self._listen),
+            memory_settings(listen=self._listen, **self._settings),
             self._stack,
             self.ports,
             clock=SystemClock(),

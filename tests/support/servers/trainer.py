@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from flywheel_common.grpc.channel import channel
 from flywheel_common.ids import SequentialIds
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 from flywheel_trainer.config import TrainerSettings
+from flywheel_trainer.fakes.attempt_access import MemoryAttemptAccess, MemorySigner
 from flywheel_trainer.fakes.engine import MemoryEngine
 from flywheel_trainer.fakes.feature import MemoryFeature
 from flywheel_trainer.fakes.jobs import MemoryJobs
@@ -40,6 +41,7 @@ from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tables import MemoryTables
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.fakes.trials import MemoryTrials
+from flywheel_trainer.jobs.object_access import Signer
 from flywheel_trainer.jobs.scoring_ports import ScoringPeers
 from flywheel_trainer.jobs.tokens import AttemptTokens
 from flywheel_trainer.pipelines.ports import PipelineStore
@@ -157,6 +159,8 @@ def memory_ports() -> Ports:
         step_cache=pipelines,
         policies=policies,
         trials=MemoryTrials(tracking),
+        access=MemoryAttemptAccess(tracking),
+        signer=MemorySigner(),
         engine=engine,
         objects=objects,
         tables=MemoryTables(),
@@ -196,12 +200,21 @@ def memory_settings(**changes: Any) -> TrainerSettings:
     return TrainerSettings(**{**values, **changes})
 
 
-async def serve_in_memory(stack: AsyncExitStack) -> MemoryTrainer:
+async def serve_in_memory(
+    stack: AsyncExitStack, *, signer: Signer | None = None, **settings: Any
+) -> MemoryTrainer:
     """A trainer over adapters in memory, without its background tasks."""
     ports = memory_ports()
+    if signer is not None:
+        ports = replace(ports, signer=signer)
     clock = ManualClock(AT)
     server = await wire(
-        memory_settings(), stack, ports, clock=clock, ids=SequentialIds("n"), prometheus=CollectorRegistry()
+        memory_settings(**settings),
+        stack,
+        ports,
+        clock=clock,
+        ids=SequentialIds("n"),
+        prometheus=CollectorRegistry(),
     )
     await server.start()
     server.health.set_ready()

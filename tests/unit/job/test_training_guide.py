@@ -16,10 +16,11 @@ import polars as pl
 from pyarrow import fs
 
 import flywheel as fw
-from flywheel.train_job import PackedJob, pack_job
+from flywheel.train_job import PackedJob, pack_job, train_spec
 from flywheel.tune_job import settings_message
 from flywheel_job import objects
 from flywheel_job.launch import Column, DataSet, LaunchSpec, Source
+from flywheel_job.recipes.sequence.params import checked_params
 from flywheel_job.tuning.driver import Study, conclude
 from flywheel_job.tuning.launch import TuneLaunch
 from flywheel_job.tuning.messages import settings_from_proto
@@ -63,6 +64,27 @@ def test_the_loop_of_the_guide_trains(tmp_path: Path) -> None:
     assert np.mean(losses[-10:]) < 0.2 < np.mean(losses[:10])
 
 
+def test_packages_and_limits_of_the_guide_are_submitted(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(blocks()[0])
+    (tmp_path / "requirements.lock").write_text("six==1.17.0\n")
+    packages, limits = (
+        run_block(block.replace('source="."', f"source={str(tmp_path)!r}")) for block in blocks()[2:4]
+    )
+    spec = train_spec(pack_job(packages), lambda *parts: "/".join(parts))
+    assert "requirements.lock" == spec.code.requirements
+    limited = train_spec(pack_job(limits), lambda *parts: "/".join(parts)).limits
+    assert (21_600, 600, 5) == (limited.timeout.seconds, limited.stall_timeout.seconds, limited.max_attempts)
+
+
+def run_block(block: str) -> fw.TrainJob:
+    """The job that a block makes."""
+    names: dict[str, Any] = {"fw": fw, "training_set": "t"}
+    exec(block, names)
+    job = names["job"]
+    assert isinstance(job, fw.TrainJob)
+    return job
+
+
 def submitted(packed: PackedJob, store: fs.FileSystem, folder: Path) -> LaunchSpec:
     """The launch of a packed job, with its archive and its training set in the store."""
     assert packed.archive is not None
@@ -104,7 +126,7 @@ def tuned(block: str, code: str, tmp_path: Path, **changes: object) -> tuple[Tun
 
 
 def test_the_tuning_job_of_the_guide_finds_a_learning_rate(tmp_path: Path) -> None:
-    loop, tune = blocks()[0], blocks()[2]
+    loop, tune = blocks()[0], blocks()[4]
     # Early stopping asks a Ray actor: tests/robustness/trainer/test_tuning.py.
     launch, trials = tuned(tune, loop, tmp_path, early_stopping=None, max_trials=4)
     [best] = best_trials(trials.load(), launch.settings.objectives)
@@ -113,7 +135,7 @@ def test_the_tuning_job_of_the_guide_finds_a_learning_rate(tmp_path: Path) -> No
 
 
 def test_the_population_of_the_guide_continues_from_checkpoints(tmp_path: Path) -> None:
-    loop, rate, population = blocks()[0], blocks()[3], blocks()[4]
+    loop, rate, population = blocks()[0], blocks()[5], blocks()[6]
     restored = "    restored = ctx.restore(net, optimizer)\n"
     assert loop.count(restored) == 1
     code = loop.replace(restored, restored + textwrap.indent(rate, "    "))
@@ -130,3 +152,4 @@ def test_the_other_job_of_the_guide_can_be_packed() -> None:
     job = names["job"]
     assert isinstance(job, fw.TrainJob)
     pack_job(job)
+    assert checked_params(job.params, job.workers).strategy == "fsdp"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import platform
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -14,12 +15,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 from pyarrow import fs
 
 from flywheel_job import objects
 from flywheel_job.errors import InvalidFunction, InvalidParams, InvalidSource, TrainingFailed
-from flywheel_job.launch import LaunchSpec, Source
+from flywheel_job.launch import DataSet, LaunchSpec, Source
 from flywheel_job.outcome import Outcome
 from flywheel_job.params import parse_params
 from flywheel_job.source.archive import unpack
@@ -253,6 +255,40 @@ def test_a_function_logs_stores_and_exports(tmp_path: Path) -> None:
 
     golden = json.loads(report)["golden"]
     assert np.frombuffer(base64.b64decode(golden["scores"]), "<f4").tolist() == [3.0, 7.0]
+
+
+def test_a_run_records_what_its_result_depends_on(tmp_path: Path) -> None:
+    change = "-a\n+b\n"
+    digest = hashlib.sha256(change.encode()).hexdigest()
+    outcome = job(
+        tmp_path,
+        "def train(ctx):\n    pass\n",
+        data={"train": DataSet("s3://b/t/", content_hash="da" * 32), "other": DataSet("s3://b/o/")},
+        seed=7,
+        provenance={
+            "commit": "c0ffee",
+            "dirty_sha256": digest,
+            "dirty_diff": change,
+            "lock_sha256": "10" * 32,
+        },
+    )
+    found = outcome.environment
+    assert ("7", "da" * 32, "c0ffee", digest, "10" * 32) == tuple(
+        found[name] for name in ("seed", "data.train", "commit", "dirty_sha256", "lock_sha256")
+    )
+    assert outcome.code_version.startswith(f"sha256:{found['source_sha256']} c0ffee+dirty.")
+    assert (platform.python_version(), platform.platform()) == (found["python"], found["platform"])
+    assert torch.cuda.is_available() or "none" == found["gpu"]
+    assert "requirements_sha256" not in found and "data.other" not in found
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    (stored,) = outcome.artifacts
+    assert ("changes.diff", change) == (stored.name, objects.read(store, stored.uri).decode())
+
+
+def test_a_part_of_the_uncommitted_changes_is_not_stored_as_all(tmp_path: Path) -> None:
+    recorded = {"dirty_sha256": "ab" * 32, "dirty_diff": "-a\n"}
+    outcome = job(tmp_path, "def train(ctx):\n    pass\n", provenance=recorded)
+    assert ((), "ab" * 32) == (outcome.artifacts, outcome.environment["dirty_sha256"])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from flywheel_common.fakes.objects import MemoryObjectStore
 from flywheel_monitor.config import MonitorSettings
 from flywheel_monitor.fakes.lag import MemoryLag
 from flywheel_monitor.fakes.references import MemoryReferences
+from flywheel_monitor.fakes.replays import NoEventLog, NoScratchStates
 from flywheel_monitor.fakes.store import MemoryStore
 from flywheel_monitor.server import Ports, wire
 from tests.support.background_faults import Faults
@@ -35,6 +36,8 @@ async def test_each_background_task_works_again_after_an_unexpected_error() -> N
         store=MemoryStore(MemoryReferences(), PANE_US, SystemClock()),
         lag=MemoryLag(),
         objects=MemoryObjectStore(),
+        event_log=NoEventLog(),
+        scratch=NoScratchStates(),
         ready=is_ready,
         lease=lambda _: run_in_this_replica,
         consume_events=for_ever,

@@ -344,3 +344,35 @@ async def test_gauges_show_the_newest_window_and_end_with_the_lease(traffic: Tra
     next_leader.cancel()
     await asyncio.gather(next_leader, return_exceptions=True)
     assert shift() is None, "an ex-leader exports no gauge"
+
+
+async def test_gauges_show_the_estimate_and_how_wrong_it_was(traffic: Traffic) -> None:
+    registry = CollectorRegistry()
+    traffic.evaluator._metrics = EvaluationMetrics(registry)
+
+    def gauge(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(
+            f"flywheel_estimated_performance{name}", {"model_version": VERSION, **labels}
+        )
+
+    await traffic.hour(10)
+    await traffic.hour(11)
+    await traffic.evaluator.pass_once()
+    scores = np.random.default_rng(10).uniform(0.05, 0.95, 200)
+    promised = float(np.maximum(scores, 1 - scores).mean())
+    assert promised == pytest.approx(gauge("", metric="accuracy"), abs=1 / 400)
+    assert gauge("_wrong") is None, "no labels yet"
+    for number in range(11, 16):
+        await traffic.hour(number, labelled=True, n=400)
+    await traffic.evaluator.pass_once()
+    rng = np.random.default_rng(12)
+    scores, labels = rng.uniform(0.05, 0.95, 400), rng.integers(0, 2, 400)
+    right = float(((scores >= 0.5) == (labels == 1)).mean())
+    error = right - float(np.maximum(scores, 1 - scores).mean())
+    assert error == pytest.approx(gauge("_error", metric="accuracy"), abs=1 / 400)
+    loss = -np.where(labels == 1, np.log(scores), np.log(1 - scores)).mean()
+    entropy = -(scores * np.log(scores) + (1 - scores) * np.log(1 - scores)).mean()
+    assert loss - entropy == pytest.approx(gauge("_error", metric="log_loss"), abs=0.02)
+    assert 1.0 == gauge("_wrong"), "labels that do not depend on the scores are worse than promised"
+    traffic.evaluator._metrics.stop()
+    assert gauge("", metric="accuracy") is None and gauge("_wrong") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +11,14 @@ from scipy import stats
 
 from flywheel_monitor.drift import chi_square, psi
 from flywheel_monitor.drift.features import measure
+from flywheel_monitor.drift.score_shift import ScoreShift
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.evaluation.report import Report, report_on
 from flywheel_monitor.models.errors import InvalidPolicy
 from flywheel_monitor.models.feature_rule import Direction, FeatureRule
 from flywheel_monitor.models.policy import WEEK_US, MonitorPolicy
 from flywheel_monitor.performance.quality import Quality
-from flywheel_monitor.references.reference import Reference
+from flywheel_monitor.references.reference import Reference, ScoreReference
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.bins import ColumnReference, FeatureBins
 from flywheel_monitor.windows.counts import WindowCounts
@@ -39,13 +41,33 @@ VERSION = WatchedVersion(1, "v", 1, "m", Reference(COLUMNS), LAYOUT)
 POLICY = MonitorPolicy(seasonal_weeks=1)
 
 
-def window(a: float = 0.0, b: float = 0.0, y: float = 0.5, n: int = N) -> WindowCounts:
-    """n rows: two normal features with these means, and a category with this share of y."""
+def window(
+    a: float = 0.0,
+    b: float = 0.0,
+    y: float = 0.5,
+    n: int = N,
+    *,
+    null: float = 0.0,
+    new: float = 0.0,
+    text: bool = False,
+    frozen: bool = False,
+    score: float = 0.5,
+) -> WindowCounts:
+    """n rows: two normal features with these means, and a category with this share of y; of `a` a share is
+    null, or it is text or frozen, and a share of the categories is new."""
     grid = stats.norm.ppf((np.arange(n) + 0.5) / n)
-    every, scores = np.ones(n, np.bool_), np.full(n, 0.5)
+    every = np.ones(n, np.bool_)
+    scores = score + 0.05 * grid / 3
     shuffled = np.random.default_rng(3).permutation(n)
     category = np.where(shuffled < y * n, "y", "x").astype(object)
-    given = {"a": (grid[shuffled] + a, every), "b": (grid[shuffled] + b, every), "c": (category, every)}
+    category[shuffled < new * n] = "z"
+    first = np.full(n, 0.1) if frozen else grid[shuffled] + a
+    column = np.full(n, "x", object) if text else first
+    given = {
+        "a": (column, shuffled >= null * n),
+        "b": (grid[shuffled] + b, every),
+        "c": (category, every),
+    }
     panes = PaneAccumulator(LAYOUT, 60_000_000)
     ones = np.ones(n, np.int64)
     panes.add_rows(
@@ -105,9 +127,58 @@ def test_too_few_rows_a_week_earlier_change_nothing_and_are_named() -> None:
     assert Verdict.NO_DRIFT == report(window(a=1.0), window(a=1.0, n=500)).verdict
 
 
-def test_bad_data_stays_bad_data() -> None:
-    found = report(window(a=500.0), window(a=500.0))
-    assert (Verdict.DATA_QUALITY, Verdict.DATA_QUALITY) == (verdicts(found)["a"], found.verdict)
+def causes(found: Report) -> dict[str, str]:
+    return {d.feature: d.cause for d in found.features if d.cause}
+
+
+@pytest.mark.parametrize("cause", ["NULL_BURST", "UNIT_CHANGE", "NEW_CATEGORY", "SCHEMA_CHANGE"])
+def test_data_that_was_as_bad_a_week_earlier_is_usual(cause: str) -> None:
+    bad = {
+        "NULL_BURST": {"null": 0.5},
+        "UNIT_CHANGE": {"a": 500.0},
+        "NEW_CATEGORY": {"new": 0.5},
+        "SCHEMA_CHANGE": {"text": True},
+    }[cause]
+    feature = "c" if cause == "NEW_CATEGORY" else "a"
+    alone = report(window(**bad), window())
+    assert {feature: cause} == causes(alone) and Verdict.DATA_QUALITY == alone.verdict
+    assert "against 1 week earlier" in next(d.reason for d in alone.features if d.feature == feature)
+    found = report(window(**bad), window(**bad))
+    assert ({}, Verdict.NO_DRIFT) == (causes(found), found.verdict)
+    assert [] == found.causes and not found.bad_data
+    reason = next(d.reason for d in found.features if d.feature == feature)
+    assert reason.startswith("as 1 week earlier")
+
+
+def test_data_that_is_worse_than_a_week_earlier_is_bad() -> None:
+    assert {"a": "NULL_BURST"} == causes(report(window(null=0.9), window(null=0.4)))
+    assert {} == causes(report(window(null=0.5), window(null=0.4)))
+    few = report(window(null=0.9), window(null=0.9, n=499))
+    assert {"a": "NULL_BURST"} == causes(few)
+
+
+def test_a_usual_frozen_feature_is_usual_and_a_new_one_is_not() -> None:
+    frozen = window(a=0.0, frozen=True)
+    assert {"a": "FROZEN_FEATURE"} == causes(report(frozen, window()))
+    assert {} == causes(report(frozen, frozen))
+
+
+def test_scores_that_were_the_same_a_week_earlier_are_no_drift() -> None:
+    first = ScoreReference(0.3, 0.05, 10_000)
+    version = replace(VERSION, first_window=first)
+
+    def judged(now: WindowCounts, earlier: WindowCounts | None) -> ScoreShift:
+        span = Span(WEEK_US, WEEK_US + 1)
+        return report_on(version, span, now, Quality(), POLICY, earlier=earlier).score
+
+    high, low = window(score=0.6), window(score=0.3)
+    assert Verdict.DRIFT == judged(high, None).verdict
+    assert Verdict.NO_DRIFT == judged(high, high).verdict
+    assert judged(high, high).reason.startswith("as 1 week earlier (")
+    assert judged(high, high).shift == judged(high, None).shift
+    assert (Verdict.DRIFT, True) == (judged(high, low).verdict, "1 week earlier" in judged(high, low).reason)
+    assert Verdict.NO_DRIFT == judged(low, high).verdict
+    assert Verdict.DRIFT == judged(high, window(score=0.6, n=499)).verdict
 
 
 def test_two_windows_are_compared_as_two_samples() -> None:

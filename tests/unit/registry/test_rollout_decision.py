@@ -11,8 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flywheel_monitor.windows.support import covered
+from flywheel_registry.evidence.experiment_verdict import ExperimentVerdict
 from flywheel_registry.policies.rollout_policy import RolloutPolicy, StepOverride
-from flywheel_registry.rollouts.comparison import Comparison, ExperimentVerdict, Variant
+from flywheel_registry.rollouts.comparison import Comparison, Variant
 from flywheel_registry.rollouts.decision import decide
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
 from flywheel_registry.rollouts.verdict import Decision, Verdict

@@ -11,9 +11,10 @@ from itertools import pairwise
 import pytest
 
 from flywheel_registry.events.lifecycle import RolloutChanged
+from flywheel_registry.evidence.experiment_verdict import ExperimentVerdict
 from flywheel_registry.fakes.store import MemoryStore
 from flywheel_registry.policies.rollout_policy import RolloutPolicy, StepOverride
-from flywheel_registry.rollouts.comparison import Comparison, ExperimentVerdict, Variant
+from flywheel_registry.rollouts.comparison import Comparison, Variant
 from flywheel_registry.rollouts.errors import NotAnExperiment
 from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.rollouts.stalls import Stalls

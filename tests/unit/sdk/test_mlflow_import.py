@@ -1,4 +1,4 @@
-"""Import of a folder and of an SQLite file as MLflow 3.17 writes them."""
+"""Import of a folder and of an SQLite file as MLflow 3.17 writes them, and of its answers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from flywheel.tracking.mlflow_import.file_store import read_meta
 from flywheel.tracking.mlflow_import.importing import experiment_id
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_trainer.runs.run import RunName
+from tests.support.mlflow_answers import MlflowAnswers
 from tests.support.servers.restarted_trainer import RestartedTrainer
 
 PARENT, CHILD, BAD, GONE, RUNNING = (f"{digit}" * 32 for digit in "abcde")
@@ -131,20 +132,69 @@ def trainer() -> Iterator[RestartedTrainer]:
     started.close()
 
 
-@pytest.fixture(params=[write_folder, write_sqlite], ids=["folder", "sqlite"])
-def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    make: Callable[[Path], Path] = request.param
-    return make(tmp_path / "store")
+def answers() -> MlflowAnswers:
+    """A server with the runs."""
+    histories = {
+        (uuid, key): [{"key": key, "value": as_json(v), "timestamp": t, "step": s} for t, v, s in points]
+        for uuid, *_, metrics in RUNS
+        for key, points in metrics.items()
+    }
+    runs = [
+        {
+            "info": {
+                "run_id": uuid,
+                "run_uuid": uuid,
+                "run_name": name,
+                "experiment_id": "1",
+                "status": status,
+                "start_time": START_MS,
+                **({} if status == "RUNNING" else {"end_time": END_MS}),
+                "artifact_uri": f"mlflow-artifacts:/1/{uuid}/artifacts",
+                "lifecycle_stage": stage,
+            },
+            "data": {
+                "metrics": [histories[uuid, key][-1] for key in metrics],
+                "params": [{"key": key, "value": value} for key, value in params.items()],
+                "tags": [{"key": key, "value": value} for key, value in tags.items()],
+            },
+        }
+        for uuid, name, status, stage, params, tags, metrics in RUNS
+    ]
+    experiments = [{"experiment_id": "0", "name": "Default"}, {"experiment_id": "1", "name": EXPERIMENT}]
+    return MlflowAnswers(experiments, runs, histories, {PARENT: {"notes/a.txt": b"hello"}})
 
 
-def import_from(trainer: RestartedTrainer, source: Path, *options: str, status: int = 0) -> str:
-    env = {"FLYWHEEL_TRAINER_ADDRESS": trainer.address, "COLUMNS": "300"}
+def as_json(value: float) -> float | str:
+    """A server with a database stores infinities as the largest float."""
+    return "NaN" if math.isnan(value) else as_sql(value)[0]
+
+
+@pytest.fixture
+def server() -> Iterator[MlflowAnswers]:
+    with answers() as started:
+        yield started
+
+
+@pytest.fixture(params=["folder", "sqlite", "server"])
+def source(request: pytest.FixtureRequest, tmp_path: Path, server: MlflowAnswers) -> Path | str:
+    places: dict[str, Callable[[], Path | str]] = {
+        "folder": lambda: write_folder(tmp_path / "store"),
+        "sqlite": lambda: write_sqlite(tmp_path / "store"),
+        "server": lambda: server.url,
+    }
+    return places[request.param]()
+
+
+def import_from(
+    trainer: RestartedTrainer, source: Path | str, *options: str, status: int = 0, **environment: str
+) -> str:
+    env = {"FLYWHEEL_TRAINER_ADDRESS": trainer.address, "COLUMNS": "300", **environment}
     result = CliRunner().invoke(app, ["runs", "import-mlflow", str(source), *options], env=env)
     assert status == result.exit_code, result.output
     return str(result.output)
 
 
-def test_runs_are_imported_with_everything_they_have(trainer: RestartedTrainer, source: Path) -> None:
+def test_runs_are_imported_with_everything_they_have(trainer: RestartedTrainer, source: Path | str) -> None:
     output = import_from(trainer, source)
     assert "3 imported, 0 unchanged, 1 left out" in output
     assert "Of the 2 values of 'auc', the last of each step is kept." in output
@@ -169,7 +219,7 @@ def test_runs_are_imported_with_everything_they_have(trainer: RestartedTrainer, 
         assert {"auc": 1.0} == dict(runs[CHILD].metrics)
 
 
-def test_a_second_import_changes_nothing(trainer: RestartedTrainer, source: Path) -> None:
+def test_a_second_import_changes_nothing(trainer: RestartedTrainer, source: Path | str) -> None:
     import_from(trainer, source)
     with fw.connect(trainer=trainer.address) as client:
         before = client.search_runs()
@@ -180,7 +230,7 @@ def test_a_second_import_changes_nothing(trainer: RestartedTrainer, source: Path
         assert "was RUNNING in MLflow" == run.error_message
 
 
-def test_an_interrupted_import_is_completed(trainer: RestartedTrainer, source: Path) -> None:
+def test_an_interrupted_import_is_completed(trainer: RestartedTrainer, source: Path | str) -> None:
     import_from(trainer, source)
     with fw.connect(trainer=trainer.address) as client:
         complete = client.get_run(f"mlflow-{PARENT}")
@@ -189,6 +239,53 @@ def test_an_interrupted_import_is_completed(trainer: RestartedTrainer, source: P
         reopened.reopen(reopened.heartbeat)
         assert "1 imported, 2 unchanged, 1 left out" in import_from(trainer, source)
         assert complete == client.get_run(f"mlflow-{PARENT}")
+
+
+def test_runs_are_not_ended_while_the_server_does_not_give_a_file(
+    trainer: RestartedTrainer, server: MlflowAnswers
+) -> None:
+    for call in ("runs/search", "metrics/get-history", "artifacts/list", "/get-artifact"):
+        server.refused = {call: 503}
+        assert "503: refused" in import_from(trainer, server.url, status=1)
+    with fw.connect(trainer=trainer.address) as client:
+        assert pb.RUN_STATE_RUNNING == client.get_run(f"mlflow-{PARENT}").state
+        server.refused = {}
+        assert "3 imported, 0 unchanged, 1 left out" in import_from(trainer, server.url)
+        assert ["notes/a.txt"] == [a.name for a in client.get_run(f"mlflow-{PARENT}").artifacts]
+
+
+def test_files_that_the_server_cannot_read_are_named(
+    trainer: RestartedTrainer, server: MlflowAnswers
+) -> None:
+    server.refused = {"artifacts/list": 403}
+    output = import_from(trainer, server.url)
+    for uuid in (PARENT, CHILD, BAD):
+        assert f"Artifacts at mlflow-artifacts:/1/{uuid}/artifacts are not copied" in output
+
+
+def test_names_of_files_are_kept_or_refused(trainer: RestartedTrainer, server: MlflowAnswers) -> None:
+    server.files = {PARENT: {"../a": b"1", "b c/ü.txt": b"2", "b c/d+e=f": b"3", "g": b""}}
+    output = import_from(trainer, server.url)
+    assert "'../a'" in output
+    assert "'b c/ü.txt'" in output
+    with fw.connect(trainer=trainer.address) as client:
+        found = client.get_run(f"mlflow-{PARENT}").artifacts
+        assert {"b c/d+e=f": 1, "g": 0} == {a.name: a.size_bytes for a in found}
+
+
+def test_the_credentials_are_those_of_the_client_of_mlflow(
+    trainer: RestartedTrainer, server: MlflowAnswers
+) -> None:
+    import_from(trainer, server.url, MLFLOW_TRACKING_TOKEN="secret")
+    assert {"Bearer secret"} == server.authorizations
+    server.authorizations.clear()
+    import_from(trainer, server.url, MLFLOW_TRACKING_USERNAME="ada", MLFLOW_TRACKING_PASSWORD="pw")
+    assert {"Basic YWRhOnB3"} == server.authorizations
+
+
+def test_a_url_of_no_server_is_refused(trainer: RestartedTrainer, server: MlflowAnswers) -> None:
+    for url in ("http://127.0.0.1:1", f"{server.url}/other", "https://", "http://user@host/"):
+        assert import_from(trainer, url, status=1)
 
 
 def test_what_is_no_store_is_refused(trainer: RestartedTrainer, tmp_path: Path) -> None:

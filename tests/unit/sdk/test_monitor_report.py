@@ -136,7 +136,7 @@ def test_timelines_leave_gaps_where_a_window_has_no_value() -> None:
     scores = html[html.index("<h3>mean score</h3>") : html.index("<h3>AUC</h3>")]
     assert 3 == scores.count("<circle")
     points = [tuple(map(float, p.split(","))) for p in re.findall(r'points="([^"]*)"', scores)[0].split()]
-    assert [6.0, 360.0, 714.0] == [x for x, _ in points]
+    assert [62.0, 388.0, 714.0] == [x for x, _ in points]
     assert [114.0, 60.0, 6.0] == [y for _, y in points]
 
 

@@ -15,6 +15,7 @@ from flywheel.graph_drawing import drawing
 from flywheel.pipeline_builder import pipelines_in
 from flywheel.pipeline_calls import intervals
 from flywheel_protos.feature.v1 import training_set_pb2
+from flywheel_protos.trainer.v1 import pipeline_graph_pb2 as pb
 from flywheel_protos.trainer.v1 import trainer_pb2
 from flywheel_protos.types.v1 import job_pb2
 
@@ -184,7 +185,8 @@ def test_a_run_is_drawn_below_the_steps_that_it_needs() -> None:
             step("data", started_at=begun, ended_at=ended, message="7 rows"),
             step("a", "data", state=running, started_at=begun, attempt=2),
             step("b", "data", reused_from="projects/p/pipelineRuns/x"),
-            step("c", "a", "b", state=queued),
+            step("unused", "data", message="no value"),
+            step("c", "a", "b", "unused", state=queued),
             step("ok", "c", state=running, waits_for_approval=True),
         ]
     )
@@ -220,3 +222,22 @@ def test_a_graph_scores_with_the_release_that_serves() -> None:
         "score.as_of": {"param": "scheduled_at"},
     } == score["inputs"]
     assert "s3://lake/tonight/" == score["job"]["score"]["table_uri"]
+
+
+@fw.pipeline("by-carrier")
+def by_carrier(p: fw.PipelineBuilder) -> None:
+    data = p.training_set("data", feature_set="late", spine=SPINE)
+    p.train(
+        "train",
+        SPEC,
+        data=data,
+        for_each=data["categories.v__carrier"],
+        at_most=30,
+        values={"train.tabular.label_column": p.item()},
+    )
+
+
+def test_a_fan_out_over_an_output_names_it() -> None:
+    (_, train) = fw.compile_pipeline(by_carrier, "p").graph.steps
+    output = pb.StepOutput(step="data", output="categories.v__carrier")
+    assert train.for_each == pb.FanOut(output=output, at_most=30)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import flywheel as fw
+from flywheel.errors import SourceError
 from flywheel.source_archive import check_function, pack, provenance
-from flywheel.train_job import pack_job
+from flywheel.train_job import pack_job, train_spec
+from flywheel.tune_job import tune_spec
 from flywheel_job.source.archive import unpack
+from flywheel_protos.trainer.v1 import trainer_pb2
 
 
 @pytest.fixture
@@ -161,6 +166,65 @@ def test_a_function_that_cannot_be_called_is_refused_without_running_it(
 def test_functions_that_may_be_callable_are_accepted(folder: Path, code: str) -> None:
     write(folder, {"train.py": code + "\nraise RuntimeError('must not run')\n"})
     check_function(folder, pack(folder), "train.py:train")
+
+
+def spec_of(job: fw.TrainJob) -> trainer_pb2.TrainSpec:
+    return train_spec(pack_job(job), lambda collection, name: f"projects/p/{collection}/{name}")
+
+
+def test_requirements_are_a_file_of_the_source(folder: Path) -> None:
+    write(folder, {"env/requirements.lock": "six==1.17.0\n", "requirements.txt": "torch\n"})
+    job = fw.TrainJob("train.py:train", folder, requirements="env/requirements.lock")
+    assert "env/requirements.lock" == spec_of(job).code.requirements
+    recorded = spec_of(job).code.provenance
+    assert hashlib.sha256(b"six==1.17.0\n").hexdigest() == recorded["lock_sha256"]
+    assert "" == spec_of(fw.TrainJob("train.py:train", folder)).code.requirements
+
+
+@pytest.mark.parametrize("name", ["absent.lock", "ignored.lock", "binary.lock", "../outside.lock"])
+def test_requirements_that_are_not_packed_are_refused(folder: Path, name: str) -> None:
+    write(folder, {".gitignore": "ignored.lock\n", "ignored.lock": "six\n", "../outside.lock": "six\n"})
+    (folder / "binary.lock").write_bytes(b"\xff\xfe")
+    with pytest.raises(SourceError):
+        pack_job(fw.TrainJob("train.py:train", folder, requirements=name))
+
+
+def test_requirements_of_a_job_without_a_source_are_refused() -> None:
+    with pytest.raises(SourceError, match="need a source"):
+        pack_job(fw.TrainJob("flywheel_job.recipes.a:train", None, requirements="requirements.lock"))
+
+
+def test_limits_are_sent_and_absent_ones_left_to_the_trainer(folder: Path) -> None:
+    limited = fw.TrainJob(
+        "train.py:train",
+        folder,
+        timeout=timedelta(hours=2),
+        stall_timeout=timedelta(seconds=1.5),
+        max_attempts=5,
+    )
+    limits = spec_of(limited).limits
+    assert (7200, 1.5, 5) == (
+        limits.timeout.ToTimedelta().total_seconds(),
+        limits.stall_timeout.ToTimedelta().total_seconds(),
+        limits.max_attempts,
+    )
+    unlimited = spec_of(fw.TrainJob("train.py:train", folder)).limits
+    assert not unlimited.HasField("timeout") and not unlimited.HasField("stall_timeout")
+
+
+def test_limits_of_a_tuning_job_come_before_those_of_its_base(folder: Path) -> None:
+    base = fw.TrainJob("train.py:train", folder, timeout=timedelta(seconds=9.5), max_attempts=2)
+    space = {"x": fw.FloatRange(0, 1)}
+    inherited = tune_spec(fw.TuneJob(base, space, minimize="loss"), spec_of(base)).base.limits
+    minute, week = timedelta(minutes=1), timedelta(days=7)
+    own = fw.TuneJob(base, space, minimize="loss", timeout=minute, stall_timeout=week)
+    limits = tune_spec(own, spec_of(base)).base.limits
+    assert (9.5, 2) == (inherited.timeout.ToTimedelta().total_seconds(), inherited.max_attempts)
+    assert (60, 7 * 86_400, 2) == (
+        limits.timeout.ToTimedelta().total_seconds(),
+        limits.stall_timeout.ToTimedelta().total_seconds(),
+        limits.max_attempts,
+    )
 
 
 def test_provenance_has_commit_changes_and_lock(folder: Path) -> None:

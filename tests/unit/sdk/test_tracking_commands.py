@@ -7,6 +7,8 @@ import math
 import struct
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from flywheel.cli.main import app
 from flywheel.errors import NotFound
 from flywheel.tracking.curves import Curve, Series, svg_plot, terminal_plot
 from flywheel.tracking.tensorboard import Event, crc32c, write_events
+from flywheel_trainer.runs.run import RunName
 from tests.support.servers.restarted_trainer import RestartedTrainer
 
 LR = [0.1, 0.01, 0.001]
@@ -120,6 +123,21 @@ def test_the_command_line_edits_deletes_and_restores(trainer: RestartedTrainer, 
     assert run in cli(trainer, "runs", "list")
     cli(trainer, "runs", "edit", run, "--remove-tag", "x")
     assert "x: 1=2" not in cli(trainer, "runs", "show", run)
+
+
+def test_the_command_line_purges_deleted_runs(trainer: RestartedTrainer, tmp_path: Path) -> None:
+    with fw.run("purged", address=trainer.address, spool=tmp_path, system_metrics=False) as run:
+        run.log({"loss": 0.5})
+    cli(trainer, "runs", "delete", run.name)
+    assert "0 runs and 0 bytes removed" in cli(trainer, "runs", "purge", "--older-than", "1d")
+    record = trainer.runs.record(RunName.parse(run.name))
+    assert record.run.deleted_at is not None
+    record.run = replace(record.run, deleted_at=record.run.deleted_at - timedelta(days=2))
+    shown = cli(trainer, "runs", "purge", "--older-than", "1d", "--dry-run")
+    assert all(text in shown for text in (run.name, "1 runs", "would be removed"))
+    assert "1 runs and 0 bytes removed" in cli(trainer, "runs", "purge", "--older-than", "1d")
+    assert run.id not in cli(trainer, "runs", "search", "--deleted")
+    assert "at least one hour" in cli(trainer, "runs", "purge", "--older-than", "10m", status=1)
 
 
 def test_the_command_line_draws_curves(trainer: RestartedTrainer, names: list[str], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from flywheel.tracking.errors import RunFinished, SpoolFull, TrackingError
 from flywheel.tracking.run import MAX_BUFFERED_POINTS
 from flywheel.tracking.spool import Kind, Spool
 from flywheel.tracking.syncing import sync_spools
+from flywheel.tracking.system_metrics import SystemMetrics
 from flywheel.tracking.values import ARTIFACT_PART, MAX_ARTIFACT_NAME, MAX_KEY, MAX_VALUE, METRIC_KEY
 from flywheel_common.signature import FLOAT32, InputSpec, OutputKind, OutputSpec, Signature, TensorSpec
 from flywheel_trainer.fakes.tracking import RunRecord
@@ -331,6 +333,20 @@ def test_metrics_of_the_machine_are_logged(trainer: RestartedTrainer, start: Sta
     found = stored(trainer, run).run.metrics
     assert found["system/cpu_percent"] >= 0
     assert found["system/memory_bytes"] > 1e6
+
+
+@pytest.mark.parametrize(("initialized", "expected"), [(True, {"system/gpu_memory_bytes": 5.0}), (False, {})])
+def test_memory_of_gpus_is_logged_without_starting_cuda(
+    monkeypatch: pytest.MonkeyPatch, initialized: bool, expected: dict[str, float]
+) -> None:
+    cuda = SimpleNamespace(
+        is_initialized=lambda: initialized,
+        device_count=lambda: 2,
+        memory_reserved=lambda device: [2, 3][device],
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))  # type: ignore[arg-type]
+    found = SystemMetrics().read()
+    assert expected == {key: value for key, value in found.items() if "gpu" in key}
 
 
 def test_threads_log_to_one_run(trainer: RestartedTrainer, start: Start) -> None:

@@ -37,6 +37,7 @@ from tests.support.builders.trainer_requests import (
 )
 from tests.support.servers.trainer import MemoryTrainer
 
+DEFAULT_TEACHING = pb.TabularRecipe(task="binary", teacher_weight=0.5, teacher_temperature=2)
 DEFAULT_LIMITS = pb.JobLimits(
     timeout=Duration(seconds=86_400), stall_timeout=Duration(seconds=1800), max_attempts=3
 )
@@ -141,6 +142,7 @@ async def test_runs_are_filtered_and_ordered(trainer: MemoryTrainer) -> None:
 async def test_a_job_is_converted_from_its_submission_to_its_end(trainer: MemoryTrainer) -> None:
     train = train_spec(experiment=f"{P}/experiments/late", tabular=pb.TabularRecipe(weight_column="weight"))
     train.tabular.batch_size, train.tabular.holdout_fraction = 1024, 0.2
+    train.tabular.MergeFrom(DEFAULT_TEACHING)
     train.limits.CopyFrom(DEFAULT_LIMITS)
     expected = pb.Job(
         name=f"{P}/jobs/job-n-000001",
@@ -201,6 +203,7 @@ async def test_a_pipeline_run_is_converted_from_its_start_to_its_end(trainer: Me
     spec.train.CopyFrom(train_spec(experiment=f"{P}/experiments/late"))
     spec.train.training_set = ""
     spec.train.tabular.batch_size, spec.train.tabular.holdout_fraction = 1024, 0.2
+    spec.train.tabular.MergeFrom(DEFAULT_TEACHING)
     spec.train.limits.CopyFrom(DEFAULT_LIMITS)
     queued = job_pb2.JOB_STATE_QUEUED
     expected = pb.PipelineRun(
@@ -305,7 +308,7 @@ async def test_the_times_of_a_policy_are_converted(trainer: MemoryTrainer) -> No
             jitter=Duration(seconds=30),
         ),
         continuous=retraining_pb2.ContinuousRetraining(
-            window=Duration(seconds=3600), delay=Duration(seconds=60), min_rows=7, daily_budget=3
+            window=Duration(seconds=3600), delay=Duration(seconds=60), min_rows=7, daily_budget=3, new_rows=50
         ),
     )
     stored = (await trainer.stub.SetRetrainingPolicy(request)).policy

@@ -95,6 +95,23 @@ async def test_a_graph_is_stored_and_read_back(trainer: MemoryTrainer) -> None:
     assert [found] == list(listed.pipelines)
 
 
+async def test_a_fan_out_over_an_output_has_twenty_instances_by_default(trainer: MemoryTrainer) -> None:
+    data, train, *_ = graph().steps
+    train.for_each.Clear()
+    train.for_each.output.CopyFrom(graph_pb.StepOutput(step=data.id, output="categories.v__c"))
+    given = graph_pb.PipelineGraph(steps=[data, train], params=graph().params)
+    applied = await trainer.stub.ApplyPipeline(apply(given))
+    stored = {step.id: step for step in applied.pipeline.graph.steps}
+    each = stored[train.id].for_each
+    assert (train.for_each.output, 20) == (each.output, each.at_most)
+    assert not (await trainer.stub.ApplyPipeline(apply(applied.pipeline.graph))).created
+    request = pb.StartPipelineRunRequest(parent=P, pipeline=f"{P}/pipelines/weekly")
+    request.params["end"] = "2013-06-01T00:00:00Z"
+    started = await trainer.stub.StartPipelineRun(request)
+    needs = {step.step: list(step.needs) for step in started.pipeline_run.steps}
+    assert needs == {data.id: [], **{f"{train.id}[{i}]": [data.id] for i in range(20)}}
+
+
 async def test_a_run_has_a_step_for_each_instance(trainer: MemoryTrainer) -> None:
     stub = trainer.stub
     await stub.ApplyPipeline(apply(graph()))

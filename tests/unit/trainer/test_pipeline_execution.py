@@ -71,6 +71,52 @@ async def test_the_best_instance_of_a_fan_out_is_selected(machine: Machine) -> N
     assert ("a[1]", "a[0]") == (run.steps[3].output, run.steps[4].output)
 
 
+def fan_out(at_most: int, **fields: Any) -> tuple[GraphStep, ...]:
+    """A step for each element of the value of `a`, the largest of them, and a step after all of them."""
+    each = FanOut(step="a", output="value", at_most=at_most)
+    inputs = {"value": Source(item=True, **fields)}
+    return (
+        GraphStep("b", "work", {"x": 1}, inputs, for_each=each),
+        GraphStep("best", "select", {"step": "b", "output": "value"}),
+        step("end", "best", after=("b",)),
+    )
+
+
+async def test_a_step_runs_for_each_element_of_an_output(machine: Machine) -> None:
+    run = await machine.run(step("a", value=[3, 5, 4]), *fan_out(4))
+    specs = {name: spec for name, spec, _ in machine.work.calls}
+    assert {"b[0]": 3, "b[1]": 5, "b[2]": 4} == {n: s["value"] for n, s in specs.items() if n[0] == "b"}
+    assert {"value": 1, "from_best": 5} == specs["end"]
+    assert set(states(run).values()) == {"S"}
+    assert "no value" == next(one for one in run.steps if one.step == "b[3]").message
+    # A new run with the same graph has the instances of its own list.
+    machine.work.act = lambda begun: {"value": [9] if begun.id == "a" else begun.spec.get("value")}
+    again = await machine.run(step("a"), *fan_out(4))
+    assert ["b[1]", "b[2]", "b[3]"] == [one.step for one in again.steps if one.message == "no value"]
+    assert {"value": 1, "from_best": 9} == machine.work.calls[-1][1]
+
+
+async def test_fields_of_elements_are_values_of_the_instances(machine: Machine) -> None:
+    run = await machine.run(step("a", value=[{"c": 1}, {"c": 2}]), *fan_out(2, field="c"))
+    assert JobState.SUCCEEDED == run.state
+    assert 2 == machine.work.calls[-1][1]["from_best"]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([1, 2, 3], "has 3 elements; at_most is 2"),
+        ("abc", "'abc', which is no list"),
+        ([], "the list of the fan-out is empty"),
+    ],
+)
+async def test_a_list_that_does_not_fit_fails_the_run(machine: Machine, value: Any, words: str) -> None:
+    run = await machine.run(step("a", value=value), *fan_out(2))
+    assert (JobState.FAILED, "MISSING_OUTPUT") == (run.state, run.error_reason)
+    assert words in run.error_message
+    assert ["a"] == [name for name, _, _ in machine.work.calls]
+
+
 async def test_a_failed_step_is_tried_again_with_another_request_id(machine: Machine) -> None:
     def fail_once(begun: Any) -> dict[str, Any]:
         if len(machine.work.calls) < 3:

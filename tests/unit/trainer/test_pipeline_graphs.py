@@ -58,7 +58,23 @@ def test_steps_are_put_into_the_order_of_their_needs() -> None:
         ([step("a", retries=11)], InvalidPipeline, "retries"),
         ([step("a", timeout_seconds=0.5)], InvalidPipeline, "timeout"),
         ([step("a", retry_delay_seconds=90_000.0)], InvalidPipeline, "retry_delay"),
-        ([step("a", for_each=FanOut())], InvalidPipeline, "either values or param"),
+        ([step("a", for_each=FanOut())], InvalidPipeline, "either values or param or output"),
+        ([step("a", for_each=FanOut((1,), step="b"))], InvalidPipeline, "either values or param or output"),
+        ([step("a", for_each=FanOut(step="b", output="value", at_most=9))], MissingInput, "'b'"),
+        ([step("b"), step("a", for_each=FanOut(step="b", output="x", at_most=9))], MissingInput, "b.x"),
+        (
+            [step("b"), step("a", for_each=FanOut(step="b", output="value", at_most=101))],
+            InvalidPipeline,
+            "100",
+        ),
+        (
+            [
+                step("a", for_each=FanOut(step="best", output="value", at_most=9)),
+                step("best", kind="select", spec={"step": "a", "output": "value"}),
+            ],
+            PipelineCycle,
+            "a, best",
+        ),
         ([step("a", for_each=FanOut(tuple(range(101))))], InvalidPipeline, "over 100 values"),
         ([step("a"), step("b", conditions=(Condition("a", "value", "~", 1),))], InvalidPipeline, "operator"),
         (

@@ -8,7 +8,17 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from flywheel_trainer.policies.decision import Reason, Trigger, decide, decide_time
+from flywheel_trainer.encoding.specs import spec_to_json
+from flywheel_trainer.jobs.job import JobState
+from flywheel_trainer.pipelines.graph import Condition
+from flywheel_trainer.policies.decision import (
+    Reason,
+    StartedRun,
+    Trigger,
+    decide,
+    decide_time,
+    trained_until,
+)
 from flywheel_trainer.policies.errors import InvalidPolicy
 from flywheel_trainer.policies.schedule import (
     Continuous,
@@ -21,6 +31,7 @@ from flywheel_trainer.policies.schedule import (
     due_window,
     jitter,
 )
+from flywheel_trainer.policies.triggered_run import Cause, moment, run_for
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import WINDOW_END
 
@@ -131,6 +142,13 @@ def test_a_window_is_due_after_its_end_and_its_delay() -> None:
 
 
 TIME = at("2026-01-01T03:00+00:00")
+
+
+def trained(times: Sequence[datetime]) -> list[StartedRun]:
+    """Runs that trained, by their event times."""
+    return [StartedRun(time, JobState.SUCCEEDED, tracked=True) for time in times]
+
+
 POLICY = build.policy(
     schedule=Schedule("0 3 * * *"), continuous=Continuous(HOUR, daily_budget=2), cooldown=365 * DAY
 )
@@ -152,7 +170,8 @@ POLICY = build.policy(
 def test_a_time_of_the_schedule_is_decided(
     changes: dict[str, object], due: Due, started: Sequence[datetime], active: bool, expected: Reason | None
 ) -> None:
-    assert expected == decide_time(replace(POLICY, **changes), Trigger.SCHEDULE, due, started, active)
+    policy = replace(POLICY, **changes)
+    assert expected == decide_time(policy, Trigger.SCHEDULE, due, trained(started), active)
 
 
 def test_continuous_runs_have_a_budget_of_their_own() -> None:
@@ -161,7 +180,45 @@ def test_continuous_runs_have_a_budget_of_their_own() -> None:
         ([TIME - HOUR, TIME - 2 * HOUR], Reason.BUDGET),
         ([TIME - 10 * HOUR, TIME - 11 * HOUR], Reason.STARTED),
     ):
-        assert expected == decide_time(POLICY, Trigger.CONTINUOUS, Due(TIME), started, False)
+        assert expected == decide_time(POLICY, Trigger.CONTINUOUS, Due(TIME), trained(started), False)
+
+
+def test_runs_with_too_few_new_rows_leave_the_budget() -> None:
+    idle = [StartedRun(TIME - HOUR, JobState.SUCCEEDED), StartedRun(TIME - 2 * HOUR, JobState.SUCCEEDED)]
+    counting = replace(POLICY, continuous=Continuous(HOUR, daily_budget=2, new_rows=50))
+    failed = replace(idle[0], state=JobState.FAILED)
+    for policy, started, expected in (
+        (POLICY, idle, Reason.BUDGET),
+        (counting, idle, Reason.STARTED),
+        (counting, trained([run.event_time for run in idle]), Reason.BUDGET),
+        (counting, [failed, replace(failed, tracked=True)], Reason.BUDGET),
+    ):
+        assert expected == decide_time(policy, Trigger.CONTINUOUS, Due(TIME), started, False)
+
+
+def test_rows_count_from_the_last_window_that_was_trained_on() -> None:
+    started = [
+        *trained([TIME - 9 * HOUR, TIME - 5 * HOUR, TIME + HOUR]),
+        StartedRun(TIME - 4 * HOUR, JobState.SUCCEEDED),
+        StartedRun(TIME - 3 * HOUR, JobState.FAILED, True),
+        StartedRun(TIME - 2 * HOUR, None),
+    ]
+    assert TIME - 5 * HOUR == trained_until(started, TIME)
+    assert trained_until(started[3:], TIME) is None
+    policy = replace(POLICY, history=4 * DAY, continuous=Continuous(HOUR, new_rows=50))
+    start = TIME - 4 * DAY
+    for until, expected in ((None, start), (TIME - DAY, TIME - DAY), (TIME - 9 * DAY, start)):
+        cause = Cause(Trigger.CONTINUOUS, TIME, trained_until=until)
+        graph = run_for(policy, cause, None, spec_to_json).graph
+        source = graph.step("new_rows").spec["spine"]["source"]
+        times = expected.isoformat().replace("+00:00", "Z"), TIME.isoformat().replace("+00:00", "Z")
+        assert times == (source["start_time"], source["end_time"])
+        assert graph.step("training_set").conditions == (Condition("new_rows", "row_count", ">=", 50),)
+        whole = graph.step("training_set").spec["spine"]["source"]
+        assert start.isoformat().replace("+00:00", "Z") == whole["start_time"]
+        assert moment(policy, cause)["trained_until"] == times[0]
+    scheduled = run_for(policy, Cause(Trigger.SCHEDULE, TIME), None, spec_to_json)
+    assert "new_rows" not in [step.id for step in scheduled.graph.steps]
 
 
 def test_a_failed_run_uses_the_budget_and_not_the_cooldown() -> None:

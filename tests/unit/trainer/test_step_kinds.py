@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -196,12 +197,15 @@ async def test_names_of_other_projects_are_refused(
 
 async def test_a_leaking_training_set_fails_its_step(world: World) -> None:
     step = TrainingSetStep(world.feature)
+    known = world.feature.known[TRAINING_SET]
+    world.feature.known[TRAINING_SET] = replace(known, categories={"v__c": ("AA", "BB")})
     built = await world.run(step, feature_set=SET, spine={"file": {}})
     assert {
         "training_set": TRAINING_SET,
         "feature_set": SET,
         "row_count": 7,
         "content_hash": "f" * 64,
+        "categories": {"v__c": ["AA", "BB"]},
     } == built.outputs
     world.feature.known[TRAINING_SET] = TrainingSet(TRAINING_SET, "", (), 7, "f" * 64, SET, naive=True)
     with pytest.raises(FlywheelError) as caught:

@@ -25,6 +25,7 @@ from flywheel_trainer.jobs.job import Job, JobState
 from flywheel_trainer.jobs.kinds import Launch, Preparation
 from flywheel_trainer.jobs.limits import Limits
 from flywheel_trainer.jobs.logs import StoredLogs
+from flywheel_trainer.jobs.object_access import Access
 from flywheel_trainer.jobs.resources import Node, Quota
 from flywheel_trainer.jobs.supervision import INFEASIBLE_SECONDS, Rules, Supervisor
 from flywheel_trainer.jobs.train import TrainKind, TrainSettings
@@ -81,7 +82,7 @@ class World:
 
     def restart(self, kind: Any = None) -> None:
         """Another supervisor, which remembers nothing, takes the lease."""
-        kind = kind or TrainKind(None, None, None, TrainSettings("b", "python", "trainer:7103", 1.0))  # type: ignore[arg-type]
+        kind = kind or TrainKind(None, None, None, None, TrainSettings("b", "python", "trainer:7103", 1.0))  # type: ignore[arg-type]
         rules = Rules(
             "b",
             "python",
@@ -147,6 +148,15 @@ async def test_an_attempt_gets_its_files_its_command_and_its_token(world: World)
     assert "exec python -m flywheel_job.launcher s3://b/jobs/p/job-1/logs/driver 1 -- " in started.command
     assert started.command.endswith(" s3://b/jobs/p/job-1/attempts/1/spec.json")
     assert {"TOKEN": "job-1-1"} == started.environment
+    assert world.tracking.access["job-1-1"] == Access(
+        reads=("s3://b/ts",),
+        writes=(
+            "s3://b/jobs/p/job-1/attempts/1",
+            "s3://b/jobs/p/job-1/logs",
+            "s3://b/jobs/p/job-1/checkpoints",
+        ),
+        artifacts="s3://b/artifacts",
+    )
     assert b'"trainer:7103"' in await world.objects.get("jobs/p/job-1/attempts/1/spec.json")
 
 
@@ -205,7 +215,7 @@ async def test_an_unexpected_error_of_one_job_ends_it_and_not_the_supervisor(wor
 
     await world.submit("2")
     await world.tick()
-    world.restart(Broken(None, None, None, TrainSettings("b", "python", "", 1.0)))  # type: ignore[arg-type]
+    world.restart(Broken(None, None, None, None, TrainSettings("b", "python", "", 1.0)))  # type: ignore[arg-type]
     await ended(world, EngineJob(EngineState.FAILED))
     assert (await world.job()).state is JobState.RUNNING
     await world.tick(9)
@@ -500,7 +510,7 @@ async def test_the_log_of_a_launcher_that_could_not_start_is_stored(world: World
 
 async def test_a_launch_is_a_function_of_the_job() -> None:
     """A launch that is repeated after a crash writes the same files and the same command."""
-    kind = TrainKind(None, None, None, TrainSettings("b", "python", "", 1.0))  # type: ignore[arg-type]
+    kind = TrainKind(None, None, None, None, TrainSettings("b", "python", "", 1.0))  # type: ignore[arg-type]
     first, second = (kind.launch(JOB, DETAILS, 2) for _ in range(2))
     assert isinstance(first, Launch)
     assert first == second
@@ -517,7 +527,7 @@ class Prepared(TrainKind):
     """A kind whose attempts wait for `preparation`, and whose commands get a variable of its own."""
 
     def __init__(self) -> None:
-        super().__init__(None, None, None, TrainSettings("b", "python", "", 1.0))  # type: ignore[arg-type]
+        super().__init__(None, None, None, None, TrainSettings("b", "python", "", 1.0))  # type: ignore[arg-type]
         self.preparation = Preparation(message="joins the features")
         self.launched: list[Mapping[str, Any]] = []
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_protos.trainer.v1 import purge_pb2
 from flywheel_protos.trainer.v1 import tracking_pb2 as tracking
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from tests.support.builders.trainer_requests import P, create_run
@@ -139,3 +142,54 @@ async def test_an_artifact_that_differs_from_its_announcement_is_refused(trainer
     await trainer.stub.UpdateRun(pb.UpdateRunRequest(name=run, artifacts=uri))
     request = tracking.DownloadRunArtifactRequest(run=run, artifact="secret")
     assert "UNKNOWN_RUN_ARTIFACT" == await reason(trainer.stub.DownloadRunArtifact(request).read())
+
+
+def advance_to(trainer: MemoryTrainer, after: timedelta) -> None:
+    """Move the clock of the trainer to a time after now: objects have the time of this machine."""
+    trainer.clock.advance((datetime.now(UTC) + after - trainer.clock.now()).total_seconds())
+
+
+async def test_deleted_runs_are_purged_with_their_files(trainer: MemoryTrainer) -> None:
+    async def ended(request_id: str) -> str:
+        name = (await trainer.stub.CreateRun(create_run(request_id))).run.name
+        await trainer.stub.UploadRunArtifact(parts(target(name), CONTENT))
+        await trainer.stub.UpdateRun(pb.UpdateRunRequest(name=name, state=pb.RUN_STATE_FAILED))
+        return str(name)
+
+    async def purge(**fields: Any) -> tuple[list[str], int]:
+        request = purge_pb2.PurgeRunsRequest(parent=P, deleted_for=Duration(seconds=7200), **fields)
+        answer = await trainer.stub.PurgeRuns(request)
+        return list(answer.runs), answer.artifact_bytes
+
+    async def files() -> int:
+        return len([info async for info in trainer.ports.objects.list("")])
+
+    first, second, shown = [await ended(name) for name in "abc"]
+    for name in (first, second):
+        await trainer.stub.DeleteRun(tracking.DeleteRunRequest(name=name))
+    assert ([], 0) == await purge()
+    advance_to(trainer, timedelta(hours=3))
+    assert ([first, second], 2 * len(CONTENT)) == await purge(dry_run=True)
+    assert ([first], 0) == await purge(page_size=1), "another run has its file"
+    assert "UNKNOWN_RUN" == await reason(trainer.stub.RestoreRun(tracking.RestoreRunRequest(name=first)))
+    await trainer.stub.DeleteRun(tracking.DeleteRunRequest(name=shown))
+    assert ([second], 0) == await purge()
+    assert 1 == await files()
+    advance_to(trainer, timedelta(hours=6))
+    assert ([shown], len(CONTENT)) == await purge()
+    assert 0 == await files()
+    short = purge_pb2.PurgeRunsRequest(parent=P, deleted_for=Duration(seconds=60))
+    assert "INVALID_PURGE" == await reason(trainer.stub.PurgeRuns(short))
+
+
+async def test_a_file_that_is_being_uploaded_again_is_not_removed(trainer: MemoryTrainer) -> None:
+    name = (await trainer.stub.CreateRun(create_run())).run.name
+    await trainer.stub.UploadRunArtifact(parts(target(name), CONTENT))
+    await trainer.stub.UpdateRun(pb.UpdateRunRequest(name=name, state=pb.RUN_STATE_FAILED))
+    advance_to(trainer, -timedelta(hours=2))
+    await trainer.stub.DeleteRun(tracking.DeleteRunRequest(name=name))
+    advance_to(trainer, timedelta(0))
+    request = purge_pb2.PurgeRunsRequest(parent=P, deleted_for=Duration(seconds=3600))
+    answer = await trainer.stub.PurgeRuns(request)
+    assert ([name], 0) == (list(answer.runs), answer.artifact_bytes)
+    assert 1 == len([info async for info in trainer.ports.objects.list("")])

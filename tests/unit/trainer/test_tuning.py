@@ -167,7 +167,7 @@ async def test_a_schedule_must_ascend(trainer: MemoryTrainer) -> None:
 
 
 KIND = TuneKind(
-    TrainKind(None, None, None, TrainSettings("b", "python", "h:1", 1.5))  # type: ignore[arg-type]
+    TrainKind(None, None, None, None, TrainSettings("b", "python", "h:1", 1.5))  # type: ignore[arg-type]
 )
 DETAILS = {"uri": "s3://b/t", "columns": [["v__x", "FLOAT64"]], "warm_start": None}
 

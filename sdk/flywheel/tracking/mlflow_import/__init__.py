@@ -1,1 +1,1 @@
-"""Import of the runs of an MLflow tracking folder or SQLite file, without MLflow."""
+"""Import of the runs of an MLflow tracking folder, SQLite file or server, without MLflow."""

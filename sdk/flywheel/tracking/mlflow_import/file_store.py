@@ -6,7 +6,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from flywheel.tracking.mlflow_import.source import SourcePoint, SourceRun, local_path
+from flywheel.tracking.mlflow_import.source import (
+    SourcePoint,
+    SourceRun,
+    files_below,
+    local_artifacts,
+    local_path,
+)
 
 _META = "meta.yaml"
 _STATUS = {"1": "RUNNING", "2": "SCHEDULED", "3": "FINISHED", "4": "FAILED", "5": "KILLED"}
@@ -54,7 +60,7 @@ class FileStore:
 
     def metrics(self, run: SourceRun) -> Iterator[tuple[str, Sequence[SourcePoint]]]:
         folder = self._folders[run.uuid] / "metrics"
-        for file in _files(folder):
+        for file in files_below(folder):
             points = []
             for number, line in enumerate(file.read_text().splitlines(), 1):
                 parts = line.split()
@@ -65,6 +71,9 @@ class FileStore:
                 except (ValueError, IndexError) as error:
                     raise ValueError(f"{file}:{number} is no point of a metric: {line[:80]!r}.") from error
             yield file.relative_to(folder).as_posix(), points
+
+    def artifacts(self, run: SourceRun) -> Iterator[tuple[str, Path]]:
+        return local_artifacts(run)
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -101,9 +110,5 @@ def _scalar(text: str) -> str:
 
 
 def _texts(folder: Path) -> dict[str, str]:
-    return {file.relative_to(folder).as_posix(): file.read_text() for file in _files(folder)}
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files of a folder; a key with slashes is in folders of its own."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    # A key with slashes is in folders of its own.
+    return {file.relative_to(folder).as_posix(): file.read_text() for file in files_below(folder)}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from flywheel.errors import FlywheelError, NotFound
 from flywheel.tracking.errors import TrackingError
 from flywheel.tracking.mlflow_import.file_store import FileStore
-from flywheel.tracking.mlflow_import.source import Source, SourcePoint, SourceRun
+from flywheel.tracking.mlflow_import.rest import MlflowServer
+from flywheel.tracking.mlflow_import.server_store import ServerStore
+from flywheel.tracking.mlflow_import.source import ArtifactsElsewhere, Source, SourcePoint, SourceRun
 from flywheel.tracking.mlflow_import.sqlite_store import SqliteStore
 from flywheel.tracking.run_calls import RunCalls
 from flywheel.tracking.values import check_artifact_name, check_metric_key, texts
@@ -22,6 +26,7 @@ NOTES_TAG, PARENT_TAG = "mlflow.note.content", "mlflow.parentRunId"
 MAX_NOTES = 64 * 1024
 POINTS_PER_CALL = 20_000
 _ID = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+Item = TypeVar("Item")
 _STATES = {
     "FINISHED": trainer_pb2.RUN_STATE_SUCCEEDED,
     "FAILED": trainer_pb2.RUN_STATE_FAILED,
@@ -42,11 +47,19 @@ class Imported:
     """Sentences about what could not be imported."""
 
 
-def open_source(path: Path) -> Source:
-    """A tracking folder, or the SQLite file of a server. Raises ValueError."""
+def open_source(place: str | Path) -> Source:
+    """A tracking folder, the SQLite file of a server, or a server by its URL. Raises ValueError."""
+    if is_url(place):
+        return ServerStore(MlflowServer(str(place)))
+    path = Path(place)
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
     return FileStore(path) if path.is_dir() else SqliteStore(path)
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether this is the URL of a server, not a path."""
+    return str(place).startswith(("http://", "https://"))
 
 
 def experiment_id(name: str) -> str:
@@ -72,7 +85,8 @@ async def import_runs(
     A run that MLflow has as RUNNING is left out, because MLflow does not notice the end of a process; with
     `include_running` it is imported as CANCELLED.
     """
-    runs = {run.uuid: run for run in source.runs() if not run.deleted}
+    found = await asyncio.to_thread(lambda: list(source.runs()))
+    runs = {run.uuid: run for run in found if not run.deleted}
     for run in _parents_first(runs):
         if run.status not in _STATES and not include_running:
             yield Imported(run.uuid, "", False, [f"It is {run.status}: import it again when it has ended."])
@@ -107,7 +121,7 @@ class _Import:
                 return Imported(self._run.uuid, self._name, False)
         except NotFound:
             await self._create()
-        for key, points in self._source.metrics(self._run):
+        async for key, points in _in_thread(self._source.metrics(self._run)):
             await self._log(key, points)
         await self._upload()
         await self._end()
@@ -178,19 +192,19 @@ class _Import:
             )
 
     async def _upload(self) -> None:
-        folder = self._run.artifacts
-        if folder is None or not folder.is_dir():
-            if self._run.artifact_uri and folder is None:
-                self._problems.append(f"The artifacts are at {self._run.artifact_uri}: they are not copied.")
-            return
-        for path in _files(folder):
-            name = path.relative_to(folder).as_posix()
-            try:
-                await self._client.upload_run_artifact(self._name, check_artifact_name(name), path)
-            except (TrackingError, FlywheelError) as error:
-                if not isinstance(error, TrackingError) and error.retryable:
-                    raise
-                self._problems.append(str(error))
+        try:
+            async for name, path in _in_thread(self._source.artifacts(self._run)):
+                await self._upload_one(name, path)
+        except ArtifactsElsewhere as error:
+            self._problems.append(str(error))
+
+    async def _upload_one(self, name: str, path: Path) -> None:
+        try:
+            await self._client.upload_run_artifact(self._name, check_artifact_name(name), path)
+        except (TrackingError, FlywheelError) as error:
+            if not isinstance(error, TrackingError) and error.retryable:
+                raise
+            self._problems.append(str(error))
 
     async def _end(self) -> None:
         state = _STATES.get(self._run.status)
@@ -204,6 +218,8 @@ class _Import:
         await self._client.trainer.UpdateRun(end)
 
 
-def _files(folder: Path) -> list[Path]:
-    """The files of a folder; a link could lead out of it."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+async def _in_thread(items: Iterator[Item]) -> AsyncIterator[Item]:
+    """The items of an iterator that waits for a disk or a server."""
+    end = object()
+    while (item := await asyncio.to_thread(next, items, end)) is not end:
+        yield item  # type: ignore[misc]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from flywheel.tracking.mlflow_import.source import SourcePoint, SourceRun, local_path
+from flywheel.tracking.mlflow_import.source import SourcePoint, SourceRun, local_artifacts, local_path
 
 _RUNS = """
 SELECT r.run_uuid, e.name, r.name, r.status, r.lifecycle_stage, r.start_time, r.end_time, r.artifact_uri
@@ -28,7 +28,10 @@ class SqliteStore:
     def __init__(self, file: Path) -> None:
         self._file = file
         try:
-            self._database = sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)
+            # One import reads it, from several threads in turn.
+            self._database = sqlite3.connect(
+                f"{file.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False
+            )
             self._database.execute("SELECT run_uuid FROM runs LIMIT 1")
         except sqlite3.Error as error:
             raise ValueError(f"{file} is no SQLite file of MLflow: {error}.") from error
@@ -59,6 +62,9 @@ class SqliteStore:
                 key,
                 [SourcePoint(step, _value(value, is_nan), time) for _, step, value, is_nan, time in points],
             )
+
+    def artifacts(self, run: SourceRun) -> Iterator[tuple[str, Path]]:
+        return local_artifacts(run)
 
     def close(self) -> None:
         self._database.close()

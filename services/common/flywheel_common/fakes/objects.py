@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from datetime import UTC, datetime
 
 from flywheel_common.storage.objects import CHUNK_BYTES, Digest, ObjectInfo, check_key, object_not_found
+from flywheel_common.storage.part_buffers import PartBuffers
 
 
 class MemoryObjectStore:
@@ -22,9 +23,17 @@ class MemoryObjectStore:
         self._objects[check_key(key)] = (bytes(data), datetime.now(UTC))
         return Digest(len(data), hashlib.sha256(data).hexdigest())
 
-    async def put_stream(self, key: str, chunks: AsyncIterable[bytes]) -> Digest:
+    async def put_stream(
+        self, key: str, chunks: AsyncIterable[bytes], buffers: PartBuffers | None = None
+    ) -> int:
         check_key(key)
-        return await self.put(key, b"".join([chunk async for chunk in chunks]))
+        source, parts, ended = aiter(chunks), [], False
+        buffers = buffers or PartBuffers(1)
+        while not ended:
+            body, ended = await buffers.filled(source)
+            parts.append(bytes(body))
+            buffers.give_back()
+        return (await self.put(key, b"".join(parts))).size
 
     async def get(self, key: str) -> bytes:
         found = self._objects.get(check_key(key))

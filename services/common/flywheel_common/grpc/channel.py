@@ -21,7 +21,7 @@ from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.grpc.unready_calls import UnaryCall
 from flywheel_common.telemetry.traces import tracing
 
-__all__ = ["ClientTls", "channel", "from_rpc_error"]
+__all__ = ["ClientTls", "channel", "channel_credentials", "from_rpc_error"]
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,15 @@ def _connect(address: str, tls: ClientTls | None, options: list[tuple[str, Any]]
         return grpc.aio.insecure_channel(address, options=options)
     if tls.server_name:
         options.append(("grpc.ssl_target_name_override", tls.server_name))
+    return grpc.aio.secure_channel(address, channel_credentials(tls), options=options)
+
+
+def channel_credentials(tls: ClientTls) -> grpc.ChannelCredentials:
+    """What gRPC needs, read from the files. Raises OSError."""
     read = [
         path.read_bytes() if path is not None else None for path in (tls.ca_file, tls.key_file, tls.cert_file)
     ]
-    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(*read), options=options)
+    return grpc.ssl_channel_credentials(*read)
 
 
 class _Channel(grpc.aio.Channel):

@@ -38,7 +38,7 @@ class Pipeline:
     """Wraps the handlers of a service.
 
     `deadlines` overrides the default budget in seconds per full method name; None = unbounded. Streams have
-    no default budget.
+    no default budget. `request_bytes` has smaller limits than `max_message_bytes` per full method name.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Pipeline:
         max_message_bytes: int,
         default_deadline_seconds: float = 30.0,
         deadlines: Mapping[str, float | None] | None = None,
+        request_bytes: Mapping[str, int] | None = None,
     ) -> None:
         self._authenticator = authenticator
         self._permissions = permissions
@@ -63,10 +64,14 @@ class Pipeline:
         self._max_bytes = max_message_bytes
         self._default_deadline = default_deadline_seconds
         self._deadlines = deadlines or {}
+        self._request_bytes = request_bytes or {}
 
     def wrap(self, method: str, handler: Any) -> Any:
         """The wrapped handler of a full method name, for all four kinds of RPC."""
-        parse = handler.request_deserializer or bytes
+        parse = _Parse(
+            handler.request_deserializer or bytes,
+            min(self._max_bytes, self._request_bytes.get(method, self._max_bytes)),
+        )
         if handler.request_streaming:
             behavior = handler.stream_stream if handler.response_streaming else handler.stream_unary
         else:
@@ -87,18 +92,18 @@ class Pipeline:
             )
         return make(wrapped, request_deserializer=None, response_serializer=handler.response_serializer)
 
-    def _single(self, method: str, behavior: Any, parse: Any, request_streaming: bool) -> Any:
+    def _single(self, method: str, behavior: Any, parse: _Parse, request_streaming: bool) -> Any:
         default = self._deadlines.get(method, None if request_streaming else self._default_deadline)
-        mutates = _carries_request_id(parse)
+        mutates = _carries_request_id(parse.parse)
 
         async def answer(raw: Any, context: Any) -> Any:
             state = _Running(method, request_streaming)
             try:
                 call = await self._enter(state, context)
                 if request_streaming:
-                    request = self._parsed(raw, parse)
+                    request = parse.each(context)
                 else:
-                    request = state.request = self._parse(raw, parse)
+                    request = state.request = parse(raw)
                     if mutates:
                         call.request_id = getattr(request, "request_id", "")
                 if call.deadline is None and default is not None:
@@ -113,7 +118,7 @@ class Pipeline:
 
         return answer
 
-    def _streaming(self, method: str, behavior: Any, parse: Any, request_streaming: bool) -> Any:
+    def _streaming(self, method: str, behavior: Any, parse: _Parse, request_streaming: bool) -> Any:
         yields = inspect.isasyncgenfunction(behavior)
 
         async def answers(raw: Any, context: Any) -> AsyncIterator[Any]:
@@ -121,9 +126,9 @@ class Pipeline:
             try:
                 call = await self._enter(state, context)
                 if request_streaming:
-                    request = self._parsed(raw, parse)
+                    request = parse.each(context)
                 else:
-                    request = state.request = self._parse(raw, parse)
+                    request = state.request = parse(raw)
                     call.request_id = getattr(request, "request_id", "")
                 produced = behavior(request, context)
                 if yields or hasattr(produced, "__aiter__"):
@@ -172,24 +177,6 @@ class Pipeline:
         state.admitted = True
         return call
 
-    def _parse(self, raw: bytes, parse: Any) -> Any:
-        if len(raw) > self._max_bytes:
-            raise MessageTooLarge(
-                f"The request has {len(raw)} bytes, the limit is {self._max_bytes}: split it.",
-                limit_bytes=self._max_bytes,
-            )
-        try:
-            return parse(raw)
-        except (DecodeError, ValueError):
-            raise MalformedRequest(
-                "The bytes are not the request message of this method: "
-                "check that client and server use the same protos.",
-            ) from None
-
-    async def _parsed(self, raw: AsyncIterator[bytes], parse: Any) -> AsyncIterator[Any]:
-        async for message in raw:
-            yield self._parse(message, parse)
-
     async def _fail(self, state: _Running, error: BaseException, context: Any) -> None:
         """Ends the call with the status of the error. Always raises."""
         if isinstance(error, asyncio.CancelledError):
@@ -231,6 +218,40 @@ class Pipeline:
                 trace_id=call.traceparent[3:35],
                 reason=state.reason,
             )
+
+
+class _Parse:
+    """Parses the requests of a method; refuses one above `limit_bytes` before that."""
+
+    __slots__ = ("limit_bytes", "parse")
+
+    def __init__(self, parse: Any, limit_bytes: int) -> None:
+        self.parse = parse
+        self.limit_bytes = limit_bytes
+
+    def __call__(self, raw: bytes) -> Any:
+        if len(raw) > self.limit_bytes:
+            raise MessageTooLarge(
+                f"The request has {len(raw)} bytes, the limit is {self.limit_bytes}: split it.",
+                limit_bytes=self.limit_bytes,
+            )
+        try:
+            return self.parse(raw)
+        except (DecodeError, ValueError):
+            raise MalformedRequest(
+                "The bytes are not the request message of this method: "
+                "check that client and server use the same protos.",
+            ) from None
+
+    async def each(self, context: Any) -> AsyncIterator[Any]:
+        """The parsed messages of a stream.
+
+        They are read one by one: the iterator of gRPC, and a variable here, would keep a message until the
+        next one is asked for, also while the call waits.
+        """
+        while (raw := await context.read()) is not grpc.aio.EOF:
+            taking, raw = [self(raw)], None
+            yield taking.pop()
 
 
 class _Running:

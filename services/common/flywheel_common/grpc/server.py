@@ -25,9 +25,11 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from flywheel_common.config import ServiceSettings, split_address
 from flywheel_common.grpc import health as health_module
+from flywheel_common.grpc.accepting import Acceptors
 from flywheel_common.grpc.admission import Admission
 from flywheel_common.grpc.auth import AUTHENTICATED, Authenticator, Permissions, authenticator
 from flywheel_common.grpc.health import Health
+from flywheel_common.grpc.overload import LimitedHandlers, LoadLimit
 from flywheel_common.grpc.pipeline import Pipeline
 from flywheel_common.process.supervision import RESTARTS, RestartRule
 from flywheel_common.process.worker import PortTaken, Worker
@@ -37,6 +39,7 @@ from flywheel_common.telemetry.traces import tracing
 
 log = get_logger(__name__)
 
+Metadata = tuple[tuple[str, str | bytes], ...]
 AddServicer = Callable[[Any, Any], None]
 _REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
 _REFLECTION_METHOD = f"/{_REFLECTION}/ServerReflectionInfo"
@@ -64,9 +67,13 @@ class Server(Worker):
         restarts: RestartRule = RESTARTS,
         authenticate: Callable[[Authenticator], Authenticator] = lambda selected: selected,
         options: Sequence[tuple[str, int]] = (),
+        never_refused: Callable[[Metadata], bool] = lambda _: False,
+        request_bytes: Mapping[str, int] | None = None,
     ) -> None:
         """`authenticate` may wrap the authenticator that the settings select, for tokens of the service's
-        own. `options` are further gRPC channel arguments."""
+        own. `options` are further gRPC channel arguments. `request_bytes` has smaller limits than
+        `settings.max_message_bytes` per full method name. Calls whose metadata is `never_refused` are parsed
+        also while the event loop is late."""
         super().__init__(settings, registry=registry, restarts=restarts)
         self.health = Health(full_service_names)
         self.methods: list[str] = []
@@ -88,18 +95,39 @@ class Server(Worker):
             max_message_bytes=settings.max_message_bytes,
             default_deadline_seconds=settings.default_deadline_seconds,
             deadlines=deadlines,
+            request_bytes=request_bytes,
         )
         self._server = grpc.aio.server(
             interceptors=tuple(interceptors), options=[*_options(settings), *options]
         )
+        load_limit = self.load_limit = LoadLimit(settings.max_concurrent_rpcs, settings.max_late_seconds)
+        self._limited = settings.max_late_seconds > 0
+        self._acceptors: Acceptors | None = None
+        self._handlers: list[grpc.GenericRpcHandler] = []
+
+        def limited(service: str, handlers: Mapping[str, Any]) -> grpc.GenericRpcHandler:
+            return LimitedHandlers(
+                service,
+                handlers,
+                load_limit,
+                lambda method: metrics.observe(method, grpc.StatusCode.RESOURCE_EXHAUSTED.name, 0.0),
+                never_refused,
+            )
+
         for add, servicer in servicers:
-            add(servicer, _Registrar(self._server, self._pipeline, self.methods))
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+            add(servicer, _Registrar(self._pipeline, self.methods, self._handlers, limited))
+        health_pb2_grpc.add_HealthServicer_to_server(
+            self.health, _Registrar(None, [], self._handlers, grpc.method_handlers_generic_handler)
+        )
         if settings.reflection:
             names = (*full_service_names, health_module.SERVICE_NAME, _REFLECTION)
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-                reflection_aio.ReflectionServicer(names), _Registrar(self._server, self._pipeline, [])
+                reflection_aio.ReflectionServicer(names),
+                _Registrar(self._pipeline, [], self._handlers, grpc.method_handlers_generic_handler),
             )
+        self._server.add_generic_rpc_handlers(tuple(self._handlers))
+        if self._limited:
+            self.add_background("load limit", load_limit.run)
         self._drained = False
         if readiness is not None:
             self.add_background("readiness", lambda: self._watch(readiness))
@@ -120,6 +148,8 @@ class Server(Worker):
             await super().stop()
             raise PortTaken(address, "listen")
         await self._server.start()
+        if self._limited:
+            self._acceptors = Acceptors(self._server, self._handlers, self.load_limit.backlog)
         log.info(
             "serving", address=f"{split_address(address)[0]}:{self.port}", metrics_port=self.metrics_port
         )
@@ -136,6 +166,8 @@ class Server(Worker):
         """Refuses new calls, lets running ones finish within `grace_seconds`, and closes."""
         self.health.drain()
         await self._server.stop(self._settings.grace_seconds)
+        if self._acceptors is not None:
+            await self._acceptors.ended()
         if self._rpc_log is not None:
             self._rpc_log.flush()
         await super().stop()
@@ -154,22 +186,31 @@ class Server(Worker):
 
 
 class _Registrar:
-    """Takes the place of the server in generated `add_…Servicer_to_server` functions; wraps every handler."""
+    """Takes the place of the server in generated `add_…Servicer_to_server` functions; wraps every handler, if
+    there is a pipeline, and adds to `methods` and `found`."""
 
-    def __init__(self, server: grpc.aio.Server, pipeline: Pipeline, methods: list[str]) -> None:
-        self._server = server
+    def __init__(
+        self,
+        pipeline: Pipeline | None,
+        methods: list[str],
+        found: list[grpc.GenericRpcHandler],
+        make: Callable[[str, Mapping[str, Any]], grpc.GenericRpcHandler],
+    ) -> None:
         self._pipeline = pipeline
         self._methods = methods
+        self._found = found
+        self._make = make
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Does nothing: the same handlers come by name in `add_registered_method_handlers`."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         wrapped = {
-            name: self._pipeline.wrap(f"/{service}/{name}", handler) for name, handler in handlers.items()
+            name: handler if self._pipeline is None else self._pipeline.wrap(f"/{service}/{name}", handler)
+            for name, handler in handlers.items()
         }
         self._methods.extend(f"/{service}/{name}" for name in handlers)
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
+        self._found.append(self._make(service, wrapped))
 
 
 def _options(settings: ServiceSettings) -> list[tuple[str, int]]:

@@ -25,6 +25,7 @@ from flywheel_common.errors import FlywheelError
 from flywheel_common.process.supervision import BackgroundFailed
 from flywheel_common.process.worker import EXIT_CRASH, EXIT_DEPENDENCY, PortTaken, Worker
 from flywheel_common.telemetry.logs import configure_logs, get_logger
+from flywheel_common.telemetry.meters import configure_metering
 from flywheel_common.telemetry.traces import configure_telemetry
 
 S = TypeVar("S", bound=ServiceSettings)
@@ -66,12 +67,14 @@ def main(service_name: str, settings: type[S] | S, build: Build[S]) -> NoReturn:
 async def run(service_name: str, settings: S, build: Build[S]) -> None:
     """`main` without the process around it: for tests and embedding."""
     tracing = configure_telemetry(f"flywheel-{service_name}", settings.otlp_endpoint, settings.trace_ratio)
+    metering = configure_metering(f"flywheel-{service_name}", settings.otlp_endpoint)
     try:
         async with AsyncExitStack() as stack:
             process = await build(settings, stack)
             await process.run_until_signal()
     finally:
         await asyncio.to_thread(tracing.close)
+        await asyncio.to_thread(metering.close)
 
 
 def _freeze_after(build: Build[S]) -> Build[S]:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from flywheel_common.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from flywheel_common.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 
 
 class ObjectNotFound(NotFound):
@@ -31,3 +37,10 @@ class S3Refused(FailedPrecondition):
 
     reason = "S3_REFUSED"
     remedy = "Check the bucket and the access key in the settings of the service."
+
+
+class StreamTooSlow(ResourceExhausted):
+    """The bytes of an upload came too slowly while other uploads waited for a buffer."""
+
+    reason = "STREAM_TOO_SLOW"
+    remedy = "Retry with backoff; an upload in parts goes on where it was."

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Protocol
 
 from flywheel_common.storage.errors import InvalidObjectKey, ObjectNotFound
+from flywheel_common.storage.part_buffers import PartBuffers
 
 CHUNK_BYTES = 1024 * 1024
 
@@ -42,7 +43,15 @@ class ObjectStore(Protocol):
 
     async def put(self, key: str, data: bytes) -> Digest: ...
 
-    async def put_stream(self, key: str, chunks: AsyncIterable[bytes]) -> Digest: ...
+    async def put_stream(
+        self, key: str, chunks: AsyncIterable[bytes], buffers: PartBuffers | None = None
+    ) -> int:
+        """Store chunks and return their size in bytes; nothing is visible before the end of `chunks`.
+
+        `buffers` bounds what several streams hold together; without, the stream holds one part. Raises
+        StreamTooSlow while others wait for a buffer.
+        """
+        ...
 
     async def get(self, key: str) -> bytes: ...
 

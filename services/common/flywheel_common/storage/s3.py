@@ -24,13 +24,12 @@ from flywheel_common.storage.objects import (
     check_key,
     object_not_found,
 )
-from flywheel_common.storage.sliced_body import SlicedBody
+from flywheel_common.storage.part_buffers import PartBuffers
+from flywheel_common.storage.s3_multipart import MultipartUpload
 from flywheel_common.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-PART_BYTES = 5 * 1024 * 1024
-"""The smallest part that S3 accepts: each `put_stream` holds one."""
 CLEAN_UP_SECONDS = 60.0
 """Timeout for removing the parts of a failed upload."""
 CLOSE_SECONDS = 2.0
@@ -114,45 +113,17 @@ class S3ObjectStore:
             await self._client.put_object(Bucket=self._bucket, Key=self._at(key), Body=data)
         return Digest(len(data), hashlib.sha256(data).hexdigest())
 
-    async def put_stream(self, key: str, chunks: AsyncIterable[bytes]) -> Digest:
-        at, sha, size, buffer = self._at(key), hashlib.sha256(), 0, SlicedBody()
-        upload: str | None = None
-        parts: list[dict[str, Any]] = []
-        where = {"Bucket": self._bucket, "Key": at}
-
-        async def send_part() -> None:
-            nonlocal upload
-            async with _request(key):
-                if upload is None:
-                    upload = (await self._client.create_multipart_upload(**where))["UploadId"]
-                number = len(parts) + 1
-                answer = await self._client.upload_part(
-                    **where, UploadId=upload, PartNumber=number, Body=buffer
-                )
-            buffer.clear()
-            parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-
+    async def put_stream(
+        self, key: str, chunks: AsyncIterable[bytes], buffers: PartBuffers | None = None
+    ) -> int:
+        where = {"Bucket": self._bucket, "Key": self._at(key)}
+        sent = MultipartUpload(self._client, where, lambda: _request(key), buffers or PartBuffers(1))
         try:
-            async for chunk in chunks:
-                sha.update(chunk)
-                size += len(chunk)
-                buffer += chunk
-                if len(buffer) >= PART_BYTES:
-                    await send_part()
-            if upload is None:
-                await self.put(key, bytes(buffer))
-            else:
-                if buffer:
-                    await send_part()
-                async with _request(key):
-                    await self._client.complete_multipart_upload(
-                        **where, UploadId=upload, MultipartUpload={"Parts": parts}
-                    )
+            return await sent.store(chunks)
         except BaseException:
-            if upload is not None:
-                self._remove_later(key, {**where, "UploadId": upload})
+            if sent.upload is not None:
+                self._remove_later(key, {**where, "UploadId": sent.upload})
             raise
-        return Digest(size, sha.hexdigest())
 
     async def get(self, key: str) -> bytes:
         async with _request(key):
@@ -176,7 +147,9 @@ class S3ObjectStore:
                     chunk = await body.read(chunk_bytes)
                 if not chunk:
                     return
-                yield chunk
+                # Not kept while its reader works.
+                taking, chunk = [chunk], b""
+                yield taking.pop()
 
     async def head(self, key: str) -> ObjectInfo | None:
         async with _request(key):

@@ -49,9 +49,15 @@ class ProtoCall:
         "variant",
     )
 
-    def __init__(self, request: pb.PredictRequest, event_times: EventTimeBound, variant: str = "") -> None:
-        """Raises EventTimeOutOfRange for an `as_of` that is unset or after now + max_clock_skew,
-        MessageTooLarge, InvalidText."""
+    def __init__(
+        self,
+        request: pb.PredictRequest,
+        event_times: EventTimeBound,
+        variant: str = "",
+        priority: int = pb.PRIORITY_UNSPECIFIED,
+    ) -> None:
+        """`priority`: of a request that has none. Raises EventTimeOutOfRange for an `as_of` that is unset or
+        after now + max_clock_skew, MessageTooLarge, InvalidText."""
         self.size_bytes = request.ByteSize()
         if self.size_bytes > MAX_PREDICT_BYTES:
             raise MessageTooLarge(
@@ -61,7 +67,7 @@ class ProtoCall:
             )
         self.model = request.model
         self.variant = variant
-        self.priority: int = request.priority
+        self.priority: int = request.priority or priority
         self.subject = check_text(request.subject, "subject")
         self.prediction_id = check_text(request.prediction_id, "prediction_id")
         self.include_features = request.include_features

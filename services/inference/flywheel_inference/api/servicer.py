@@ -14,6 +14,7 @@ from flywheel_common.grpc.auth import PROMOTE, require_role
 from flywheel_inference.api.convert_requests import ProtoCall, outcome_rows
 from flywheel_inference.api.convert_responses import to_response, to_result, to_status_response
 from flywheel_inference.api.counted_stream import counted_stream
+from flywheel_inference.api.priority_header import priority_of
 from flywheel_inference.api.row_answers import RowAnswers
 from flywheel_inference.outcomes.recorder import OutcomeRecorder
 from flywheel_inference.prediction.bulk import BulkPredictor
@@ -59,7 +60,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._event_times = event_times
 
     async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
-        call = ProtoCall(request, self._event_times, forced_variant(call_metadata()))
+        metadata = call_metadata()
+        call = ProtoCall(request, self._event_times, forced_variant(metadata), priority_of(metadata))
         return to_response(await self._predictor.predict(call))
 
     async def BatchPredict(self, request: pb.BatchPredictRequest, context: Any) -> pb.BatchPredictResponse:

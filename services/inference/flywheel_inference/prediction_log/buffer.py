@@ -13,7 +13,7 @@ from collections import deque
 from itertools import islice
 
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_inference.prediction_log.ports import LogSink
+from flywheel_inference.prediction_log.ports import Costs, LogSink
 from flywheel_inference.prediction_log.rows import Group, LogRecord, LogRows
 
 log = get_logger(__name__)
@@ -32,8 +32,11 @@ class PredictionLog:
         max_rows: int = 50_000,
         max_bytes: int = 256 * 1024 * 1024,
         retry_seconds: float = 0.5,
+        costs: Costs | None = None,
     ) -> None:
+        """`costs` counts the costs of all rows, also of those that are dropped."""
         self._sink = sink
+        self._costs = costs
         self._flush_seconds = flush_seconds
         self._flush_rows = flush_rows
         self._max_rows = max_rows
@@ -59,6 +62,8 @@ class PredictionLog:
         """Adds rows without waiting. Drops and counts them when the buffer is full."""
         count = len(rows.requests)
         size = rows.size_bytes
+        if self._costs is not None and rows.costs is not None:
+            self._costs.add(rows.spec.model, float(rows.costs.sum()), count)
         if self.held + count > self._max_rows or self._bytes + size > self._max_bytes:
             self.dropped_count += count
             return

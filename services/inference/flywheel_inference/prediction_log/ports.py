@@ -8,6 +8,14 @@ from typing import Protocol
 from flywheel_inference.prediction_log.rows import LogRecord, LogRows
 
 
+class Costs(Protocol):
+    """Counts what predictions cost."""
+
+    def add(self, model: str, total: float, predictions: int) -> None:
+        """Adds predictions of a model and their costs together, without waiting."""
+        ...
+
+
 class LogSink(Protocol):
     """Stores the prediction log. Keeps records in the order of `publish`. Equal ids are stored as often as
     they are published; consumers dedupe."""

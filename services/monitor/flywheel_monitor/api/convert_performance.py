@@ -26,6 +26,9 @@ def performance_to_proto(p: ServedPerformance) -> monitor_pb2.Performance:
         mean_absolute_error=p.quality.mean_absolute_error,
         r2=p.quality.r2,
         cost_mean=p.cost_mean,
+        average_precision=p.quality.average_precision,
+        auc_error=p.quality.auc_error,
+        log_loss_error=p.quality.log_loss_error,
         score_mean=p.score_mean,
         latency_p50_ms=p.latency_p50_ms,
         latency_p99_ms=p.latency_p99_ms,
@@ -33,11 +36,11 @@ def performance_to_proto(p: ServedPerformance) -> monitor_pb2.Performance:
         fallback_rate=p.fallback_rate,
         first_event=timestamp(p.first_event_us),
         last_event=timestamp(p.last_event_us),
-        estimate=None if p.estimate is None else _estimate(p.estimate),
+        estimate=None if p.estimate is None else estimate_to_proto(p.estimate),
     )
 
 
-def _estimate(found: Estimate) -> PerformanceEstimate:
+def estimate_to_proto(found: Estimate) -> PerformanceEstimate:
     labelled = found.labelled
     return PerformanceEstimate(
         auc=found.expected.auc,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
+from flywheel_monitor.api.convert_performance import estimate_to_proto
 from flywheel_monitor.api.timestamps import timestamp
 from flywheel_monitor.drift.distribution import Distribution
 from flywheel_monitor.drift.features import FeatureDrift
 from flywheel_monitor.evaluation.report import Report
 from flywheel_monitor.evaluation.report_lookup import Distributions
-from flywheel_protos.monitor.v1 import distribution_pb2, monitor_pb2
+from flywheel_protos.monitor.v1 import distribution_pb2, monitor_pb2, projection_drift_pb2
 
 
 def feature_to_proto(d: FeatureDrift) -> monitor_pb2.FeatureDrift:
@@ -58,6 +61,10 @@ def report_to_proto(report: Report) -> monitor_pb2.DriftReport:
         label_mean=report.quality.label_mean,
         label_shift=report.label_shift,
         late_predictions=report.late_predictions,
+        estimate=None if report.estimate is None else estimate_to_proto(report.estimate),
+        projections=None
+        if score.projections is None
+        else projection_drift_pb2.ProjectionDrift(**asdict(score.projections)),
         causes=report.causes,
         labelled=report.quality.labelled,
         auc=report.quality.auc,

@@ -18,7 +18,7 @@ from flywheel_monitor.experiments.errors import VerdictRequired
 from flywheel_monitor.experiments.experiment import ExperimentVerdict
 from flywheel_monitor.experiments.ports import Experiments
 from flywheel_monitor.experiments.report import judge
-from flywheel_monitor.models.names import ExperimentName, ModelName
+from flywheel_monitor.models.names import ExperimentName, ModelName, ReleaseName
 from flywheel_protos.monitor.v1 import experiment_pb2 as pb
 
 
@@ -54,8 +54,9 @@ class ExperimentMethods:
         self, request: pb.ListExperimentsRequest, context: Any
     ) -> pb.ListExperimentsResponse:
         model, size = str(ModelName.parse(request.parent)), page_size(request.page_size)
+        treatment = str(ReleaseName.parse(request.treatment_release)) if request.treatment_release else ""
         async with self._store.reading() as records:
-            page = await records.experiments(model, size, request.page_token)
+            page = await records.experiments(model, size, request.page_token, treatment)
         return pb.ListExperimentsResponse(
             experiments=map(experiment_to_proto, page.items), next_page_token=page.next_page_token
         )

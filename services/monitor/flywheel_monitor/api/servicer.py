@@ -23,6 +23,7 @@ from flywheel_monitor.api.convert_performance import performance_to_proto
 from flywheel_monitor.api.convert_policies import policy_from_proto, policy_to_proto
 from flywheel_monitor.api.convert_reports import distributions_to_proto, report_to_proto
 from flywheel_monitor.api.experiment_methods import ExperimentMethods
+from flywheel_monitor.api.replay_methods import ReplayMethods
 from flywheel_monitor.api.timestamps import micros_of, timestamp
 from flywheel_monitor.archive.prediction_archive import PredictionArchive
 from flywheel_monitor.comparison.errors import InvalidMode
@@ -39,6 +40,7 @@ from flywheel_monitor.ingest.ports import ConsumerLag, IngestStatus
 from flywheel_monitor.models.lookup import existing_policy
 from flywheel_monitor.models.names import AlertName, ModelName
 from flywheel_monitor.performance.served import PerformanceRecords, served_performance
+from flywheel_monitor.replay.replay import Replays
 from flywheel_protos.monitor.v1 import distribution_pb2, monitor_pb2_grpc
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
 
@@ -54,13 +56,22 @@ class ApiRecords(
     """What the RPCs read and change."""
 
 
-class MonitorServicer(AlertSinkMethods, ExperimentMethods, monitor_pb2_grpc.MonitorServiceServicer):
+class MonitorServicer(
+    AlertSinkMethods, ExperimentMethods, ReplayMethods, monitor_pb2_grpc.MonitorServiceServicer
+):
     def __init__(
-        self, *, store: Store[ApiRecords], archive: PredictionArchive, lag: ConsumerLag, pane_us: int
+        self,
+        *,
+        store: Store[ApiRecords],
+        archive: PredictionArchive,
+        lag: ConsumerLag,
+        replays: Replays,
+        pane_us: int,
     ) -> None:
         self._store = store
         self._archive = archive
         self._lag = lag
+        self._replays = replays
         self._pane_us = pane_us
 
     async def _mutate(

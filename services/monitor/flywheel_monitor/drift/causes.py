@@ -32,14 +32,18 @@ class Cause(StrEnum):
 
 
 def cause_of(
-    bins: FeatureBins, counts: Ints, moments: tuple[float, float] | None, rate: float
+    bins: FeatureBins,
+    counts: Ints,
+    moments: tuple[float, float] | None,
+    rate: float,
+    against: Ints | None = None,
 ) -> tuple[Cause, str] | None:
     """The cause and why, or None for good data. `moments`: the mean's shift and the standard deviation, both
     in reference standard deviations (`WindowCounts.moments`). `rate` is the share of rows that is bad
-    data."""
-    reference = bins.reference_counts
-    malformed = int(counts[bins.regular + Special.MALFORMED]) / max(1, int(counts.sum()))
-    if malformed > rate:
+    data. `against`: the counts [size] whose shares are the reference's, None: those of the training set."""
+    reference = bins.reference_counts if against is None else against
+    malformed = _malformed_rate(bins, counts)
+    if malformed - _malformed_rate(bins, reference) > rate:
         return Cause.SCHEMA_CHANGE, f"{malformed:.0%} of values have another type than in the reference"
     missing = null_rate(bins, counts)
     if missing - null_rate(bins, reference) > rate:
@@ -60,6 +64,10 @@ def cause_of(
     if factor is not None:
         return Cause.UNIT_CHANGE, f"all values are about {factor:.3g} times those of the reference"
     return None
+
+
+def _malformed_rate(bins: FeatureBins, counts: Ints) -> float:
+    return int(counts[bins.regular + Special.MALFORMED]) / max(1, int(counts.sum()))
 
 
 def _unit_factor(bins: FeatureBins, mean_shift: float, spread: float) -> float | None:

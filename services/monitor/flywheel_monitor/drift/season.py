@@ -1,8 +1,9 @@
 """The second reference against seasonality: the same hours some weeks earlier.
 
 What differs from the training set every Monday morning is no news. A feature that drifted from the training
-reference keeps this verdict only as far as it also differs, by the same rule, from the earlier window: the
-milder verdict of both holds. Both windows are samples of dependent rows, so both have a design effect.
+reference, or whose data is bad, keeps this verdict only as far as it also differs, by the same rule, from the
+earlier window: the milder verdict of both holds. The same is true of the scores. Both windows are samples of
+dependent rows, so both have a design effect.
 """
 
 from __future__ import annotations
@@ -10,22 +11,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from flywheel_monitor.drift import design_effect
+from flywheel_monitor.drift.causes import Cause, cause_of
 from flywheel_monitor.drift.features import FeatureDrift, adjusted_p_values, judge_effect, measure
+from flywheel_monitor.drift.score_shift import ScoreShift, score_shift
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.models.policy import MonitorPolicy
+from flywheel_monitor.references.reference import ScoreReference
 from flywheel_monitor.windows.bins import FeatureBins
 from flywheel_monitor.windows.counts import WindowCounts
+
+CONFIRMED = (Verdict.WARNING, Verdict.DRIFT, Verdict.DATA_QUALITY)
+"""Verdicts against the training reference that the earlier window may make milder."""
 
 
 def confirm_against(
     earlier: WindowCounts, window: WindowCounts, judged: Sequence[FeatureDrift], policy: MonitorPolicy
 ) -> tuple[list[FeatureDrift], str]:
     """The verdicts on the features of a window after the comparison with an earlier one, in the same order,
-    and what to say about it, if anything. Bad data, and an earlier window with fewer than `min_predictions`
-    rows, change nothing."""
-    weeks = policy.seasonal_weeks
-    ago = f"{weeks} week{'s' if weeks > 1 else ''} earlier"
-    if all(d.verdict not in (Verdict.WARNING, Verdict.DRIFT) for d in judged):
+    and what to say about it, if anything. An earlier window with fewer than `min_predictions` rows changes
+    nothing."""
+    ago = _ago(policy)
+    if all(d.verdict not in CONFIRMED for d in judged):
         return list(judged), ""
     if earlier.predictions < policy.min_predictions:
         needed = f"{earlier.predictions} predictions, {policy.min_predictions} needed"
@@ -37,6 +44,51 @@ def confirm_against(
         for old, new in zip(judged, found, strict=True)
     )
     return found, f"{usual} differ from the training reference as {ago}" if usual else ""
+
+
+def confirm_score(
+    earlier: WindowCounts, window: WindowCounts, judged: ScoreShift, policy: MonitorPolicy
+) -> ScoreShift:
+    """The verdict on the scores of a window after the comparison with an earlier one: prediction drift only
+    if they differ from both references."""
+    if judged.verdict != Verdict.DRIFT or earlier.scored < policy.min_predictions:
+        return judged
+    ago = _ago(policy)
+    mean, stddev = earlier.score_moments()
+    reference = ScoreReference(
+        mean,
+        stddev,
+        earlier.scored,
+        tuple(earlier.scores.tolist()),
+        tuple(earlier.predicted.tolist()),
+        tuple(map(tuple, earlier.projection_blocks().sum(axis=0).tolist())),
+    )
+    second = score_shift(
+        *window.score_moments(),
+        window.scored,
+        window.scores,
+        reference,
+        policy,
+        effect=_score_effect(window),
+        reference_effect=_score_effect(earlier),
+        classes=window.predicted,
+        projections=window.projection_blocks(),
+    )
+    if second.verdict == Verdict.NO_DRIFT:
+        reason = f"as {ago} ({second.reason}); against the reference {judged.reason}"
+        return replace(judged, verdict=Verdict.NO_DRIFT, reason=reason)
+    if second.verdict == Verdict.DRIFT:
+        return replace(judged, reason=f"{judged.reason}; against {ago} {second.reason}")
+    return judged
+
+
+def _score_effect(window: WindowCounts) -> float:
+    return design_effect.of_mean(*window.score_blocks(), window.score_moments()[1])
+
+
+def _ago(policy: MonitorPolicy) -> str:
+    weeks = policy.seasonal_weeks
+    return f"{weeks} week{'s' if weeks > 1 else ''} earlier"
 
 
 def _compared(
@@ -57,14 +109,29 @@ def _compared(
             earlier.feature_blocks(of),
         )
         measured.append((replace(found, silenced=d.silenced), p))
-    return {
-        found.feature: judge_effect(
-            replace(found, adjusted_p_value=q),
-            policy,
-            rules.get(found.feature) or policy.default_rule(found.feature),
-        )
-        for (found, _), q in zip(measured, adjusted_p_values(measured), strict=True)
-    }
+    second = {}
+    for (found, _), q in zip(measured, adjusted_p_values(measured), strict=True):
+        bad = _cause(bins[found.feature], earlier, window, policy)
+        if bad is not None:
+            second[found.feature] = replace(found, verdict=Verdict.DATA_QUALITY, reason=bad[1])
+            continue
+        rule = rules.get(found.feature) or policy.default_rule(found.feature)
+        second[found.feature] = judge_effect(replace(found, adjusted_p_value=q), policy, rule)
+    return second
+
+
+def _cause(
+    bins: FeatureBins, earlier: WindowCounts, window: WindowCounts, policy: MonitorPolicy
+) -> tuple[Cause, str] | None:
+    """What is wrong with a feature that was not wrong in the earlier window. A frozen or rescaled feature has
+    no share of bad rows that could be compared: it is usual if the earlier window has the same cause."""
+    rate, before = policy.data_quality_rate, earlier.feature(bins)
+    found = cause_of(bins, window.feature(bins), window.moments(bins.name), rate, before)
+    if found is None:
+        return None
+    usual = cause_of(bins, before, earlier.moments(bins.name), rate)
+    by_moments = cause_of(bins, window.feature(bins), None, rate, before) is None
+    return None if by_moments and usual is not None and usual[0] == found[0] else found
 
 
 def _mean_shift(bins: FeatureBins, earlier: WindowCounts, window: WindowCounts) -> float | None:
@@ -74,10 +141,11 @@ def _mean_shift(bins: FeatureBins, earlier: WindowCounts, window: WindowCounts) 
 
 
 def _milder(d: FeatureDrift, second: FeatureDrift, ago: str) -> FeatureDrift:
-    if d.verdict not in (Verdict.WARNING, Verdict.DRIFT):
+    if d.verdict not in CONFIRMED:
         return d
     if second.verdict == Verdict.NO_DRIFT:
         reason = f"as {ago} ({second.reason}); against the training reference {d.reason}"
-        return replace(d, verdict=Verdict.NO_DRIFT, reason=reason)
+        return replace(d, verdict=Verdict.NO_DRIFT, cause="", reason=reason)
     verdict = min(d.verdict, second.verdict)
-    return replace(d, verdict=verdict, reason=f"{d.reason}; against {ago} {second.reason}")
+    cause = d.cause if verdict == Verdict.DATA_QUALITY else ""
+    return replace(d, verdict=verdict, cause=cause, reason=f"{d.reason}; against {ago} {second.reason}")

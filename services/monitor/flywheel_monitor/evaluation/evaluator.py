@@ -175,6 +175,7 @@ class Evaluator:
                     window.scored,
                     tuple(window.scores.tolist()),
                     tuple(window.predicted.tolist()),
+                    tuple(map(tuple, window.projection_blocks().sum(axis=0).tolist())),
                 )
                 await records.set_first_window(version_id, first)
                 version = replace(version, first_window=first)

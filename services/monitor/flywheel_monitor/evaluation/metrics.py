@@ -3,6 +3,8 @@ drifted features."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
 from flywheel_monitor.evaluation.report import Report
@@ -34,6 +36,24 @@ class EvaluationMetrics:
             by_version,
             registry=registry,
         )
+        self._estimated = Gauge(
+            "flywheel_estimated_performance",
+            "What the scores of the newest window promise without labels (CBPE)",
+            [*by_version, "metric"],
+            registry=registry,
+        )
+        self._estimate_error = Gauge(
+            "flywheel_estimated_performance_error",
+            "Realised less estimated figure of the labels of the newest labelled window",
+            [*by_version, "metric"],
+            registry=registry,
+        )
+        self._estimate_wrong = Gauge(
+            "flywheel_estimated_performance_wrong",
+            "1 if the labels of that window are worse than their scores promise, by more than chance",
+            by_version,
+            registry=registry,
+        )
         self._windows = Counter(
             "flywheel_windows_judged", "Windows judged", [*by_version, "verdict"], registry=registry
         )
@@ -61,6 +81,7 @@ class EvaluationMetrics:
                 if value is not None:
                     self._newest_labelled[version] = report.span.end_us
                     gauge.labels(version).set(value)
+            self._show_estimate_error(report)
         if report.span.end_us < self._newest.get(version, report.span.end_us):
             return
         self._newest[version] = report.span.end_us
@@ -71,6 +92,24 @@ class EvaluationMetrics:
             self._psi.labels(version, feature).set(value)
         self._shown[version] = set(shown)
         self._shift.labels(version).set(report.score.shift)
+        if report.estimate is not None:
+            for name, value in asdict(report.estimate.expected).items():
+                self._estimated.labels(version, name).set(value)
+
+    def _show_estimate_error(self, report: Report) -> None:
+        found = report.estimate
+        if found is None or found.labelled is None or report.quality.labelled == 0:
+            return
+        realised = {
+            "auc": report.quality.auc,
+            "accuracy": found.realised_accuracy,
+            "log_loss": report.quality.log_loss,
+        }
+        for name, promised in asdict(found.labelled).items():
+            value = realised[name]
+            if value is not None:
+                self._estimate_error.labels(report.model_version, name).set(value - promised)
+        self._estimate_wrong.labels(report.model_version).set(1.0 if found.warning else 0.0)
 
     def alerts(self, counts: dict[tuple[str, str], int]) -> None:
         """The unresolved alerts of all models; models that are absent have none."""
@@ -83,7 +122,17 @@ class EvaluationMetrics:
 
     def stop(self) -> None:
         """Export no gauge: another replica evaluates now, and these values would stay as they are."""
-        for gauge in (self._psi, self._shift, self._auc, self._log_loss, self._alerts, self._watermark):
+        for gauge in (
+            self._psi,
+            self._shift,
+            self._auc,
+            self._log_loss,
+            self._estimated,
+            self._estimate_error,
+            self._estimate_wrong,
+            self._alerts,
+            self._watermark,
+        ):
             gauge.clear()
         self._shown.clear()
         self._newest.clear()

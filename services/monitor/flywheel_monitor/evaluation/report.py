@@ -10,10 +10,11 @@ from typing import Any
 from flywheel_monitor.drift import design_effect
 from flywheel_monitor.drift.causes import Cause
 from flywheel_monitor.drift.features import FeatureDrift, feature_from_json, judge_features, judge_window
-from flywheel_monitor.drift.score_shift import ScoreShift, score_shift
-from flywheel_monitor.drift.season import confirm_against
+from flywheel_monitor.drift.score_shift import ScoreShift, score_shift, score_shift_from_json
+from flywheel_monitor.drift.season import confirm_against, confirm_score
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.models.policy import MonitorPolicy
+from flywheel_monitor.performance.estimate import Estimate, estimate_from_json, estimate_of
 from flywheel_monitor.performance.quality import Quality
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.counts import WindowCounts
@@ -38,6 +39,7 @@ class Report:
     quality: Quality
     label_shift: float | None = None
     late_predictions: int = 0
+    estimate: Estimate | None = None
 
     @property
     def causes(self) -> list[str]:
@@ -72,9 +74,10 @@ class Report:
                 **stored,
                 "span": Span(**stored["span"]),
                 "features": tuple(feature_from_json(f) for f in stored["features"]),
-                "score": ScoreShift(**{**stored["score"], "verdict": Verdict(stored["score"]["verdict"])}),
+                "score": score_shift_from_json(stored["score"]),
                 "verdict": Verdict(stored["verdict"]),
                 "quality": _quality(stored["quality"]),
+                "estimate": estimate_from_json(stored.get("estimate")),
             }
         )
 
@@ -125,7 +128,10 @@ def report_on(
         policy,
         effect=design_effect.of_mean(*window.score_blocks(), stddev),
         classes=window.predicted,
+        projections=window.projection_blocks(),
     )
+    if earlier is not None:
+        score = confirm_score(earlier, window, score, policy)
     expected = version.quality_reference.label_mean
     shift = None if quality.label_mean is None or expected is None else quality.label_mean - expected
     came_late = f"{late} of {window.predictions} predictions came late" if late else ""
@@ -141,4 +147,5 @@ def report_on(
         quality=quality,
         label_shift=shift,
         late_predictions=late,
+        estimate=estimate_of(window, quality),
     )

@@ -13,7 +13,7 @@ from typing import Any
 from flywheel_common.errors import InvalidName
 from flywheel_monitor.experiments.errors import InvalidExperiment
 from flywheel_monitor.experiments.metric import Metric, MetricRole
-from flywheel_monitor.models.names import ExperimentName, NamedVariant, ReleaseName, RolloutName
+from flywheel_monitor.models.names import ExperimentName, ModelName, NamedVariant, ReleaseName, RolloutName
 
 DEFAULT_ALPHA = 0.05
 MAX_METRICS = 20
@@ -42,11 +42,17 @@ class ExperimentVerdict(IntEnum):
 
 @dataclass(frozen=True)
 class Arm:
-    """The predictions of one release that a rollout or a named variant routed. `share` of the subjects."""
+    """The predictions of one release that a rollout or a named variant routed or, if `source` is the model,
+    that it answered as the champion without either. `share` of the subjects."""
 
     source: str
     release: str
     share: float = 1.0
+
+    @property
+    def routed_by(self) -> str:
+        """What its predictions name as their rollout: nothing for the champion's."""
+        return "" if _is(ModelName, self.source) else self.source
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class Declaration:
         if self.generation not in (0, generation):
             return None
         for number, arm in enumerate(self.arms):
-            if (arm.source, arm.release) == (source, release):
+            if (arm.routed_by, arm.release) == (source, release):
                 return number
         return None
 
@@ -138,18 +144,18 @@ class Experiment:
 
 def _arm_problems(arm: Arm, model: str) -> list[str]:
     found = []
-    if not any(_is(kind, arm.source) for kind in (RolloutName, NamedVariant)):
-        found.append(f"source {arm.source!r} is neither a rollout nor a variant")
+    if not any(_is(kind, arm.source) for kind in (RolloutName, NamedVariant, ModelName)):
+        found.append(f"source {arm.source!r} is neither a rollout nor a variant nor the model")
     if not _is(ReleaseName, arm.release):
         found.append(f"{arm.release!r} is not the name of a release")
-    if not (arm.source.startswith(f"{model}/") and arm.release.startswith(f"{model}/")):
+    if not (f"{arm.source}/".startswith(f"{model}/") and arm.release.startswith(f"{model}/")):
         found.append(f"{arm.source!r} and {arm.release!r} must belong to {model}")
     if not (math.isfinite(arm.share) and arm.share > 0):
         found.append("the shares of both arms must be positive, or both 0 for equal ones")
     return found
 
 
-def _is(kind: type[RolloutName | NamedVariant | ReleaseName], name: str) -> bool:
+def _is(kind: type[RolloutName | NamedVariant | ReleaseName | ModelName], name: str) -> bool:
     try:
         kind.parse(name)
     except InvalidName:

@@ -23,8 +23,9 @@ class Experiments(Protocol):
         """Raises UnknownExperiment."""
         ...
 
-    async def experiments(self, model: str, size: int, token: str) -> Page[Experiment]:
-        """The experiments of a model, newest first. Raises InvalidPageToken."""
+    async def experiments(self, model: str, size: int, token: str, treatment: str = "") -> Page[Experiment]:
+        """The experiments of a model, newest first; with `treatment` those of this release. Raises
+        InvalidPageToken."""
         ...
 
     async def conclude_experiment(

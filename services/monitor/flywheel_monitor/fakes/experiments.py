@@ -50,11 +50,16 @@ class MemoryExperiments:
             raise UnknownExperiment(f"There is no experiment {name}.")
         return deepcopy(found)
 
-    async def experiments(self, model: str, size: int, token: str) -> Page[Experiment]:
-        key = decode_token(token, query=model)
+    async def experiments(self, model: str, size: int, token: str, treatment: str = "") -> Page[Experiment]:
+        query = f"{model} {treatment}".strip()
+        key = decode_token(token, query=query)
         before = math.inf if key is None else int(str(key[0]))
-        found = [e for e, _ in self._data.experiments.values() if _is_of(e, model) and e.id < before]
-        return cut(found[::-1][: size + 1], size, lambda e: [e.id], query=model)
+        found = [
+            e
+            for e, _ in self._data.experiments.values()
+            if _is_of(e, model) and e.id < before and treatment in ("", e.declaration.treatment.release)
+        ]
+        return cut(found[::-1][: size + 1], size, lambda e: [e.id], query=query)
 
     async def conclude_experiment(
         self, name: ExperimentName, verdict: ExperimentVerdict, reason: str, by: str

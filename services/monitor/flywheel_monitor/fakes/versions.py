@@ -64,7 +64,9 @@ class MemoryVersions:
         if version is None:
             reference = await self._source.fetch(key.model_version)
             number, model = len(self._data.versions) + 1, self._data.model(key.model)
-            layout = Layout.of(reference.columns, reference.placed(batch.output, batch.scores))
+            layout = Layout.of(
+                reference.columns, reference.placed(batch.output, batch.outputs, batch.key.model_version)
+            )
             version = WatchedVersion(number, key.model_version, model, key.model, reference, layout)
             self._data.versions[number] = version
             self._data.frontiers[number] = Frontier(number, model, 0, 0)

@@ -21,7 +21,9 @@ Brier score).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +83,7 @@ def estimate_of(window: WindowCounts, quality: Quality) -> Estimate | None:
         return None
     positives, negatives = window.positives, window.negatives
     labelled = expected(positives + negatives)
-    if labelled is None:
+    if labelled is None or quality.labelled == 0:
         return Estimate(promised)
     right = int(positives[POSITIVE_FROM:].sum() + negatives[:POSITIVE_FROM].sum())
     accuracy = right / window.labelled
@@ -106,3 +108,11 @@ def warning(rows: Ints, promised: Expected, accuracy: float, quality: Quality) -
     if quality.auc is not None:
         found.append(f"AUC {quality.auc:.4f}, {promised.auc:.4f} estimated")
     return f"the labels of {int(n)} predictions are worse than their scores promise: {'; '.join(found)}"
+
+
+def estimate_from_json(stored: Mapping[str, Any] | None) -> Estimate | None:
+    if stored is None:
+        return None
+    sides = {name: stored[name] for name in ("expected", "labelled")}
+    found = {name: None if side is None else Expected(**side) for name, side in sides.items()}
+    return Estimate(**{**stored, **found})

@@ -28,7 +28,7 @@ at most `auc_error_bound`."""
 class Quality:
     """Figures over `labelled` rows; None where the kind of output or the labels do not define them (AUC: with
     labels of one class only). `label_mean`: the share of positives, or the mean of the labels. `labels`:
-    their histogram, for label drift, of other kinds than BINARY."""
+    their histogram, for label drift, of other kinds than BINARY. `…_error` are standard errors."""
 
     labelled: int = 0
     auc: float | None = None
@@ -42,6 +42,9 @@ class Quality:
     mean_absolute_error: float | None = None
     r2: float | None = None
     labels: tuple[int, ...] = ()
+    average_precision: float | None = None
+    auc_error: float | None = None
+    log_loss_error: float | None = None
 
 
 def quality(window: WindowCounts) -> Quality:
@@ -56,11 +59,12 @@ def quality(window: WindowCounts) -> Quality:
         log_loss=window.total(Sums.LOSS) / n,
         brier=window.total(Sums.BRIER) / n,
         calibration_error=_calibration_error(window),
+        log_loss_error=_mean_error(window.total(Sums.LOSS), window.total(Sums.LOSS_SQUARED), n),
     )
     positives = int(window.positives.sum())
     if kind is OutputKind.BINARY:
-        auc = auc_from_counts(window.positives, window.negatives)
-        return replace(found, auc=auc, label_mean=positives / n, accuracy=None)
+        counts = window.positives, window.negatives
+        return replace(_ranked(found, *counts), label_mean=positives / n, accuracy=None)
     confusion = window.confusion
     return replace(
         found,
@@ -68,6 +72,23 @@ def quality(window: WindowCounts) -> Quality:
         macro_f1=_macro_f1(confusion),
         labels=tuple(confusion.sum(axis=1).tolist()),
     )
+
+
+def _ranked(found: Quality, positives: Floats | Ints, negatives: Floats | Ints) -> Quality:
+    """The quality with the figures that depend on the order of the scores alone."""
+    return replace(
+        found,
+        auc=auc_from_counts(positives, negatives),
+        average_precision=average_precision_from_counts(positives, negatives),
+        auc_error=auc_standard_error(positives, negatives),
+    )
+
+
+def _mean_error(total: float, squared: float, n: int) -> float | None:
+    """Standard error of a mean of n independent terms; None for fewer than two."""
+    if n < 2:
+        return None
+    return math.sqrt(max(0.0, squared - total * total / n) / (n - 1) / n)
 
 
 def _regression(window: WindowCounts, n: int) -> Quality:
@@ -103,11 +124,11 @@ def _calibration_error(window: WindowCounts) -> float | None:
 
 
 def with_exact_auc(found: Quality, scores: Floats, labels: Floats) -> Quality:
-    """The quality with the AUC of the [n] rows themselves, if they are all the labelled rows; otherwise
-    unchanged."""
+    """The quality with the figures of `_ranked` of the [n] rows themselves, if they are all the labelled
+    rows; otherwise unchanged."""
     if len(scores) == 0 or len(scores) != found.labelled:
         return found
-    return replace(found, auc=auc(scores, labels))
+    return _ranked(found, *_by_score(scores, labels))
 
 
 def auc(scores: Floats, labels: Floats) -> float | None:
@@ -124,6 +145,37 @@ def auc_from_counts(positives: Floats | Ints, negatives: Floats | Ints) -> float
         return None
     lower = np.cumsum(negatives) - negatives
     return float(np.sum(positives * (lower + negatives / 2.0)) / (p * n))
+
+
+def average_precision_from_counts(positives: Floats | Ints, negatives: Floats | Ints) -> float | None:
+    """Area under the precision-recall curve from the rows of each class per score bin in rising order: the
+    sum over thresholds of precision times the step of recall, without interpolation (Davis and Goadrich 2006;
+    average_precision_score of scikit-learn). Rows of a bin are ties. None if a class is missing."""
+    p, n = float(positives.sum()), float(negatives.sum())
+    if p == 0 or n == 0:
+        return None
+    found, rest = positives[::-1], negatives[::-1]
+    hits = np.cumsum(found)
+    decided = hits + np.cumsum(rest)
+    return float(np.sum(found[found > 0] * hits[found > 0] / decided[found > 0]) / p)
+
+
+def auc_standard_error(positives: Floats | Ints, negatives: Floats | Ints) -> float | None:
+    """Standard error of `auc_from_counts` for independent rows: the variance of the share of negatives below
+    each positive, and of positives above each negative (DeLong, DeLong and Clarke-Pearson, Biometrics 44,
+    1988). None with fewer than two rows of a class."""
+    p, n = float(positives.sum()), float(negatives.sum())
+    if p < 2 or n < 2:
+        return None
+    below = np.asarray((np.cumsum(negatives) - negatives / 2.0) / n, np.float64)
+    above = np.asarray(1 - (np.cumsum(positives) - positives / 2.0) / p, np.float64)
+    return math.sqrt(_variance(below, positives, p) / p + _variance(above, negatives, n) / n)
+
+
+def _variance(values: Floats, rows: Floats | Ints, n: float) -> float:
+    """Sample variance of values that come `rows` times each, n in total."""
+    mean = float(values @ rows) / n
+    return float((values - mean) ** 2 @ rows) / (n - 1)
 
 
 def auc_error_bound(positives: Ints, negatives: Ints) -> float:

@@ -18,7 +18,8 @@ SIGNIFICANT_Z = 3.0
 def judge_concept(
     quality: Quality, reference: QualityReference, policy: MonitorPolicy
 ) -> tuple[Verdict, str]:
-    """Concept drift: a lower AUC or accuracy, or a higher log-loss or RMSE, than on held-out rows."""
+    """Concept drift: a lower AUC, average precision or accuracy, or a higher log-loss or RMSE, than on
+    held-out rows."""
     if quality.labelled < policy.min_labels:
         return Verdict.INSUFFICIENT, f"{quality.labelled} labels, {policy.min_labels} needed"
     found = []
@@ -40,6 +41,14 @@ def judge_concept(
         and quality.accuracy < reference.accuracy - policy.auc_drop
     ):
         found.append(f"accuracy {quality.accuracy:.3f} against {reference.accuracy:.3f}")
+    if (
+        quality.average_precision is not None
+        and reference.average_precision is not None
+        and quality.average_precision < reference.average_precision - policy.auc_drop
+    ):
+        found.append(
+            f"average precision {quality.average_precision:.3f} against {reference.average_precision:.3f}"
+        )
     if quality.rmse is not None and reference.rmse and quality.rmse > reference.rmse * policy.log_loss_ratio:
         found.append(f"RMSE {quality.rmse:.4g} against {reference.rmse:.4g}")
     if found:
@@ -49,6 +58,7 @@ def judge_concept(
         (quality.log_loss, reference.log_loss),
         (quality.accuracy, reference.accuracy),
         (quality.rmse, reference.rmse),
+        (quality.average_precision, reference.average_precision),
     )
     if all(mine is None or held_out is None for mine, held_out in compared):
         return Verdict.INSUFFICIENT, "the version has no held-out quality to compare with"

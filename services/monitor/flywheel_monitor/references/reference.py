@@ -37,21 +37,24 @@ class Reference:
         text = json.dumps([c.to_json() for c in sorted(self.columns, key=lambda c: c.name)], sort_keys=True)
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
-    def placed(self, output: Output, scores: Floats) -> Output:
-        """The output with its bins placed by the recorded moments of the scores, else by these first ones."""
-        return output.placed(self.metrics.get("score_mean"), self.metrics.get("score_stddev"), scores)
+    def placed(self, output: Output, outputs: Floats, seed: str) -> Output:
+        """The output with its bins placed by the recorded moments of the scores, else by these [n, width]
+        first answers. `seed` fixes the directions of projections."""
+        mean, stddev = self.metrics.get("score_mean"), self.metrics.get("score_stddev")
+        return output.placed(mean, stddev, output.scores(outputs)).projecting(outputs, seed)
 
 
 @dataclass(frozen=True)
 class ScoreReference:
     """Moments of the reference scores over `count` rows (0: unknown, the moments are taken as exact), their
-    histogram [Output.bins] and the rows by predicted class if known."""
+    histogram [Output.bins], the rows by predicted class and the histograms of the projections if known."""
 
     mean: float
     stddev: float
     count: int = 0
     counts: tuple[int, ...] = ()
     classes: tuple[int, ...] = ()
+    projections: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class QualityReference:
     accuracy: float | None = None
     rmse: float | None = None
     labels: tuple[int, ...] = ()
+    average_precision: float | None = None
 
 
 def reference_from_profile(columns: Sequence[ColumnReference]) -> Reference:
@@ -84,6 +88,7 @@ def score_reference_to_json(reference: ScoreReference) -> dict[str, Any]:
         "count": reference.count,
         "counts": list(reference.counts),
         "classes": list(reference.classes),
+        "projections": list(map(list, reference.projections)),
     }
 
 
@@ -94,4 +99,5 @@ def score_reference_from_json(stored: Mapping[str, Any]) -> ScoreReference:
         stored["count"],
         tuple(stored["counts"]),
         tuple(stored.get("classes", ())),
+        tuple(map(tuple, stored.get("projections", ()))),
     )

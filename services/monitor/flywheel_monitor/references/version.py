@@ -47,6 +47,7 @@ class WatchedVersion:
             accuracy=metrics.get("accuracy"),
             rmse=metrics.get("rmse"),
             labels=self.first_labels,
+            average_precision=metrics.get("average_precision"),
         )
 
     @property
@@ -56,8 +57,14 @@ class WatchedVersion:
         metrics = self.reference.metrics
         counts = self.first_window.counts if self.first_window else ()
         classes = self.first_window.classes if self.first_window else ()
+        projections = self.first_window.projections if self.first_window else ()
         if "score_mean" in metrics and metrics.get("score_stddev", 0.0) > 0:
             return ScoreReference(
-                metrics["score_mean"], metrics["score_stddev"], int(metrics.get("rows", 0)), counts, classes
+                metrics["score_mean"],
+                metrics["score_stddev"],
+                int(metrics.get("rows", 0)),
+                counts,
+                classes,
+                projections,
             )
         return self.first_window

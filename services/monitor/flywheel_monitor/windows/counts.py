@@ -13,6 +13,7 @@ from flywheel_monitor.windows.bins import FeatureBins, Special
 from flywheel_monitor.windows.histograms import LATENCY_BINS
 from flywheel_monitor.windows.layout import SOURCES, Extra, Layout, Sums
 from flywheel_monitor.windows.output import CLASS_BINS
+from flywheel_monitor.windows.projection import PROJECTION_BINS
 from flywheel_monitor.windows.sums import carried, value
 
 
@@ -153,6 +154,12 @@ class WindowCounts:
         """[classes, CLASS_BINS] rows by the probability of each class."""
         classes = self.layout.output.classes
         return self._part(self.layout.class_bins, classes * CLASS_BINS).reshape(classes, CLASS_BINS)
+
+    def projection_blocks(self) -> Ints:
+        """[B, projections, PROJECTION_BINS] rows by each projection of the output, in each block."""
+        layout = self.layout
+        part = self.count_blocks[:, layout.projections : layout.size]
+        return part.reshape(len(part), layout.projected, PROJECTION_BINS)
 
     def cost_mean(self) -> float | None:
         """Mean cost of the predictions whose cost was measured."""

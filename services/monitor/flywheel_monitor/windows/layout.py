@@ -3,8 +3,8 @@
 All numbers are integers, so that adding panes is exact and any order gives the same bits. The counts, in
 order: the bins of every feature, scores, scores with a positive label, scores with another label, latencies,
 sources, failures (layout version 1 ends here), `Extra`, and for MULTICLASS the predicted classes, the
-confusion of true and predicted classes, and the bins of each class's probability (version 2 ends here), and
-which of champion and shadow was right.
+confusion of true and predicted classes, and the bins of each class's probability (version 2 ends here), which
+of champion and shadow was right (version 3 ends here), and for VECTOR the bins of each projection.
 
 What "positive" means follows the kind: BINARY the label 1, MULTICLASS a correct class; for REGRESSION the
 labels themselves are counted in the two blocks, apart for scores above and not above them.
@@ -24,6 +24,7 @@ from flywheel_monitor.windows.bins import ColumnReference, FeatureBins
 from flywheel_monitor.windows.histograms import CALIBRATION_BINS, LATENCY_BINS
 from flywheel_monitor.windows.numeric_columns import NumericColumns
 from flywheel_monitor.windows.output import CLASS_BINS, Output
+from flywheel_monitor.windows.projection import PROJECTION_BINS, PROJECTIONS
 from flywheel_monitor.windows.rows import Source
 
 SOURCES = len(Source)
@@ -145,9 +146,19 @@ class Layout:
         return self.class_bins + self.output.classes * CLASS_BINS
 
     @property
+    def projections(self) -> int:
+        """[projected, PROJECTION_BINS] rows by each projection of the output."""
+        return self.right + 2
+
+    @property
+    def projected(self) -> int:
+        """Number of projections."""
+        return PROJECTIONS if self.output.projections is not None else 0
+
+    @property
     def size(self) -> int:
         """Length of the counts."""
-        return self.right + 2
+        return self.projections + self.projected * PROJECTION_BINS
 
     @cached_property
     def numeric(self) -> dict[str, int]:

@@ -8,7 +8,7 @@ version's first batch and never change, because its predictions are counted by t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from flywheel_common.arrays import Floats, Ints, Mask
 from flywheel_common.signature import OutputKind
 from flywheel_monitor.windows.histograms import SCORE_BINS, score_bins
+from flywheel_monitor.windows.projection import Projections
 
 LARGEST_SCORE = 2.0**40
 """Scores and labels with a larger absolute value are not usable: the fourth power of twice this is the
@@ -42,13 +43,14 @@ def within_limit(values: Floats) -> Mask:
 @dataclass(frozen=True)
 class Output:
     """`width` values per row; `class_names` of MULTICLASS. `center` and `scale` place the bins of REGRESSION
-    and VECTOR."""
+    and VECTOR; `projections` of VECTOR, None for versions that were counted before there were any."""
 
     kind: OutputKind = OutputKind.BINARY
     width: int = 1
     class_names: tuple[str, ...] = ()
     center: float = 0.0
     scale: float = 1.0
+    projections: Projections | None = None
 
     @property
     def unit_interval(self) -> bool:
@@ -125,6 +127,12 @@ class Output:
             stddev = (high - low) / 1.349 or abs(mean) / 100 or 1.0
         return replace(self, center=float(mean), scale=float(stddev))
 
+    def projecting(self, outputs: Floats, seed: str) -> Output:
+        """The output of VECTOR with projections on the directions of the seed, with bins around these
+        [n, width] first values."""
+        known = outputs[within_limit(self.scores(outputs))] if self.kind is OutputKind.VECTOR else outputs[:0]
+        return replace(self, projections=Projections.around(seed, known)) if len(known) else self
+
     def to_json(self) -> dict[str, Any]:
         return {
             "kind": int(self.kind),
@@ -132,6 +140,7 @@ class Output:
             "class_names": list(self.class_names),
             "center": self.center,
             "scale": self.scale,
+            "projections": None if self.projections is None else asdict(self.projections),
         }
 
     @classmethod
@@ -142,4 +151,12 @@ class Output:
             tuple(stored["class_names"]),
             stored["center"],
             stored["scale"],
+            _projections(stored.get("projections")),
         )
+
+
+def _projections(stored: Mapping[str, Any] | None) -> Projections | None:
+    if stored is None:
+        return None
+    centers, scales = tuple(stored["centers"]), tuple(stored["scales"])
+    return Projections(stored["seed"], stored["width"], centers, scales)

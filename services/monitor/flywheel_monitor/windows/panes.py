@@ -21,6 +21,7 @@ from flywheel_monitor.windows.losses import loss_terms
 from flywheel_monitor.windows.numeric_columns import is_number
 from flywheel_monitor.windows.output import CLASS_BINS
 from flywheel_monitor.windows.packing import pack, pack_sums, unpack, unpack_sums, version_of
+from flywheel_monitor.windows.projection import PROJECTION_BINS
 from flywheel_monitor.windows.rows import LabelledRows, PairedRows, Rows, Source, usable_scores
 from flywheel_monitor.windows.sums import EXACT_ROWS, LIMBS, carried, exact_terms, limbs_of
 
@@ -96,6 +97,7 @@ class PaneAccumulator:
         ):
             columns.append((layout.extras + which, mask))
         columns += self._class_columns(rows, usable)
+        columns += self._projection_columns(rows, usable)
         base = layout.common_sums
         sums.append((base + Sums.SCORE, scores))
         sums.append((base + Sums.SCORE_SQUARED, scores * scores))
@@ -146,6 +148,15 @@ class PaneAccumulator:
             bins = np.clip(np.floor(p[:, c] * CLASS_BINS), 0, CLASS_BINS - 1).astype(np.int64)
             columns.append((layout.class_bins + c * CLASS_BINS + bins, usable))
         return columns
+
+    def _projection_columns(self, rows: Rows, usable: Mask) -> list[_Column]:
+        """The bins of the projections of a VECTOR output."""
+        layout, projections = self._layout, self._layout.output.projections
+        if projections is None:
+            return []
+        bins = projections.bins(np.where(usable[:, None], rows.outputs, 0.0))
+        starts = layout.projections + np.arange(layout.projected) * PROJECTION_BINS
+        return [(starts[k] + bins[:, k], usable) for k in range(layout.projected)]
 
     def add_labels(self, rows: LabelledRows) -> None:
         """Count labels in the panes of their predictions."""

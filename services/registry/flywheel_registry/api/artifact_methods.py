@@ -139,7 +139,6 @@ async def _data(messages: AsyncIterator[Any]) -> AsyncIterator[bytes]:
     async for message in messages:
         if message.WhichOneof("part") != "data":
             raise TargetRepeated("Only the first message names the target; all others must carry data.")
-        data = message.data
-        # Storing the part that this chunk completes may take long: its message is not kept meanwhile.
-        del message
-        yield data
+        # Storing the part that this chunk completes may take long: neither message nor data stay meanwhile.
+        taking, message = [message.data], None
+        yield taking.pop()

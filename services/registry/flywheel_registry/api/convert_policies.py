@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from flywheel_protos.registry.v1 import experiment_rule_pb2 as rule_pb
 from flywheel_protos.registry.v1 import model_pb2 as pb
 from flywheel_registry.api.convert import to_duration, to_seconds
 from flywheel_registry.policies.errors import InvalidPolicy
-from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
+from flywheel_registry.policies.gate_policy import (
+    ExperimentRequirement,
+    ExperimentRule,
+    GatePolicy,
+    MetricThreshold,
+)
 from flywheel_registry.policies.rollout_policy import RolloutPolicy, StepOverride
+
+_REQUIREMENT = "EXPERIMENT_REQUIREMENT_"
 
 
 def gate_policy(message: pb.GatePolicy) -> GatePolicy:
@@ -22,7 +30,18 @@ def gate_policy(message: pb.GatePolicy) -> GatePolicy:
         ),
         _count(message.min_evaluation_rows, "gate_policy.min_evaluation_rows"),
         message.min_approvals,
+        _experiment_rule(message.experiment),
     )
+
+
+def _experiment_rule(message: rule_pb.ExperimentRule) -> ExperimentRule | None:
+    unset = rule_pb.EXPERIMENT_REQUIREMENT_UNSPECIFIED
+    if message.requirement == unset and not message.experiment:
+        return None
+    if message.requirement == unset or message.requirement not in rule_pb.ExperimentRequirement.values():
+        raise InvalidPolicy("gate_policy.experiment.requirement is not set or unknown.")
+    name = rule_pb.ExperimentRequirement.Name(message.requirement)
+    return ExperimentRule(ExperimentRequirement(name.removeprefix(_REQUIREMENT)), message.experiment)
 
 
 def _count(value: int, field: str) -> int:
@@ -43,6 +62,16 @@ def gate_policy_to_proto(policy: GatePolicy) -> pb.GatePolicy:
         offline=thresholds,
         min_evaluation_rows=policy.min_evaluation_rows,
         min_approvals=policy.min_approvals,
+        experiment=_experiment_rule_to_proto(policy.experiment),
+    )
+
+
+def _experiment_rule_to_proto(rule: ExperimentRule | None) -> rule_pb.ExperimentRule | None:
+    if rule is None:
+        return None
+    return rule_pb.ExperimentRule(
+        requirement=f"{_REQUIREMENT}{rule.requirement}",
+        experiment=rule.experiment,
     )
 
 

@@ -11,6 +11,7 @@ from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.api import convert_evidence, convert_models, listing
 from flywheel_registry.api.convert import check_texts
 from flywheel_registry.api.mutations import Mutations
+from flywheel_registry.gates.verdicts import ExperimentVerdicts
 from flywheel_registry.models.catalog import POLICY_FIELDS, ModelCatalog
 from flywheel_registry.models.lookups import find_model, find_version
 from flywheel_registry.models.names import ModelName, VersionName
@@ -33,6 +34,7 @@ class ModelMethods(Mutations):
 
     _models: ModelCatalog
     _promotions: Promotions
+    _experiment_verdicts: ExperimentVerdicts
     _evaluations: EvaluationLog
 
     # ------------------------------------------------------------------------------------------------ models
@@ -133,6 +135,10 @@ class ModelMethods(Mutations):
         if request.evidence.values:
             _require(SEND_EVIDENCE)
 
+        # Before the transaction, because it asks the monitor.
+        to_production = target in (None, Stage.PRODUCTION)
+        experiments = await self._experiment_verdicts.of_version(name) if to_production else ()
+
         def check_path(path: Sequence[Stage]) -> None:
             if Stage.PRODUCTION in path:
                 _require(PROMOTE_TO_PRODUCTION)
@@ -147,6 +153,7 @@ class ModelMethods(Mutations):
                 override=request.override,
                 check_path=check_path,
                 added=dict(request.evidence.values),
+                experiments=experiments,
             )
             return pb.PromoteModelVersionResponse(
                 model_version=convert_models.version_to_proto(result.version),

@@ -10,6 +10,7 @@ from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.api import convert_policies, convert_releases, convert_rollouts, listing
 from flywheel_registry.api.mutations import Mutations, Response
 from flywheel_registry.artifacts.check import VersionCheck
+from flywheel_registry.gates.verdicts import ExperimentVerdicts
 from flywheel_registry.models.lookups import find_model
 from flywheel_registry.models.names import ModelName, VersionName
 from flywheel_registry.releases.catalog import ReleaseCatalog
@@ -33,6 +34,7 @@ class RolloutMethods(Mutations):
 
     _releases: ReleaseCatalog
     _checks: VersionCheck
+    _experiment_verdicts: ExperimentVerdicts
     _rollout_start: RolloutStart
     _rollout_lifecycle: RolloutLifecycle
 
@@ -71,10 +73,18 @@ class RolloutMethods(Mutations):
         if challenger.parent != model:
             raise WrongModel(f"{challenger} is not a release of {model}.")
         policy = convert_policies.rollout_policy(request.policy) if request.HasField("policy") else None
+        # Before the transaction, because it asks the monitor.
+        experiments = await self._experiment_verdicts.of_release(challenger)
 
         async def effect(records: RolloutRecords) -> pb.StartRolloutResponse:
             rollout = await self._rollout_start.start(
-                records, challenger, policy, request.reason, actor(), override=request.override
+                records,
+                challenger,
+                policy,
+                request.reason,
+                actor(),
+                override=request.override,
+                experiments=experiments,
             )
             return pb.StartRolloutResponse(rollout=convert_rollouts.rollout_to_proto(rollout))
 

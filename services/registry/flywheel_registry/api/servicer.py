@@ -22,6 +22,7 @@ from flywheel_registry.collection.collection import ArtifactCollection
 from flywheel_registry.deletion.deletion import Deletion
 from flywheel_registry.evidence.lookups import find_evidence
 from flywheel_registry.evidence.names import EvidenceName
+from flywheel_registry.gates.verdicts import ExperimentVerdicts
 from flywheel_registry.models.alias_changes import Aliases
 from flywheel_registry.models.catalog import ModelCatalog
 from flywheel_registry.models.lookups import find_model
@@ -62,6 +63,7 @@ class RegistryServicer(
         artifacts: ArtifactTransfer,
         checks: VersionCheck,
         promotions: Promotions,
+        experiment_verdicts: ExperimentVerdicts,
         evaluations: EvaluationLog,
         releases: ReleaseCatalog,
         rollout_start: RolloutStart,
@@ -86,6 +88,7 @@ class RegistryServicer(
         self._artifacts = artifacts
         self._checks = checks
         self._promotions = promotions
+        self._experiment_verdicts = experiment_verdicts
         self._evaluations = evaluations
         self._releases = releases
         self._rollout_start = rollout_start

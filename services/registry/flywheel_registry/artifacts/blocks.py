@@ -23,12 +23,6 @@ class BlockHasher:
         self._sha = hashlib.sha256()
         self._filled = 0
 
-    async def watch(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Pass chunks on."""
-        async for chunk in chunks:
-            self.add(chunk)
-            yield chunk
-
     def add(self, data: bytes) -> None:
         """Take the next bytes of the file."""
         view = memoryview(data)

@@ -6,6 +6,7 @@ stored of an upload is what the object store lists: no process has to remember i
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_registry.artifacts.errors import InvalidPart, PartsMissing
-from flywheel_registry.artifacts.transfer import ArtifactTransfer
+from flywheel_registry.artifacts.transfer import READS_AT_ONCE, ArtifactTransfer
 from flywheel_registry.artifacts.verification import CHUNK_BYTES, verified
 from flywheel_registry.models.names import VersionName
 from flywheel_registry.models.version import Artifact, ModelVersion
@@ -44,6 +45,7 @@ class PartUploads:
     def __init__(self, transfer: ArtifactTransfer, objects: ObjectStore) -> None:
         self._transfer = transfer
         self._objects = objects
+        self._joining = asyncio.Semaphore(READS_AT_ONCE)
 
     async def status(self, name: VersionName, artifact: str) -> Upload:
         """Return what is stored of a file's parts. Raises InvalidArtifactName, NotDeclared."""
@@ -59,7 +61,10 @@ class PartUploads:
     async def put(
         self, name: VersionName, artifact: str, number: int, sha256: str, chunks: AsyncIterator[bytes]
     ) -> None:
-        """Store a part. Raises InvalidArtifactName, NotDeclared, InvalidPart, DigestMismatch, TooLarge."""
+        """Store a part.
+
+        Raises InvalidArtifactName, NotDeclared, InvalidPart, DigestMismatch, TooLarge, StreamTooSlow.
+        """
         declared = await self._transfer.declared(name, artifact)
         count = Upload(declared).part_count
         if number >= count or not _SHA.fullmatch(sha256):
@@ -69,9 +74,8 @@ class PartUploads:
             )
         part = Artifact(f"Part {number} of {artifact}", part_size(declared, number), sha256)
         await self._transfer.prepare()
-        async with self._transfer.slot():
-            key = _key(name, declared, number, sha256)
-            await self._objects.put_stream(key, verified(part, chunks))
+        key = _key(name, declared, number, sha256)
+        await self._objects.put_stream(key, verified(part, chunks), self._transfer.buffers)
         # The part with another digest, if one was sent before, was wrong.
         async for info in self._objects.list(f"{_folder(name, declared)}{number:06d}-"):
             if info.key != key:
@@ -90,7 +94,9 @@ class PartUploads:
         if missing:
             listed = ", ".join(map(str, missing[:LISTED_PARTS]))
             raise PartsMissing(f"{len(missing)} parts of {artifact} are missing, e.g. {listed}: send them.")
-        version = await self._transfer.upload(name, artifact, self._joined(name, upload), by)
+        # A join holds a connection to read with while it waits for one to write with.
+        async with self._joining:
+            version = await self._transfer.upload(name, artifact, self._joined(name, upload), by)
         async for info in self._objects.list(_folder(name, upload.declared)):
             await self._objects.delete(info.key)
         return version
@@ -99,7 +105,9 @@ class PartUploads:
         for number in range(upload.part_count):
             key = _key(name, upload.declared, number, upload.parts[number])
             async for chunk in self._objects.stream(key, CHUNK_BYTES):
-                yield chunk
+                # Not kept while the upload waits for its turn.
+                taking, chunk = [chunk], b""
+                yield taking.pop()
 
 
 def part_size(declared: Artifact, number: int) -> int:

@@ -13,6 +13,7 @@ from flywheel_common.clock import Clock
 from flywheel_common.errors import NotFound
 from flywheel_common.postgres.transactions import Store
 from flywheel_common.storage.objects import ObjectStore, content_key
+from flywheel_common.storage.part_buffers import PartBuffers
 from flywheel_registry.artifacts.blocks import BlockHasher, checked_range
 from flywheel_registry.artifacts.check import VersionCheck
 from flywheel_registry.artifacts.errors import (
@@ -30,12 +31,15 @@ from flywheel_registry.models.names import VersionName
 from flywheel_registry.models.ports import ModelRecords
 from flywheel_registry.models.version import Artifact, ArtifactState, ModelVersion
 
+READS_AT_ONCE = 2
+"""How many stored files uploads read at once; each read holds a chunk and a connection to the store."""
+
 
 class ArtifactTransfer:
     """Uploads and downloads artifacts.
 
     `prepare` makes the object store writable (creates its bucket); it is called until it has succeeded once.
-    At most `at_once` uploads hold buffers; further ones wait, and their callers with them.
+    All uploads share `buffers`; an upload that waits for one makes its caller wait too.
     """
 
     def __init__(
@@ -45,7 +49,7 @@ class ArtifactTransfer:
         clock: Clock,
         prepare: Callable[[], Awaitable[None]],
         checks: VersionCheck,
-        at_once: int = 2,
+        buffers: PartBuffers,
     ) -> None:
         self._store = store
         self._objects = objects
@@ -53,11 +57,8 @@ class ArtifactTransfer:
         self._prepare = prepare
         self._prepared = False
         self._checks = checks
-        self._slots = asyncio.Semaphore(at_once)
-
-    def slot(self) -> asyncio.Semaphore:
-        """Return what an upload must hold while it has buffers."""
-        return self._slots
+        self.buffers = buffers
+        self._reading = asyncio.Semaphore(READS_AT_ONCE)
 
     async def prepare(self) -> None:
         """Make the object store writable."""
@@ -71,22 +72,20 @@ class ArtifactTransfer:
         """Store a declared file's bytes; the last file's upload also checks the version.
 
         The bytes become visible only when all of them match, also when the file is stored already. Raises
-        InvalidArtifactName, NotDeclared, DigestMismatch, TooLarge, ArtifactCollected, and Unavailable when
-        the bytes are stored and the check has no answer of the feature service: another upload or
-        CheckModelVersion repeats it.
+        InvalidArtifactName, NotDeclared, DigestMismatch, TooLarge, StreamTooSlow, ArtifactCollected, and
+        Unavailable when the bytes are stored and the check has no answer of the feature service: another
+        upload or CheckModelVersion repeats it.
         """
         declared = await self.declared(name, artifact_name)
         await self.prepare()
         async with self._store.reading() as records:
             known = await records.digest_stored(declared.sha256)
         key, blocks = content_key(declared.sha256), BlockHasher()
-        async with self._slots:
-            received = verified(declared, blocks.watch(chunks))
-            if known and await stored_intact(self._objects, key, declared):
-                async for _ in received:
-                    pass
-            else:
-                await self._objects.put_stream(key, received)
+        received = verified(declared, chunks, also=blocks.add)
+        if known and await self._intact(key, declared):
+            await self._read(received)
+        else:
+            await self._objects.put_stream(key, received, self.buffers)
         async with self._store.transaction() as records:
             await lock_model(records, name.parent)
             # The collection holds this lock while it deletes the bytes of a digest that nothing declares.
@@ -103,6 +102,17 @@ class ArtifactTransfer:
                     "UPLOAD", version.name, reason=f"{artifact_name} sha256 {declared.sha256}"
                 )
         return await self._check(name, version, by)
+
+    async def _intact(self, key: str, declared: Artifact) -> bool:
+        async with self._reading:
+            return await stored_intact(self._objects, key, declared)
+
+    async def _read(self, chunks: AsyncIterator[bytes]) -> None:
+        """Read all chunks, in turns with other uploads."""
+        ended = False
+        while not ended:
+            _, ended = await self.buffers.filled(chunks)
+            self.buffers.give_back()
 
     async def checked(self, name: VersionName, by: str) -> ModelVersion:
         """Return the version, checked when all its files are stored and the check has not ended."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from flywheel_common.errors import NotFound
 from flywheel_common.storage.objects import ObjectStore
@@ -15,12 +16,20 @@ CHUNK_BYTES = 1024 * 1024
 """Largest chunk of an upload or download."""
 
 
-async def verified(declared: Artifact, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def verified(
+    declared: Artifact, chunks: AsyncIterator[bytes], also: Callable[[bytes], None] = lambda _: None
+) -> AsyncIterator[bytes]:
     """Pass chunks on, and raise DigestMismatch before the end unless they are the declared bytes.
 
-    Raises TooLarge for a chunk above CHUNK_BYTES.
+    `also` gets each chunk. It runs in the thread that computes the digest, so that other calls go on. Raises
+    TooLarge for a chunk above CHUNK_BYTES.
     """
     sha, size = hashlib.sha256(), 0
+
+    def add(chunk: bytes) -> None:
+        sha.update(chunk)
+        also(chunk)
+
     async for chunk in chunks:
         if len(chunk) > CHUNK_BYTES:
             raise TooLarge(
@@ -29,8 +38,10 @@ async def verified(declared: Artifact, chunks: AsyncIterator[bytes]) -> AsyncIte
         size += len(chunk)
         if size > declared.size_bytes:
             break
-        sha.update(chunk)
-        yield chunk
+        await asyncio.to_thread(add, chunk)
+        # Taken out of this frame, so that it does not keep the chunk while the upload waits for its turn.
+        taking, chunk = [chunk], b""
+        yield taking.pop()
     if size != declared.size_bytes or sha.hexdigest() != declared.sha256:
         too_long = size > declared.size_bytes
         received = (

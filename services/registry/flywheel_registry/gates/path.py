@@ -1,4 +1,4 @@
-"""The gates on a promotion path: offline, then stored shadow and canary evidence, then approvals."""
+"""The gates on a promotion path: offline, stored shadow and canary evidence, experiments, approvals."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from flywheel_registry.evidence.evidence import Evidence
+from flywheel_registry.evidence.experiment_verdict import ExperimentVerdict
 from flywheel_registry.evidence.findings import Findings
 from flywheel_registry.gates.approval import ApprovalGate
+from flywheel_registry.gates.experiment import ExperimentGate
 from flywheel_registry.gates.gate import Candidate, Gate, GateRecords
 from flywheel_registry.gates.measured import newest_evaluation, with_evaluation
 from flywheel_registry.gates.offline import CHAMPION_PREFIX, NO_CHAMPION, GateResult, evaluate_offline
@@ -63,7 +65,7 @@ class OnlineGate:
 GATES: Mapping[Stage, Sequence[Gate]] = {
     Stage.STAGING: (OfflineGate(),),
     Stage.CANDIDATE: (ShadowGate(),),
-    Stage.PRODUCTION: (OnlineGate(), ApprovalGate()),
+    Stage.PRODUCTION: (OnlineGate(), ExperimentGate(), ApprovalGate()),
 }
 """Stage → the gates to it, all of which must pass."""
 
@@ -74,10 +76,11 @@ async def evaluate_path(
     champion: ModelVersion | None,
     path: Sequence[Stage],
     metrics: Mapping[str, float],
+    experiments: tuple[ExperimentVerdict, ...] | None,
 ) -> GateResult:
     """Evaluate the gates of each stage in `path`; the result passes when all of them pass."""
     policy = (await find_model(records, version.model)).gate_policy
-    candidate = Candidate(version, champion, metrics, policy)
+    candidate = Candidate(version, champion, metrics, policy, experiments)
     return await evaluate_gates(records, candidate, [gate for stage in path for gate in GATES.get(stage, ())])
 
 

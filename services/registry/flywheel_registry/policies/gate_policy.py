@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+from enum import StrEnum
 
 from flywheel_registry.policies.errors import InvalidPolicy
 
 MAX_APPROVALS = 100
+_EXPERIMENT = re.compile(r"projects/[^/\s]+/models/[^/\s]+/experiments/[^/\s]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +24,30 @@ class MetricThreshold:
     max_delta: float | None = None
 
 
+class ExperimentRequirement(StrEnum):
+    """See `ExperimentRequirement` of the API."""
+
+    SHIP = "SHIP"
+    NO_ROLL_BACK = "NO_ROLL_BACK"
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentRule:
+    """What the verdicts of experiments must be. `experiment`: the one that decides; empty: the newest."""
+
+    requirement: ExperimentRequirement
+    experiment: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class GatePolicy:
-    """The rules of the offline gate, NONE → STAGING, and of the approval gate to PRODUCTION."""
+    """The rules of the offline gate, NONE → STAGING, and of the gates for approvals and experiments to
+    PRODUCTION."""
 
     offline: tuple[MetricThreshold, ...] = ()
     min_evaluation_rows: int = 0
     min_approvals: int = 0
+    experiment: ExperimentRule | None = None
 
     def check(self) -> GatePolicy:
         """Return the policy itself. Raises InvalidPolicy that names the first wrong field."""
@@ -35,6 +55,7 @@ class GatePolicy:
             raise InvalidPolicy(
                 f"gate_policy.min_approvals is {self.min_approvals}: the limit is {MAX_APPROVALS}."
             )
+        self._check_experiment()
         for threshold in self.offline:
             if not threshold.metric:
                 raise InvalidPolicy("A threshold in gate_policy.offline has no metric: set `metric`.")
@@ -50,3 +71,15 @@ class GatePolicy:
                     "use a finite number."
                 )
         return self
+
+    def _check_experiment(self) -> None:
+        rule = self.experiment
+        if rule is None or not rule.experiment:
+            return
+        if rule.requirement is ExperimentRequirement.NO_ROLL_BACK:
+            raise InvalidPolicy("gate_policy.experiment.experiment must be empty with NO_ROLL_BACK.")
+        if not _EXPERIMENT.fullmatch(rule.experiment):
+            raise InvalidPolicy(
+                f"gate_policy.experiment.experiment is {rule.experiment!r}: "
+                "use projects/{project}/models/{model}/experiments/{experiment}."
+            )

@@ -13,6 +13,7 @@ from flywheel_common.clock import Clock
 from flywheel_registry.audit.journal import Journal
 from flywheel_registry.audit.reasons import require_reason
 from flywheel_registry.evidence.evidence import Evidence
+from flywheel_registry.evidence.experiment_verdict import ExperimentVerdict
 from flywheel_registry.gates.measured import newest_evaluation, with_evaluation
 from flywheel_registry.gates.path import EVIDENCE_KINDS, evaluate_path
 from flywheel_registry.models.errors import InvalidMetric
@@ -61,13 +62,14 @@ class Promotions:
         override: bool,
         check_path: Callable[[Sequence[Stage]], None],
         added: Mapping[str, float],
+        experiments: tuple[ExperimentVerdict, ...] | None = (),
     ) -> PromotionResult:
         """Evaluate the gates up to `to_stage` (None: the next stage) and move the version if they pass.
 
         With `override` it moves also when they fail. A failed gate is a result, not an error, and is stored
         as evidence. `check_path` raises if the caller may not move a version through these stages. `added`
         are values that a service measured; they outrank the metrics that the version was registered with, and
-        those of the newest evaluation outrank both.
+        those of the newest evaluation outrank both. `experiments`: see `Candidate`.
         Raises IllegalTransition, ArtifactsPending, RolloutActive, NoRelease, InvalidMetric, what `check_path`
         raises, and ReasonRequired for an override without a reason.
         """
@@ -88,7 +90,7 @@ class Promotions:
         metrics = _merge_metrics(version.metrics, added)
         evaluation = await newest_evaluation(records, version)
         metrics = with_evaluation(metrics, evaluation, champion.number if champion else None)
-        result = await evaluate_path(records, version, champion, path, metrics)
+        result = await evaluate_path(records, version, champion, path, metrics, experiments)
         kind = EVIDENCE_KINDS[path[0]]
         journal = Journal(records, name.parent, self._clock.now(), by)
         evidence = await records.add_evidence(

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from datetime import datetime
 
+from flywheel_registry.evidence.experiment_verdict import ExperimentVerdict
+
 
 @dataclass(frozen=True, slots=True)
 class Variant:
@@ -18,15 +20,6 @@ class Variant:
     score_mean: float = 0.0
     score_stddev: float = 0.0
     log_loss: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ExperimentVerdict:
-    """The verdict of the experiment that decides an A/B test: SHIP, ROLL_BACK, or CONTINUE."""
-
-    experiment: str
-    verdict: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from flywheel_registry.evidence.experiment_verdict import ExperimentVerdict
 from flywheel_registry.evidence.findings import Findings
 from flywheel_registry.policies.rollout_policy import RolloutPolicy, StepPolicy
 from flywheel_registry.rollouts.bounds import standard_error, standard_errors
-from flywheel_registry.rollouts.comparison import Comparison, ExperimentVerdict
+from flywheel_registry.rollouts.comparison import Comparison
 from flywheel_registry.rollouts.guardrails import evaluate_guardrails
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
 from flywheel_registry.rollouts.verdict import Decision, Verdict, duration_text, expire_after

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flywheel_common.clock import Clock
 from flywheel_registry.audit.journal import Journal
 from flywheel_registry.audit.reasons import require_reason
 from flywheel_registry.evidence.evidence import Evidence
+from flywheel_registry.evidence.experiment_verdict import ExperimentVerdict
 from flywheel_registry.gates.approval import ApprovalGate
 from flywheel_registry.gates.errors import GateFailed
-from flywheel_registry.gates.gate import Candidate
+from flywheel_registry.gates.experiment import ExperimentGate
+from flywheel_registry.gates.gate import Candidate, Gate
 from flywheel_registry.gates.offline import NO_CHAMPION
-from flywheel_registry.gates.path import newest_offline_proof
+from flywheel_registry.gates.path import evaluate_gates, newest_offline_proof
 from flywheel_registry.models.lookups import find_model, find_version, lock_model
 from flywheel_registry.models.names import VersionName
 from flywheel_registry.models.version import ModelVersion
@@ -48,12 +52,14 @@ class RolloutStart:
         by: str,
         *,
         override: bool = False,
+        experiments: tuple[ExperimentVerdict, ...] | None = (),
     ) -> Rollout:
         """Start a rollout, which waits until the gateways have loaded the release.
 
         Without a champion there is nothing to compare with: the loaded release is promoted.
-        The version must pass the offline gate against today's champion, unless `override`. A `policy` other
-        than the model's, and an override, need a reason and are audited. Raises UnknownModel, UnknownRelease,
+        The version must pass the offline gate against today's champion, and the gates for approvals and
+        experiments, unless `override`. `experiments`: see `Candidate`. A `policy` other than the model's, and
+        an override, need a reason and are audited. Raises UnknownModel, UnknownRelease,
         RolloutActive, NotStaged, AlreadyServing, InvalidPolicy, GateFailed, ReasonRequired.
         """
         model_name = challenger.parent
@@ -68,7 +74,10 @@ class RolloutStart:
             why = require_reason(reason, "A rollout policy other than the model's")
             await journal.write("OVERRIDE_POLICY", release.name, reason=f"{why}: {changes}")
         proof = await self._offline_proof(records, journal, version, reason, override=override)
-        await _require_approvals(records, journal, version, reason, override=override)
+        gates: list[Gate] = [ApprovalGate()]
+        if not chosen.until_verdict:  # An A/B test is decided by the experiment that it starts.
+            gates.append(ExperimentGate())
+        shown = await _pass_gates(records, journal, version, experiments, gates, reason, override=override)
         champion = (await records.routing(model_name)).champion
         why = reason or "started"
         if champion is None:
@@ -92,7 +101,7 @@ class RolloutStart:
             "START_ROLLOUT",
             rollout.name,
             to_state=rollout.progress.state,
-            reason=f"{release.name}: {why}",
+            reason="; ".join((f"{release.name}: {why}", *shown)),
             evidence=proof,
         )
         await records.emit(rollout.changed(why), journal.at)
@@ -119,25 +128,34 @@ class RolloutStart:
         return proof
 
 
-async def _require_approvals(
-    records: RolloutRecords, journal: Journal, version: ModelVersion, reason: str, *, override: bool
-) -> None:
-    """Raise GateFailed unless the version has the approvals of the policy, or `override` with a reason.
+async def _pass_gates(
+    records: RolloutRecords,
+    journal: Journal,
+    version: ModelVersion,
+    experiments: tuple[ExperimentVerdict, ...] | None,
+    gates: Sequence[Gate],
+    reason: str,
+    *,
+    override: bool,
+) -> tuple[str, ...]:
+    """Return the findings; raise GateFailed unless the gates pass, or `override` with a reason.
 
-    A rollout promotes by itself, so it needs them before it begins.
+    A rollout promotes by itself, so it needs approvals and experiments before it begins.
     """
     champion = await records.champion(version.model)
     if champion is not None and champion.number == version.number:
-        return
+        return ()
     policy = (await find_model(records, version.model)).gate_policy
-    result = await ApprovalGate().evaluate(records, Candidate(version, champion, version.metrics, policy))
+    candidate = Candidate(version, champion, version.metrics, policy, experiments)
+    result = await evaluate_gates(records, candidate, gates)
     if result.passed:
-        return
-    failed = "; ".join(result.findings)
+        return result.findings
+    failed = "; ".join(line for line in result.findings if line.startswith("FAILED"))
     if not override:
-        raise GateFailed(f"{version.name} does not pass the approval gate: {failed}.")
+        raise GateFailed(f"{version.name} does not pass the gates to production: {failed}.")
     why = require_reason(reason, "An override")
     await journal.write("OVERRIDE", version.name, reason=f"{why}: {failed}")
+    return ()
 
 
 async def _check_startable(records: RolloutRecords, version: ModelVersion, release: Release) -> None:

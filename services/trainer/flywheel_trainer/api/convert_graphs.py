@@ -14,6 +14,9 @@ from flywheel_trainer.pipelines.definition import Pipeline
 from flywheel_trainer.pipelines.errors import InvalidPipeline
 from flywheel_trainer.pipelines.graph import Condition, FanOut, Graph, GraphStep, Source
 
+DEFAULT_INSTANCES = 20
+"""Of a fan-out over an output."""
+
 
 def to_json(message: Message) -> Any:
     """The JSON form of a message. Raises InvalidPipeline for numbers that JSON does not have."""
@@ -61,9 +64,7 @@ def _step_from_proto(step: pb.GraphStep) -> GraphStep:
             Condition(one.left.step, one.left.output, one.operator, to_json(one.right))
             for one in step.conditions
         ),
-        for_each=FanOut(tuple(to_json(step.for_each.values)), step.for_each.param)
-        if step.HasField("for_each")
-        else None,
+        for_each=_fan_out_from_proto(step.for_each) if step.HasField("for_each") else None,
         retries=step.retries,
         retry_delay_seconds=seconds_of(step.retry_delay),
         timeout_seconds=seconds_of(step.timeout),
@@ -96,7 +97,19 @@ def _step_to_proto(step: GraphStep) -> pb.GraphStep:
         message.for_each.param = step.for_each.param
         if step.for_each.values:
             message.for_each.values.extend(list(step.for_each.values))
+        if step.for_each.step:
+            output = pb.StepOutput(step=step.for_each.step, output=step.for_each.output)
+            message.for_each.output.CopyFrom(output)
+            message.for_each.at_most = step.for_each.at_most
     return message
+
+
+def _fan_out_from_proto(message: pb.FanOut) -> FanOut:
+    values = tuple(to_json(message.values))
+    if not message.HasField("output"):
+        return FanOut(values, message.param)
+    at_most = message.at_most or DEFAULT_INSTANCES
+    return FanOut(values, message.param, message.output.step, message.output.output, at_most)
 
 
 def _source_from_proto(source: pb.ValueSource) -> Source:

@@ -121,6 +121,7 @@ def _continuous_from_proto(message: retraining_pb2.ContinuousRetraining) -> Cont
         min_rows=message.min_rows,
         daily_budget=message.daily_budget or DEFAULT_CONTINUOUS_BUDGET,
         pipeline=_stored_from_proto(message, "pipeline"),
+        new_rows=message.new_rows,
     )
 
 
@@ -131,6 +132,7 @@ def _continuous_to_proto(continuous: Continuous) -> retraining_pb2.ContinuousRet
         min_rows=continuous.min_rows,
         daily_budget=continuous.daily_budget,
         pipeline=_stored_to_proto(continuous.pipeline),
+        new_rows=continuous.new_rows,
     )
 
 

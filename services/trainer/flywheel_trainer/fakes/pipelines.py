@@ -54,11 +54,9 @@ class MemoryPipelines:
         """Whether the run with this name has not ended."""
         return any(str(r.name) == run and r.state not in ENDED for r in self._runs.values())
 
-    def has_failed(self, run: str) -> bool:
-        """Whether the run with this name has failed."""
-        return any(
-            str(r.name) == run and r.state in (JobState.FAILED, JobState.LOST) for r in self._runs.values()
-        )
+    def find_run(self, run: str) -> PipelineRun | None:
+        """The run with this name."""
+        return next((r for r in self._runs.values() if str(r.name) == run), None)
 
     async def get(self, name: PipelineRunName) -> PipelineRun | None:
         return self._runs.get(name)

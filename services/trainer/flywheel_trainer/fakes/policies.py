@@ -11,7 +11,16 @@ from flywheel_trainer.fakes.pipeline_definitions import MemoryPipelineDefinition
 from flywheel_trainer.fakes.pipelines import MemoryPipelines
 from flywheel_trainer.fakes.requests import MemoryRequests
 from flywheel_trainer.pipelines.pipeline_run import ModelName
-from flywheel_trainer.policies.decision import Decision, Drift, Reason, Trigger, decide, decide_time
+from flywheel_trainer.policies.decision import (
+    Decision,
+    Drift,
+    Reason,
+    StartedRun,
+    Trigger,
+    decide,
+    decide_time,
+    trained_until,
+)
 from flywheel_trainer.policies.policy import Policy, PolicyName
 from flywheel_trainer.policies.ports import TimedPolicy
 from flywheel_trainer.policies.schedule import Due
@@ -59,14 +68,15 @@ class MemoryPolicies:
         if policy is None or self._is_decided(name, Trigger.DRIFT, drift.alert, drift.window_end):
             return None
         started = self._started(name, Trigger.DRIFT)
+        runs = [self._run_of(d) for d in started]
         cause = Cause.of_drift(drift)
         candidate = await self._candidate(policy, cause)
         reason = decide(
             policy,
             drift,
-            [d.event_time for d in started if not self._pipelines.has_failed(d.pipeline_run)],
+            [run.event_time for run in runs if not run.failed],
             self._is_active(started, candidate),
-            [d.event_time for d in started if self._pipelines.has_failed(d.pipeline_run)],
+            [run.event_time for run in runs if run.failed],
         )
         return self._store(policy, cause, reason, candidate, now)
 
@@ -90,10 +100,11 @@ class MemoryPolicies:
         if self._is_decided(name, trigger, "", due.time):
             return None
         started = self._started(name, trigger)
-        cause = Cause(trigger, due.time)
+        runs = [self._run_of(d) for d in started]
+        cause = Cause(trigger, due.time, trained_until=trained_until(runs, due.time))
         candidate = await self._candidate(policy, cause)
         active = self._is_active(started, candidate)
-        reason = decide_time(policy, trigger, due, [d.event_time for d in started], active)
+        reason = decide_time(policy, trigger, due, runs, active)
         if reason is None:
             return None
         return self._store(policy, cause, reason, candidate, now)
@@ -113,6 +124,12 @@ class MemoryPolicies:
 
     def _started(self, name: PolicyName, trigger: Trigger) -> list[Decision]:
         return [d for d in self._decisions if (d.policy, d.trigger) == (name, trigger) and d.started]
+
+    def _run_of(self, decision: Decision) -> StartedRun:
+        run = self._pipelines.find_run(decision.pipeline_run)
+        if run is None:
+            return StartedRun(decision.event_time, None)
+        return StartedRun(decision.event_time, run.state, bool(run.run))
 
     def _newest(self, name: PolicyName) -> dict[Trigger, datetime]:
         found: dict[Trigger, datetime] = {}

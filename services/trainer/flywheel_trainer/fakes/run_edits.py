@@ -8,6 +8,7 @@ from datetime import datetime
 from flywheel_job.outcome import Artifact
 from flywheel_trainer.fakes.tracking import MemoryTracking, RunRecord
 from flywheel_trainer.runs.errors import RunActive, RunDeleted, RunOfJob, UnknownRun
+from flywheel_trainer.runs.ports import Remove
 from flywheel_trainer.runs.run import Run, RunEdit, RunName, RunState
 
 
@@ -55,6 +56,36 @@ class MemoryRunEdits:
                 record.rewind(rewind_to_step)
             self._requests.store("ContinueRun", request_id, body, name)
         return self._record(name).run
+
+    async def deleted_before(self, project: str, before: datetime, limit: int) -> list[Run]:
+        found = [
+            (record.run.deleted_at, record.run.name.run, record.run)
+            for name, record in self._tracking.runs.items()
+            if name.project == project and self._is_deleted(record, before)
+        ]
+        return [run for _, _, run in sorted(found, key=lambda one: one[:2])[:limit]]
+
+    async def purge(self, name: RunName, before: datetime, remove: Remove) -> bool:
+        record = self._tracking.runs.get(name)
+        if record is None or not self._is_deleted(record, before):
+            return False
+        others = {
+            artifact.sha256
+            for other, one in self._tracking.runs.items()
+            if other != name
+            for artifact in one.run.artifacts
+        }
+        own = {one.sha256: one for one in record.run.artifacts if one.sha256 not in others}
+        await remove(list(own.values()))
+        del self._tracking.runs[name]
+        return True
+
+    def _is_deleted(self, record: RunRecord, before: datetime) -> bool:
+        at, parent = record.run.deleted_at, record.run.parent_run
+        # The parent may be gone; the run of a job, the parent of those of its trials, stays.
+        above = self._tracking.runs.get(RunName.parse(parent)) if parent else None
+        of_trial = above is not None and above.run.job
+        return at is not None and at < before and not record.run.job and not of_trial
 
     async def add_artifact(self, name: RunName, artifact: Artifact, now: datetime) -> None:
         record = self._record(name)

@@ -12,6 +12,7 @@ from flywheel_job.outcome import Outcome
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.jobs.attempt import Attempt, Watch, engine_id
 from flywheel_trainer.jobs.job import ENDED, JobName, JobState
+from flywheel_trainer.jobs.object_access import Access
 from flywheel_trainer.jobs.ports import OF_TRIALS, ActiveJob
 from flywheel_trainer.runs.run import RunName, RunState
 
@@ -45,6 +46,12 @@ class MemorySupervision:
         job = replace(active.job, attempts=(*active.job.attempts, attempt))
         self._tracking.jobs[name] = ActiveJob(job, active.details, attempt)
         return attempt
+
+    async def grant(self, name: JobName, number: int, access: Access) -> None:
+        self._fence()
+        active = self._active(name)
+        if active is not None and active.attempt is not None and active.attempt.number == number:
+            self._tracking.access[active.attempt.engine_id] = access
 
     async def mark_running(self, name: JobName, number: int, now: datetime) -> None:
         self._fence()

@@ -12,6 +12,7 @@ from flywheel_job.outcome import MetricPoint
 from flywheel_job.tuning.trial import Trial, TrialState
 from flywheel_trainer.fakes.requests import MemoryRequests
 from flywheel_trainer.jobs.job import ENDED, JobName
+from flywheel_trainer.jobs.object_access import Access
 from flywheel_trainer.jobs.ports import ActiveJob
 from flywheel_trainer.runs.errors import (
     AttemptEnded,
@@ -101,6 +102,8 @@ class MemoryTracking:
         self.trials: dict[JobName, dict[int, Trial]] = {}
         self.closed_pipeline_runs: set[str] = set()
         """Names of pipeline runs that have ended or are to be cancelled."""
+        self.access: dict[str, Access] = {}
+        """By engine id of the attempt."""
         self.supervisor_token = 0
         """Fencing token of the newest supervisor."""
 

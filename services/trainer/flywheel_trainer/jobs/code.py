@@ -20,6 +20,7 @@ RESERVED = ("AWS_", "FLYWHEEL_", "RAY_")
 
 _FILE = re.compile(r"[\w./-]{1,500}\.py:[A-Za-z_]\w{0,200}")
 _BUILT_IN = re.compile(r"flywheel_job\.recipes\.[\w.]{1,200}:[A-Za-z_]\w{0,200}")
+_PATH = re.compile(r"[\w./ -]{1,500}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,200}")
 
@@ -53,6 +54,8 @@ class CodeRecipe:
     environment: Mapping[str, str] = field(default_factory=dict)
     memory_bytes_per_worker: int = 0
     accelerator_type: str = ""
+    requirements: str = ""
+    """Requirements file in the source archive; empty: the packages of the cluster."""
     schedule: tuple[ScheduleSegment, ...] = ()
     """Parameters that change at a step; empty: none do."""
 
@@ -81,6 +84,8 @@ def check_code(code: CodeRecipe) -> None:
             raise _invalid(name, f"is {value[:100]!r}, which is outside of the source folder")
     if code.source_sha256 and _SHA256.fullmatch(code.source_sha256) is None:
         raise _invalid("source_sha256", "must be 64 lower-case hexadecimal digits")
+    if code.requirements and not (code.source_sha256 and is_file_name(code.requirements)):
+        raise _invalid("requirements", "must be the path of a file in the source archive")
     if not _is_object(code.params_json):
         raise _invalid("params_json", "must be a JSON object of at most 256 KiB")
     if len(code.training_sets) > 32 or not all(code.training_sets) or not all(code.training_sets.values()):
@@ -95,11 +100,20 @@ def check_code(code: CodeRecipe) -> None:
     size = sum(len(key.encode()) + len(value.encode()) for key, value in code.provenance.items())
     if len(code.provenance) > 32 or size > MAX_PROVENANCE_BYTES:
         raise _invalid("provenance", "must have at most 32 entries and 256 KiB")
-    if len(code.environment) > 64:
+    _check_environment(code.environment)
+
+
+def _check_environment(environment: Mapping[str, str]) -> None:
+    if len(environment) > 64:
         raise _invalid("environment", "must have at most 64 variables")
-    for name, value in code.environment.items():
+    for name, value in environment.items():
         if _VARIABLE.fullmatch(name) is None or name.upper().startswith(RESERVED) or "\0" in value:
             raise _invalid("environment", f"has {name[:100]!r}, which is no variable that a job may set")
+
+
+def is_file_name(path: str) -> bool:
+    """Whether this is the relative path of a file, without characters of other meanings."""
+    return _PATH.fullmatch(path) is not None and not {".", "..", ""} & set(path.split("/"))
 
 
 def _is_object(text: str) -> bool:

@@ -15,13 +15,23 @@ FAILURE = "failure.json"
 """The outcome of a failure, written by the driver. A success outranks it."""
 
 
+def attempt_folder(name: JobName, attempt: int) -> str:
+    """The folder of an attempt, without a slash at the end."""
+    return f"jobs/{name.project}/{name.job}/attempts/{attempt}"
+
+
 def attempt_key(name: JobName, attempt: int, file: str) -> str:
-    return f"jobs/{name.project}/{name.job}/attempts/{attempt}/{file}"
+    return f"{attempt_folder(name, attempt)}/{file}"
+
+
+def log_folder(name: JobName) -> str:
+    """The folder of all log streams of a job, without a slash at the end."""
+    return f"jobs/{name.project}/{name.job}/logs"
 
 
 def log_prefix(name: JobName, stream: str) -> str:
     """The folder of the chunks of a log stream, without a slash at the end."""
-    return f"jobs/{name.project}/{name.job}/logs/{stream}"
+    return f"{log_folder(name)}/{stream}"
 
 
 def checkpoint_prefix(name: JobName) -> str:

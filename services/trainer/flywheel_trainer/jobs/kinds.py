@@ -34,6 +34,10 @@ class Launch:
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables of the attempt that other kinds do not get."""
+    reads: tuple[str, ...] = ()
+    """Addresses (`s3://…`) of the inputs; the attempt may read them and everything below."""
+    writes: tuple[str, ...] = ()
+    """Addresses at which it writes beside the folders that every job has."""
 
 
 @dataclass(frozen=True)

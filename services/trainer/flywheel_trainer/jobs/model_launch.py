@@ -46,7 +46,8 @@ def launch_of(
         resources=Resources(cpus=request.cpus_per_worker),
         seed=seed,
     )
-    return Launch({SPEC: spec.to_json()}, (settings.python, "-m", DRIVER, uri(SPEC)))
+    command = (settings.python, "-m", DRIVER, uri(SPEC))
+    return Launch({SPEC: spec.to_json()}, command, reads=spec.inputs)
 
 
 async def outcome_of(read: Callable[[str], Awaitable[bytes | None]], file: str) -> Outcome | None:

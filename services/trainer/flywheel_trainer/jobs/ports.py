@@ -13,6 +13,7 @@ from flywheel_job.launch import Column
 from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.attempt import Attempt, Watch
 from flywheel_trainer.jobs.job import Job, JobName, JobState
+from flywheel_trainer.jobs.object_access import Access
 from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.run import RunName
 
@@ -66,6 +67,7 @@ class Supervision(Protocol):
     - `active` returns the jobs that have not ended, by descending priority, then by age.
     - `begin_attempt` records the next attempt of a job without an active one, before the engine hears of it.
       It returns an active attempt unchanged, and None if the job has ended.
+    - `grant` records what an attempt may do on the object store; it does nothing for one that has ended.
     - `mark_running` sets attempt and job RUNNING. `observe` stores the watch of an attempt and the progress
       of its job. `set_waiting` writes a message into the progress.
     - `end_attempt` ends an attempt without success; its job is QUEUED again.
@@ -79,6 +81,8 @@ class Supervision(Protocol):
     async def active(self) -> Sequence[ActiveJob]: ...
 
     async def begin_attempt(self, name: JobName, now: datetime) -> Attempt | None: ...
+
+    async def grant(self, name: JobName, number: int, access: Access) -> None: ...
 
     async def mark_running(self, name: JobName, number: int, now: datetime) -> None: ...
 
@@ -110,6 +114,8 @@ class TrainingSet:
     naive: bool = False
     extra_columns: tuple[Column, ...] = ()
     """Columns of the spine that are no features; one of them may have the weights of the rows."""
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The values of the text and bool columns that have few, most frequent first."""
 
 
 class TrainingSets(Protocol):

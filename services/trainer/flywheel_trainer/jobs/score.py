@@ -144,7 +144,8 @@ class ScoreKind:
         )
         command = (settings.python, "-m", DRIVER, self._uri(job, attempt, SPEC))
         secret = {CACHE_URL: self._settings.cache_url} if score.cache_ttl_seconds else {}
-        return Launch({SPEC: spec.to_json()}, command, secret)
+        reads = (*spec.inputs, params.release_uri, *(file.uri for file in params.files))
+        return Launch({SPEC: spec.to_json()}, command, secret, reads=reads, writes=(params.predictions_uri,))
 
     def _uri(self, job: Job, attempt: int, file: str) -> str:
         return f"s3://{self._settings.jobs.bucket}/{attempt_key(job.name, attempt, file)}"

@@ -20,16 +20,24 @@ from flywheel_common.postgres.errors import LeaseLost
 from flywheel_common.ray.errors import EngineRefused, EngineUnavailable
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_common.telemetry.logs import get_logger
+from flywheel_job.artifacts import ARTIFACTS
 from flywheel_job.job_logs.chunks import DRIVER
 from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.attempt import Attempt, exceeded_limit, retry_at, watched
 from flywheel_trainer.jobs.ending import Ending, Evidence, ending_of, last_lines, storable
 from flywheel_trainer.jobs.engine import ENDED_ON_ENGINE, Engine, EngineJob, EngineState
 from flywheel_trainer.jobs.errors import CancelledOnRequest, InfeasibleResources, JobLost, NotSupervisable
-from flywheel_trainer.jobs.files import attempt_key, log_prefix
+from flywheel_trainer.jobs.files import (
+    attempt_folder,
+    attempt_key,
+    checkpoint_prefix,
+    log_folder,
+    log_prefix,
+)
 from flywheel_trainer.jobs.job import Job, JobName, JobState
-from flywheel_trainer.jobs.kinds import Kinds, PreparedKind
+from flywheel_trainer.jobs.kinds import Kinds, Launch, PreparedKind
 from flywheel_trainer.jobs.logs import StoredLogs
+from flywheel_trainer.jobs.object_access import Access
 from flywheel_trainer.jobs.ports import ActiveJob, Supervision
 from flywheel_trainer.jobs.resources import Node, Quota
 from flywheel_trainer.jobs.scheduling import Queued, plan
@@ -65,7 +73,7 @@ class Rules:
     python: str
     """Interpreter on the machines of the cluster."""
     environment_of: Callable[[str], Mapping[str, str]]
-    """The environment of an attempt, by its engine id: credentials for S3 and the token for metrics."""
+    """The environment of an attempt, by its engine id: its token, and how it reaches this service."""
     max_running: int
     quota_of: Callable[[str], Quota] = lambda _: Quota()
     """The quota of a project."""
@@ -185,6 +193,7 @@ class Supervisor:
         logs = f"s3://{self._rules.bucket}/{log_prefix(job.name, DRIVER)}"
         wrapper = (self._rules.python, "-m", LAUNCHER, logs, str(attempt.number), "--")
         command = f"exec {shlex.join((*wrapper, *launch.command))}"
+        await self._store.grant(job.name, attempt.number, self._access(job.name, attempt.number, launch))
         try:
             environment = {**self._rules.environment_of(attempt.engine_id), **launch.environment}
             await self._engine.submit(attempt.engine_id, command, environment)
@@ -196,6 +205,12 @@ class Supervisor:
             return
         await self._store.mark_running(job.name, attempt.number, self._clock.now())
         log.info("attempt started", job=str(job.name), attempt=attempt.number)
+
+    def _access(self, name: JobName, number: int, launch: Launch) -> Access:
+        own = (attempt_folder(name, number), log_folder(name), checkpoint_prefix(name))
+        bucket = f"s3://{self._rules.bucket}"
+        writes = (*(f"{bucket}/{folder}" for folder in own), *launch.writes)
+        return Access(launch.reads, writes, f"{bucket}/{ARTIFACTS}")
 
     async def _not_accepted(self, active: ActiveJob, attempt: Attempt, error: EngineUnavailable) -> None:
         """The engine answers, but does not accept this attempt: try again for a while, then give it up."""

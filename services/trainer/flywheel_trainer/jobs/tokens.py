@@ -1,7 +1,7 @@
-"""Tokens with which an attempt reports its metrics: they permit nothing else, and end with the attempt.
+"""Tokens of attempts, for metrics, trials and requests to the object store: they end with the attempt.
 
 A token is the attempt's engine id and its HMAC under a secret of the installation, so nothing is stored per
-token. Whether the attempt is still active is checked where its points are stored.
+token. Whether the attempt is still active is checked by each of these calls.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hmac
 import re
 
 ATTEMPT = frozenset({"attempt"})
-"""The role of an attempt of a job: it permits LogMetrics to the run of its job alone."""
+"""The role of an attempt: it permits LogMetrics, RecordTrial and SignObjectRequests for its own job."""
 PREFIX = "fwattempt"
 _TOKEN = re.compile(rf"{PREFIX}\.([A-Za-z0-9_-]+)\.([0-9a-f]{{64}})")
 

@@ -8,21 +8,27 @@ from typing import Any
 
 from flywheel_job.artifacts import ARTIFACTS
 from flywheel_job.launch import Column, DataSet, LaunchSpec, Resources, Segment, Source
+from flywheel_job.model_file import ModelFile
 from flywheel_job.outcome import Outcome
 from flywheel_job.recipes.tabular.spec import CHECK, EXPORT, TRAIN, TabularSpec, WarmStart
+from flywheel_trainer.jobs.built_in import check_built_in
 from flywheel_trainer.jobs.code import CodeRecipe
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.files import FAILURE, OUTCOME, SPEC, attempt_key, checkpoint_prefix, log_prefix
 from flywheel_trainer.jobs.job import Job
 from flywheel_trainer.jobs.kinds import Launch
 from flywheel_trainer.jobs.limits import Limits
+from flywheel_trainer.jobs.models import RegistryModels
 from flywheel_trainer.jobs.ports import TrainingSets, Weights
 from flywheel_trainer.jobs.resources import Request
 from flywheel_trainer.jobs.sources import Sources, source_key
+from flywheel_trainer.jobs.teacher import find_teacher
 from flywheel_trainer.jobs.train_spec import TrainSpec, check_spec, check_weight_column
 
 DRIVER = "flywheel_job"
 """Module that an attempt runs."""
+ENVIRONMENTS = "flywheel_job.environments"
+"""Module that runs another one in the environment of the job."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +47,24 @@ class TrainKind:
     """`Kind` of TRAIN jobs."""
 
     def __init__(
-        self, training_sets: TrainingSets, weights: Weights, sources: Sources, settings: TrainSettings
+        self,
+        training_sets: TrainingSets,
+        weights: Weights,
+        models: RegistryModels,
+        sources: Sources,
+        settings: TrainSettings,
     ) -> None:
-        self._training_sets, self._weights, self._sources = training_sets, weights, sources
-        self._settings = settings
+        self._training_sets, self._weights, self._models = training_sets, weights, models
+        self._sources, self._settings = sources, settings
 
     async def validate(self, spec: TrainSpec) -> Mapping[str, Any]:
         check_spec(spec)
+        if spec.code is not None:
+            check_built_in(spec.code, spec.workers)
+        return await self.find_inputs(spec)
+
+    async def find_inputs(self, spec: TrainSpec) -> Mapping[str, Any]:
+        """The part of `validate` that reads from other services, for a spec that was checked."""
         if spec.code is not None:
             return await self._validate_code(spec.code, spec.workers)
         training_set = await self._training_sets.get(spec.training_set)
@@ -64,10 +81,13 @@ class TrainKind:
             if found is None:
                 raise InvalidSpec(f"{spec.warm_start} has no weights to start from: leave warm_start empty.")
             warm = {"version": spec.warm_start, "uri": found[0], "sha256": found[1]}
+        teacher = await find_teacher(self._models, spec, training_set)
         return {
             "uri": training_set.uri,
             "columns": [[c.name, c.data_type] for c in training_set.columns],
+            "content_hash": training_set.content_hash,
             "warm_start": warm,
+            "teacher": teacher.to_json() if teacher else None,
         }
 
     async def _validate_code(self, code: CodeRecipe, workers: int) -> Mapping[str, Any]:
@@ -95,11 +115,18 @@ class TrainKind:
 
     def launch(self, job: Job, details: Mapping[str, Any], attempt: int) -> Launch:
         spec = self.launch_spec(job, job.spec, details, attempt)
-        return Launch({SPEC: spec.to_json()}, self.command(job, attempt, DRIVER))
+        command = self.command(job, attempt, DRIVER, spec.requirements)
+        return Launch({SPEC: spec.to_json()}, command, reads=self.inputs(spec, details))
 
-    def command(self, job: Job, attempt: int, driver: str) -> tuple[str, ...]:
+    def inputs(self, spec: LaunchSpec, details: Mapping[str, Any]) -> tuple[str, ...]:
+        """Addresses of what a launch reads."""
+        warm = details.get("warm_start")
+        return (*spec.inputs, warm["uri"]) if warm else spec.inputs
+
+    def command(self, job: Job, attempt: int, driver: str, requirements: str) -> tuple[str, ...]:
         """The command line of an attempt; `driver` is its module."""
-        return self._settings.python, "-m", driver, self._uri(job, attempt, SPEC)
+        modules = (ENVIRONMENTS, driver) if requirements else (driver,)
+        return self._settings.python, "-m", *modules, self._uri(job, attempt, SPEC)
 
     def launch_spec(self, job: Job, spec: TrainSpec, details: Mapping[str, Any], attempt: int) -> LaunchSpec:
         """What an attempt of `job` runs to train `spec`."""
@@ -119,8 +146,9 @@ class TrainKind:
 
     def _tabular(self, spec: TrainSpec, details: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a LaunchSpec for the tabular recipe."""
-        warm = details["warm_start"]
+        warm, teacher = details["warm_start"], details.get("teacher")
         columns = tuple(Column(name, data_type) for name, data_type in details["columns"])
+        digest = details.get("content_hash", "")
         recipe = TabularSpec(
             training_set=spec.training_set,
             uri=details["uri"],
@@ -128,13 +156,15 @@ class TrainKind:
             workers=spec.workers,
             hyperparameters=spec.hyperparameters,
             warm_start=WarmStart(**warm) if warm else None,
+            teacher=ModelFile.from_json(teacher) if teacher else None,
         )
         return {
             "check": CHECK,
             "function": TRAIN,
             "export": EXPORT,
             "params": recipe.params(),
-            "data": {"train": DataSet(details["uri"], spec.training_set, columns)},
+            "models": recipe.models(),
+            "data": {"train": DataSet(details["uri"], spec.training_set, columns, digest)},
             "resources": Resources(cpus=self.request(spec).cpus_per_worker, gpus=spec.gpus_per_worker),
             "seed": spec.hyperparameters.seed,
         }
@@ -166,6 +196,7 @@ class TrainKind:
             ),
             "seed": code.seed,
             "provenance": dict(code.provenance),
+            "requirements": code.requirements,
             "schedule": tuple(Segment(one.until_step, one.params) for one in code.schedule),
         }
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 from flywheel_job.launch import Column
 from flywheel_job.recipes.tabular.spec import Hyperparameters
+from flywheel_job.recipes.tasks import Task
 from flywheel_trainer.jobs.code import CodeRecipe, check_code
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.limits import Limits, check_limits
+from flywheel_trainer.jobs.model_spec import VERSION
 
 MAX_WORKERS = 1024
+TASKS = get_args(Task)
 WEIGHT_TYPES = ("BOOL", "INT64", "FLOAT32", "FLOAT64")
 
 
@@ -27,6 +30,8 @@ class TrainSpec:
     hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
     warm_start: str = ""
     """Model version whose weights training starts from; empty: random weights."""
+    teacher: str = ""
+    """Model version whose answers the network learns besides the labels; empty: none."""
     workers: int = 1
     gpus_per_worker: int = 0
     cpus_per_worker: float = 0.0
@@ -63,6 +68,18 @@ def check_spec(spec: TrainSpec) -> None:
         (not 0 <= hyper.dropout < 1, "tabular.dropout", "must be at least 0 and below 1"),
         (not 0 < hyper.holdout_fraction < 1, "tabular.holdout_fraction", "must be between 0 and 1"),
         (hyper.seed >= 1 << 32, "tabular.seed", "must be below 2^32"),
+        (hyper.task not in TASKS, "tabular.task", f"is {hyper.task!r}, it must be one of {', '.join(TASKS)}"),
+        (not 0 < hyper.teacher_weight <= 1, "tabular.teacher_weight", "must be above 0 and at most 1"),
+        (
+            not 0 < hyper.teacher_temperature <= 100,
+            "tabular.teacher_temperature",
+            "must be above 0 and at most 100",
+        ),
+        (
+            bool(spec.teacher) and VERSION.fullmatch(spec.teacher) is None,
+            "tabular.teacher",
+            "must name a model version (projects/{project}/models/{model}/versions/{version})",
+        ),
     ]
     for wrong, name, rule in problems:
         if wrong:

@@ -13,6 +13,7 @@ from flywheel_trainer.jobs.kinds import Launch
 from flywheel_trainer.jobs.limits import Limits
 from flywheel_trainer.jobs.resources import Request
 from flywheel_trainer.jobs.train import TrainKind
+from flywheel_trainer.jobs.train_spec import check_spec
 from flywheel_trainer.jobs.tune_spec import TuneSpec, check_tune_spec
 
 DRIVER = "flywheel_job.tuning"
@@ -29,7 +30,9 @@ class TuneKind:
 
     async def validate(self, spec: TuneSpec) -> Mapping[str, Any]:
         check_tune_spec(spec)
-        return await self._train.validate(spec.base)
+        check_spec(spec.base)
+        # Without a check of a built-in recipe's parameters, because those of a trial are added to them.
+        return await self._train.find_inputs(spec.base)
 
     def request(self, spec: TuneSpec) -> Request:
         """The workers of all trials that run at the same time."""
@@ -42,8 +45,9 @@ class TuneKind:
     def launch(self, job: Job, details: Mapping[str, Any], attempt: int) -> Launch:
         spec = job.spec
         launch = TuneLaunch(self._train.launch_spec(job, spec.base, details, attempt), spec.settings)
-        command = self._train.command(job, attempt, DRIVER)
-        return Launch({SPEC: launch.to_json()}, command)
+        command = self._train.command(job, attempt, DRIVER, launch.base.requirements)
+        reads = self._train.inputs(launch.base, details)
+        return Launch({SPEC: launch.to_json()}, command, reads=reads)
 
     def progress(self, job: Job, steps: Mapping[str, int]) -> Mapping[str, Any]:
         return {

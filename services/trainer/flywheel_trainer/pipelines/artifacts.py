@@ -20,4 +20,13 @@ def version_fields(report: Mapping[str, Any], artifacts: Mapping[str, Artifact])
         "golden_inputs": base64.b64decode(golden["inputs"]),
         "golden_scores": base64.b64decode(golden["scores"]),
         "parent_version": report.get("warm_started_from", ""),
+        "tags": {"teacher": report["teacher"]} if report.get("teacher") else {},
     }
+
+
+def unsupported_output(report: Mapping[str, Any]) -> str:
+    """Why `version_fields` cannot describe the model, whose signature is that of a probability; or empty."""
+    outputs, task = report.get("outputs", 1), report.get("task") or "binary"
+    if outputs != 1:
+        return f"a model with {outputs} outputs"
+    return "" if task.lower() == "binary" else f"a model for {task}"

@@ -18,6 +18,7 @@ from flywheel_common.errors import FlywheelError
 from flywheel_trainer.jobs.errors import CancelledOnRequest
 from flywheel_trainer.jobs.job import ENDED, JobState
 from flywheel_trainer.pipelines.cache import StepCache, cache_key
+from flywheel_trainer.pipelines.elements import NO_VALUE, element_of, has_element
 from flywheel_trainer.pipelines.errors import (
     StepStopped,
     StepTimeout,
@@ -26,7 +27,7 @@ from flywheel_trainer.pipelines.errors import (
     WorkflowFailed,
 )
 from flywheel_trainer.pipelines.field_paths import value_at, with_values
-from flywheel_trainer.pipelines.graph import Condition, GraphStep
+from flywheel_trainer.pipelines.graph import Condition, GraphStep, Source
 from flywheel_trainer.pipelines.pipeline_run import Approval, PipelineRun, PipelineRunName
 from flywheel_trainer.pipelines.ports import Ended, PipelineStore
 from flywheel_trainer.pipelines.step_kind import Begun, Result, StepKinds
@@ -74,6 +75,8 @@ class Execution:
         if refused is not None:
             return await self._end(run, step, Ended(JobState.CANCELLED, message=refused))
         await self._store.begin_step(run.name, step_id, self._clock.now())
+        if not has_element(run, step):
+            return await self._end(run, step, Ended(JobState.SUCCEEDED, message=NO_VALUE))
         try:
             return await self._tries(workflow, step)
         except (StepStopped, StepTimeout) as error:
@@ -138,7 +141,8 @@ class Execution:
 
         instances = {}
         if step.kind == "select":
-            instances = {name: _outputs(run, name) for name in step.spec["step"]}
+            chosen = [name for name in step.spec["step"] if has_element(run, run.graph.step(name))]
+            instances = {name: _outputs(run, name) for name in chosen}
         return Begun(
             run=run,
             id=step.id,
@@ -217,13 +221,18 @@ def _outputs(run: PipelineRun, step: str) -> Mapping[str, Any]:
     return found.outputs if found is not None else {}
 
 
+def _value_of(source: Source, outputs: Mapping[str, Any]) -> Any:
+    value = value_at(outputs, source.output, source.step)
+    return value if source.index < 0 else element_of(value, source)
+
+
 def _resolved(run: PipelineRun, step: GraphStep) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """(the specification with the outputs of earlier steps; the same values with the content of training
     sets in place of their names)."""
     values, contents = {}, {}
     for path, source in step.inputs.items():
         outputs = _outputs(run, source.step)
-        values[path] = contents[path] = value_at(outputs, source.output, source.step)
+        values[path] = contents[path] = _value_of(source, outputs)
         if source.output == "training_set" and outputs.get("content_hash"):
             contents[path] = outputs["content_hash"]
     return with_values(step.spec, values), with_values(step.spec, contents)

@@ -49,6 +49,8 @@ def queued(run: PipelineRun) -> PipelineRun:
 def _instances(step: GraphStep, params: Mapping[str, Any]) -> list[GraphStep]:
     if step.for_each is None:
         return [_resolved(step, step.id, params, None)]
+    if step.for_each.step:
+        return [_for_element(step, params, i) for i in range(step.for_each.at_most)]
     values: Any = step.for_each.values or params[step.for_each.param]
     if not isinstance(values, list | tuple) or not 1 <= len(values) <= MAX_INSTANCES:
         raise InvalidPipeline(
@@ -67,6 +69,18 @@ def _resolved(step: GraphStep, step_id: str, params: Mapping[str, Any], item: An
     }
     later = {path: source for path, source in step.inputs.items() if source.step}
     return replace(step, id=step_id, spec=with_values(step.spec, given), inputs=later, for_each=None)
+
+
+def _for_element(step: GraphStep, params: Mapping[str, Any], index: int) -> GraphStep:
+    """The instance for an element of an output, which only the run knows."""
+    assert step.for_each is not None
+    element = Source(step.for_each.step, step.for_each.output, index=index)
+    inputs = {
+        path: replace(element, field=source.field) if source.item else source
+        for path, source in step.inputs.items()
+    }
+    made = replace(step, inputs=inputs, element=element)
+    return _resolved(made, f"{step.id}[{index}]", params, None)
 
 
 def _item(step: GraphStep, source: Source, item: Any) -> Any:

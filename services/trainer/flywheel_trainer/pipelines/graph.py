@@ -17,6 +17,8 @@ class Source:
     item: bool = False
     field: str = ""
     """Field of the instance's value, if that is an object."""
+    index: int = -1
+    """Position in the output, if that is the list of a fan-out."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,14 @@ class Condition:
 
 @dataclass(frozen=True)
 class FanOut:
-    """The values of the instances: a list, or the name of a parameter that is one."""
+    """The values of the instances: a list, or a parameter or an output that is one."""
 
     values: tuple[Any, ...] = ()
     param: str = ""
+    step: str = ""
+    output: str = ""
+    at_most: int = 0
+    """Number of instances for an output."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +63,15 @@ class GraphStep:
     timeout_seconds: float = 0.0
     """0: no limit."""
     cache: bool = False
+    element: Source | None = None
+    """Of an instance of a fan-out over an output, which does nothing beyond the end of the list."""
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Steps that must have succeeded, each once, in the order in which they are named."""
         named = [source.step for source in self.inputs.values() if source.step]
         named += [condition.step for condition in self.conditions]
+        named += [one.step for one in (self.for_each, self.element) if one is not None and one.step]
         if self.kind == "select":
             of = self.spec.get("step", "")
             named += of if isinstance(of, list) else [of]
@@ -71,14 +80,15 @@ class GraphStep:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """The inverse of `asdict` followed by a round trip through JSON."""
-        fan_out = fields["for_each"]
+        fan_out, element = fields["for_each"], fields.get("element")
         return cls(
             **{
                 **fields,
                 "inputs": {path: Source(**source) for path, source in fields["inputs"].items()},
                 "after": tuple(fields["after"]),
                 "conditions": tuple(Condition(**one) for one in fields["conditions"]),
-                "for_each": None if fan_out is None else FanOut(tuple(fan_out["values"]), fan_out["param"]),
+                "for_each": fan_out and FanOut(**{**fan_out, "values": tuple(fan_out["values"])}),
+                "element": element and Source(**element),
             }
         )
 

@@ -65,14 +65,15 @@ def _check_step(step: GraphStep, kinds: StepKinds) -> None:
         known = ", ".join(kinds)
         raise UnknownStepKind(f"Step {step.id!r} has the kind {step.kind!r}; known are: {known}.")
     fan_out = step.for_each
-    values, named = (fan_out.values, bool(fan_out.param)) if fan_out is not None else ((), True)
+    values, at_most = (fan_out.values, fan_out.at_most) if fan_out is not None else ((), 0)
+    given = [values, fan_out.param, fan_out.step] if fan_out is not None else [True]
     problems = [
         (not 0 <= step.retries <= MAX_RETRIES, f"retries must be at most {MAX_RETRIES}"),
         (not 0 <= step.retry_delay_seconds <= MAX_DELAY_SECONDS, "retry_delay must be at most 1 day"),
         (step.timeout_seconds != 0 and step.timeout_seconds < 1, "timeout must be at least 1 s"),
         (step.cache and not kinds[step.kind].cacheable, "cache is for training_set and job"),
-        (bool(values) == named, "for_each needs either values or param"),
-        (len(values) > MAX_INSTANCES, f"for_each has over {MAX_INSTANCES} values"),
+        (sum(map(bool, given)) != 1, "for_each needs either values or param or output"),
+        (max(len(values), at_most) > MAX_INSTANCES, f"for_each has over {MAX_INSTANCES} values"),
     ]
     for wrong, rule in problems:
         if wrong:
@@ -105,8 +106,7 @@ def _check_references(
     for path, source in step.inputs.items():
         if not (source.step or source.param or source.item):
             raise MissingInput(f"{where} has no source for {path}.", field=step.id)
-    outputs = [(source.step, source.output) for source in step.inputs.values() if source.step]
-    outputs += [(condition.step, condition.output) for condition in step.conditions]
+    outputs = _outputs_read(step)
     if step.kind == "select":
         of, output = step.spec.get("step", ""), step.spec.get("output", "")
         if of in steps and steps[of].for_each is None:
@@ -137,11 +137,20 @@ def _check_references(
         raise MissingInput(f"{where} reads the value of an instance, but has no for_each.", field=step.id)
 
 
+def _outputs_read(step: GraphStep) -> list[tuple[str, str]]:
+    """(step, output) of inputs, conditions and the fan-out."""
+    outputs = [(source.step, source.output) for source in step.inputs.values() if source.step]
+    outputs += [(condition.step, condition.output) for condition in step.conditions]
+    if step.for_each is not None and step.for_each.step:
+        outputs.append((step.for_each.step, step.for_each.output))
+    return outputs
+
+
 def _known_values(step: GraphStep, graph: Graph) -> dict[str, Any]:
     """The values of inputs by their path that defaults of parameters and values of instances give."""
     found = {}
     first: Any = None
-    if step.for_each is not None:
+    if step.for_each is not None and not step.for_each.step:
         values = step.for_each.values or graph.params[step.for_each.param]
         first = values[0] if isinstance(values, list | tuple) and values else None
     for path, source in step.inputs.items():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.policies.policy import DATA_QUALITY, Policy, PolicyName
 from flywheel_trainer.policies.schedule import Due, Misfire
 
@@ -62,6 +63,34 @@ class Decision:
     """Why the stored pipeline was refused, for PIPELINE_REFUSED."""
 
 
+@dataclass(frozen=True)
+class StartedRun:
+    """A run that a trigger started; `event_time` is that of its cause."""
+
+    event_time: datetime
+    state: JobState | None
+    """None: the run is gone."""
+    tracked: bool = False
+    """Whether it has a run of a job."""
+
+    @property
+    def failed(self) -> bool:
+        return self.state in (JobState.FAILED, JobState.LOST)
+
+    @property
+    def trained(self) -> bool:
+        return self.state is JobState.SUCCEEDED and self.tracked
+
+    @property
+    def untrained(self) -> bool:
+        return self.state is JobState.SUCCEEDED and not self.tracked
+
+
+def trained_until(started: Sequence[StartedRun], before: datetime) -> datetime | None:
+    """The end of the last window before a time that was trained on; None: there is none."""
+    return max((run.event_time for run in started if run.trained and run.event_time < before), default=None)
+
+
 def decide(
     policy: Policy,
     drift: Drift,
@@ -92,11 +121,12 @@ def decide(
 
 
 def decide_time(
-    policy: Policy, trigger: Trigger, due: Due, started_at: Sequence[datetime], run_active: bool
+    policy: Policy, trigger: Trigger, due: Due, started: Sequence[StartedRun], run_active: bool
 ) -> Reason | None:
     """The decision on a time of the policy's schedule, or on a window; None: it is to be made later.
 
-    `started_at` are the event times of the runs that this trigger started.
+    `started` are the runs that this trigger started. One that ended without training, because there were
+    too few new rows, does not count in the budget.
     """
     if policy.disabled:
         return Reason.DISABLED
@@ -106,8 +136,10 @@ def decide_time(
         waits = trigger is Trigger.SCHEDULE and policy.schedule and policy.schedule.misfire is Misfire.ALL
         return None if waits else Reason.RUN_ACTIVE
     continuous = policy.continuous if trigger is Trigger.CONTINUOUS else None
-    if continuous is not None and _on_day(started_at, due.time) >= continuous.daily_budget:
-        return Reason.BUDGET
+    if continuous is not None:
+        counted = [run.event_time for run in started if not (continuous.new_rows and run.untrained)]
+        if _on_day(counted, due.time) >= continuous.daily_budget:
+            return Reason.BUDGET
     return Reason.DRY_RUN if policy.dry_run else Reason.STARTED
 
 

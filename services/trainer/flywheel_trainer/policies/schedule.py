@@ -83,6 +83,8 @@ class Continuous:
     daily_budget: int = DEFAULT_CONTINUOUS_BUDGET
     pipeline: StoredPipeline | None = None
     """None: the standard pipeline."""
+    new_rows: int = 0
+    """A run trains only on at least this many rows since the last window that was trained on."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def check_continuous(continuous: Continuous) -> None:
         (not timedelta(0) <= continuous.delay <= year, "delay", "0 to 366 days"),
         (continuous.daily_budget < 1, "daily_budget", "at least 1"),
         (continuous.pipeline is not None and continuous.min_rows > 0, "min_rows", "0 with a stored pipeline"),
+        (continuous.pipeline is not None and continuous.new_rows > 0, "new_rows", "0 with a stored pipeline"),
     ]
     for wrong, field, rule in problems:
         if wrong:

@@ -12,7 +12,7 @@ from flywheel_trainer.pipelines.definition import Pipeline
 from flywheel_trainer.pipelines.errors import UnknownPipeline
 from flywheel_trainer.pipelines.expansion import queued
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName, PipelineSpec
-from flywheel_trainer.pipelines.standard import JobJson, standard_run
+from flywheel_trainer.pipelines.standard import JobJson, NewRows, standard_run
 from flywheel_trainer.policies.decision import Decision, Drift, Reason, Trigger
 from flywheel_trainer.policies.errors import InvalidPolicy
 from flywheel_trainer.policies.policy import Policy
@@ -26,6 +26,8 @@ class Cause:
     trigger: Trigger
     time: datetime
     alert: str = ""
+    trained_until: datetime | None = None
+    """The end of the last window that was trained on."""
 
     @classmethod
     def of_drift(cls, drift: Drift) -> Cause:
@@ -77,7 +79,8 @@ def run_for(policy: Policy, cause: Cause, definition: Pipeline | None, job_json:
     fields: dict[str, Any] = {"policy": str(policy.name), "cause_alert": cause.alert}
     stored = stored_pipeline_of(policy, cause.trigger)
     if stored is None:
-        return standard_run(name, _standard_spec(policy, cause), cause.time, job_json, **fields)
+        new_rows = _new_rows(policy, cause)
+        return standard_run(name, _standard_spec(policy, cause), cause.time, job_json, new_rows, **fields)
     if definition is None:
         raise UnknownPipeline.of(stored.pipeline)
     graph, values = expand_stored(stored, definition.graph, moment(policy, cause))
@@ -113,6 +116,7 @@ def moment(policy: Policy, cause: Cause) -> dict[str, str]:
         return found | {"event": cause.alert}
     if policy.continuous is not None:
         found["window_start"] = _text(cause.time - policy.continuous.window)
+        found["trained_until"] = _text(_untrained_since(policy, cause))
     return found
 
 
@@ -127,6 +131,19 @@ def cause_id(policy: Policy, cause: Cause) -> str:
 def time_range(policy: Policy, end: datetime) -> tuple[datetime, datetime]:
     """The half-open time range of the spine: the policy's history before its end."""
     return end - policy.history, end
+
+
+def _untrained_since(policy: Policy, cause: Cause) -> datetime:
+    """The start of the rows of the history that no earlier window was trained on."""
+    start, _ = time_range(policy, cause.time)
+    return max(start, cause.trained_until or start)
+
+
+def _new_rows(policy: Policy, cause: Cause) -> NewRows | None:
+    continuous = policy.continuous
+    if cause.trigger is not Trigger.CONTINUOUS or continuous is None or not continuous.new_rows:
+        return None
+    return NewRows(continuous.new_rows, _text(_untrained_since(policy, cause)))
 
 
 def _standard_spec(policy: Policy, cause: Cause) -> PipelineSpec:

@@ -69,7 +69,7 @@ class AttemptEnded(FailedPrecondition):
 
     @classmethod
     def of(cls, attempt: str) -> Self:
-        return cls(f"Attempt {attempt!r} has ended: its points are not stored.")
+        return cls(f"Attempt {attempt!r} has ended: what it sends is refused.")
 
 
 class ForeignRun(PermissionDenied):
@@ -114,6 +114,13 @@ class RunDeleted(FailedPrecondition):
     @classmethod
     def of(cls, name: RunName) -> Self:
         return cls(f"Run {str(name)!r} is deleted.")
+
+
+class InvalidPurge(InvalidArgument):
+    """A purge names too short a time."""
+
+    reason = "INVALID_PURGE"
+    remedy = "Purge runs that were deleted at least an hour ago."
 
 
 class RunActive(FailedPrecondition):

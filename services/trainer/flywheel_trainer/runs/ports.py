@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -73,6 +73,9 @@ class RunStore(Protocol):
     async def expire(self, now: datetime, not_before: datetime) -> list[str]: ...
 
 
+Remove = Callable[[Sequence[Artifact]], Awaitable[None]]
+
+
 class RunEdits(Protocol):
     """Changes of runs by people, and by processes that continue a run; one transaction per method.
 
@@ -85,6 +88,11 @@ class RunEdits(Protocol):
     - `continue_run` makes the run RUNNING with the next generation, and removes the points after
       `rewind_to_step` if it is given, except those of `system/`, whose steps are times; the last values and
       the extremes of metrics follow. Raises RunOfJob, RunDeleted.
+    - `deleted_before` has the runs that were deleted before a time, oldest deletion first; those of jobs and
+      trials are left out.
+    - `purge` removes such a run with its points, and does nothing (False) for any other one, such as a run
+      that was restored meanwhile. Before the end of its transaction it awaits `remove` with those artifacts
+      whose digest no other run has; if that fails, the run stays.
     - `add_artifact` replaces an artifact of the same name. It is a heartbeat of a RUNNING run only. Raises
       RunDeleted.
     """
@@ -96,5 +104,9 @@ class RunEdits(Protocol):
     async def continue_run(
         self, name: RunName, rewind_to_step: int | None, now: datetime, request_id: str, body: bytes
     ) -> Run: ...
+
+    async def deleted_before(self, project: str, before: datetime, limit: int) -> list[Run]: ...
+
+    async def purge(self, name: RunName, before: datetime, remove: Remove) -> bool: ...
 
     async def add_artifact(self, name: RunName, artifact: Artifact, now: datetime) -> None: ...

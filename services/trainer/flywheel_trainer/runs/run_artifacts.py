@@ -22,6 +22,11 @@ UPLOADS = "run-uploads/"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+def stored_key(sha256: str) -> str:
+    """The key of an uploaded file."""
+    return PREFIX + content_key(sha256)
+
+
 class RunArtifacts:
     """Stores files that processes of users upload to runs, and reads them."""
 
@@ -44,7 +49,7 @@ class RunArtifacts:
         if size > MAX_BYTES:
             raise InvalidArtifact(f"The artifact has {size} bytes: at most {MAX_BYTES} are allowed.")
         await self._get(name)
-        key = PREFIX + content_key(sha256)
+        key = stored_key(sha256)
         # Also bytes that are stored already are read: only a caller who has them may add them.
         upload = f"{UPLOADS}{self._ids.new()}"
         found = _Checked(data, size)
@@ -66,7 +71,7 @@ class RunArtifacts:
         """The bytes of an uploaded artifact. Raises UnknownRun, UnknownRunArtifact."""
         run = await self._get(name)
         for one in run.artifacts:
-            key = PREFIX + content_key(one.sha256)
+            key = stored_key(one.sha256)
             # The uri of an artifact that UpdateRun added is the caller's: it is not read here.
             if one.name == artifact and one.uri == f"s3://{self._bucket}/{key}":
                 break

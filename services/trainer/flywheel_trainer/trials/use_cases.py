@@ -17,7 +17,7 @@ from flywheel_trainer.jobs.job import Job, JobName
 from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.jobs.use_cases import Jobs
 from flywheel_trainer.jobs.verified import read_verified
-from flywheel_trainer.pipelines.artifacts import version_fields
+from flywheel_trainer.pipelines.artifacts import unsupported_output, version_fields
 from flywheel_trainer.pipelines.ports import FeaturePeer, RegistryPeer
 from flywheel_trainer.runs.errors import ForeignRun
 from flywheel_trainer.runs.use_cases import Runs
@@ -92,8 +92,8 @@ class Trials:
         if MODEL not in artifacts or REPORT not in artifacts:
             raise NoModel(f"{run.name} of trial {trial.number} ({trial.state}) has no {MODEL}.")
         report = json.loads(await read_verified(self._objects, artifacts[REPORT].sha256))
-        if report.get("outputs", 1) != 1:
-            raise NoModel(f"The model of {run.name} has {report['outputs']} outputs.")
+        if problem := unsupported_output(report):
+            raise NoModel(f"{run.name} has {problem}, not with one probability.")
         training_set = await self._feature.get(report["training_set"])
         metrics = {key: value for key, value in run.metrics.items() if math.isfinite(value)}
         version = await self._registry.create_version(

@@ -12,6 +12,8 @@ from pyarrow import fs
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 
+from flywheel_job.objects import has_folders
+
 StrPath = str | os.PathLike[str]
 
 
@@ -40,7 +42,7 @@ class ArrowFileSystem(FileSystemBase):
         return str(path)
 
     def mkdir(self, path: StrPath) -> None:
-        if not isinstance(self._store, fs.S3FileSystem):
+        if has_folders(self._store):
             self._store.create_dir(str(path), recursive=True)
 
     @classmethod

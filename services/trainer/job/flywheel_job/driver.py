@@ -17,7 +17,7 @@ from flywheel_common.errors import FlywheelError
 from flywheel_job import objects
 from flywheel_job.errors import TrainingFailed, WorkerLost
 from flywheel_job.job_logs.storing import output_copied_to, stored_log
-from flywheel_job.launch import LaunchSpec, Resources
+from flywheel_job.launch import WORKER_PYTHON_VARIABLE, LaunchSpec, Resources
 from flywheel_job.outcome import Outcome
 
 LOST_WORKER = frozenset(
@@ -112,11 +112,12 @@ def connect(needed: Resources) -> None:
     import ray
 
     if not ray.is_initialized():
-        ray.init(
-            log_to_driver=True,
-            logging_level="warning",
-            runtime_env={"env_vars": dict(needed.environment)} if needed.environment else None,
-        )
+        environment: dict[str, Any] = {}
+        if needed.environment:
+            environment["env_vars"] = dict(needed.environment)
+        if python := os.environ.get(WORKER_PYTHON_VARIABLE):
+            environment["py_executable"] = python
+        ray.init(log_to_driver=True, logging_level="warning", runtime_env=environment or None)
 
 
 def run_rank(config: dict[str, str]) -> None:

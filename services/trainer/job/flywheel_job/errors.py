@@ -49,6 +49,20 @@ class InvalidFunction(InvalidArgument):
     remedy = "Name a function as `file.py:function`, with the file's path relative to the source folder."
 
 
+class InvalidRequirements(InvalidArgument):
+    """The requirements of the job cannot be installed; the message has the last lines of the installer."""
+
+    reason = "INVALID_REQUIREMENTS"
+    remedy = "Correct the requirements file, check that it can be installed on the cluster, and submit again."
+
+
+class EnvironmentsUnusable(FailedPrecondition):
+    """A machine of the cluster cannot make environments of jobs."""
+
+    reason = "ENVIRONMENTS_UNUSABLE"
+    remedy = "Install uv on the machines of the cluster, or set job_uv of the trainer to its path."
+
+
 class InvalidParams(InvalidArgument):
     """A parameter is unknown, missing or of the wrong type; the message names each one."""
 

@@ -15,6 +15,12 @@ TIME = "event_timestamp"
 """Columns of every training set: the label, and the time at which the features were read."""
 
 
+WORKER_PYTHON_VARIABLE = "FLYWHEEL_JOB_WORKER_PYTHON"
+"""Variable of a driver with the command that is the Python of its workers; unset: that of the cluster."""
+REQUIREMENTS_VARIABLE = "FLYWHEEL_JOB_REQUIREMENTS"
+"""Variable with the SHA-256 (hex) of the requirements of the job's own environment; unset: it has none."""
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of a data set: its name (`view__feature` of a feature) and type (`FLOAT64`, `STRING`, …)."""
@@ -122,11 +128,20 @@ class LaunchSpec:
     initial_checkpoint_uri: str = ""
     """`s3://bucket/prefix` of the checkpoints from which a job without checkpoints of its own starts."""
     gate: TrialGate | None = None
+    requirements: str = ""
+    """Requirements file in the source archive; empty: the packages of the cluster."""
 
     @property
     def result_uri(self) -> str:
         """Object in which rank 0 of this attempt leaves its result for the driver."""
         return f"{self.outcome_uri}.rank-0.attempt-{self.attempt}"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Addresses of what the job reads, except what its params name."""
+        found = [one.uri for one in self.data.values()] + [one["uri"] for one in self.models.values()]
+        found += [self.source.uri] if self.source else []
+        return tuple(uri for uri in (*found, self.initial_checkpoint_uri) if uri)
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True).encode()

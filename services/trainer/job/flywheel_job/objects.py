@@ -1,4 +1,8 @@
-"""Access of a job to objects on S3; endpoint and credentials come from the usual AWS_* variables."""
+"""Access of a job to objects on S3.
+
+The attempt of a job asks the trainer for each request (`granted`). A job that is started by hand, without a
+trainer, takes endpoint and credentials from the usual AWS_* variables.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,18 @@ import pyarrow.dataset
 from pyarrow import fs
 
 from flywheel_job.artifacts import artifact_key
+from flywheel_job.granted.filesystem import GrantedFiles, granted_store
+from flywheel_job.granted.requests import TOKEN_VARIABLE, TRAINER_VARIABLE
 
 STORE_FOLDER = "FLYWHEEL_JOB_STORE"
 """Variable with a folder whose subfolders are the buckets, for jobs without S3."""
 
 
 def open_store() -> fs.FileSystem:
-    """The store at AWS_ENDPOINT_URL (empty: AWS itself), or the folder that FLYWHEEL_JOB_STORE names."""
+    """The store of the attempt, else the folder that FLYWHEEL_JOB_STORE names, else the store at
+    AWS_ENDPOINT_URL (empty: AWS itself)."""
+    if address := os.environ.get(TRAINER_VARIABLE):
+        return granted_store(address, os.environ[TOKEN_VARIABLE])
     if folder := os.environ.get(STORE_FOLDER):
         return fs.SubTreeFileSystem(folder, fs.LocalFileSystem())
     endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL", ""))
@@ -52,9 +61,20 @@ def write(store: fs.FileSystem, uri: str, data: bytes) -> None:
         stream.write(data)
 
 
+def has_folders(store: fs.FileSystem) -> bool:
+    """Whether folders are more than the beginnings of names."""
+    return not isinstance(store, fs.S3FileSystem) and granted_files(store) is None
+
+
+def granted_files(store: fs.FileSystem) -> GrantedFiles | None:
+    """What is behind the store of an attempt; None for other stores."""
+    handler = store.handler if isinstance(store, fs.PyFileSystem) else None
+    return handler if isinstance(handler, GrantedFiles) else None
+
+
 def create_folder(store: fs.FileSystem, uri: str) -> None:
     """Create the folder in a file system; an object store has no folders."""
-    if not isinstance(store, fs.S3FileSystem):
+    if has_folders(store):
         store.create_dir(path_of(uri), recursive=True)
 
 
@@ -71,10 +91,7 @@ def delete(store: fs.FileSystem, uri: str) -> None:
     """Delete all files under a prefix; absent ones are ignored."""
     for path in files_under(store, uri):
         store.delete_file(path)
-    if (
-        not isinstance(store, fs.S3FileSystem)
-        and store.get_file_info(path_of(uri)).type == fs.FileType.Directory
-    ):
+    if has_folders(store) and store.get_file_info(path_of(uri)).type == fs.FileType.Directory:
         store.delete_dir(path_of(uri))
 
 
@@ -85,7 +102,10 @@ def put_by_digest(store: fs.FileSystem, prefix: str, data: bytes) -> tuple[str, 
     """
     digest = hashlib.sha256(data).hexdigest()
     uri = artifact_key(digest, prefix.rstrip("/"))
-    write(store, uri, data)
+    if (files := granted_files(store)) is not None:
+        files.put(path_of(uri), data, sha256=digest)
+    else:
+        write(store, uri, data)
     return uri, digest
 
 

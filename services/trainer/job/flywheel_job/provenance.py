@@ -7,11 +7,15 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-from flywheel_job.launch import LaunchSpec
+from flywheel_job.launch import REQUIREMENTS_VARIABLE, LaunchSpec
 
+CHANGES, PACKAGES_FILE = "changes.diff", "requirements.resolved.txt"
+RECORDED = ("commit", "dirty_sha256", "lock", "lock_sha256")
+"""What the submitter recorded of the code, as it is in the run."""
 PACKAGES = ("torch", "ray", "onnx", "onnxruntime", "numpy", "polars", "pyarrow")
 
 
@@ -37,8 +41,11 @@ def code_version(spec: LaunchSpec, folder: Path = Path(__file__).parent) -> str:
     return commit.strip() + dirty
 
 
-def environment(device: Any) -> dict[str, str]:
-    """Interpreter, machine, device, and the versions of the packages that affect the result."""
+def environment(device: Any, spec: LaunchSpec) -> dict[str, str]:
+    """Interpreter, machine, device, packages, and the digests of what the result depends on.
+
+    Absent ones are left out, except `gpu`, which is `none` without one.
+    """
     import torch
 
     found = {
@@ -46,11 +53,32 @@ def environment(device: Any) -> dict[str, str]:
         "platform": platform.platform(),
         "cpus": str(os.cpu_count()),
         "device": str(device),
+        "gpu": "none",
+        "seed": str(spec.seed),
     }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
         found["cuda"] = str(torch.version.cuda)
-    return found | {name: importlib.metadata.version(name) for name in PACKAGES}
+    found |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    found |= {f"data.{name}": one.content_hash for name, one in spec.data.items() if one.content_hash}
+    if spec.source is not None:
+        found["source_sha256"] = spec.source.sha256
+    recorded = {name: spec.provenance[name] for name in RECORDED if spec.provenance.get(name)}
+    installed = os.environ.get(REQUIREMENTS_VARIABLE)
+    own = {"requirements": spec.requirements, "requirements_sha256": installed} if installed else {}
+    return found | recorded | own
+
+
+def files(spec: LaunchSpec) -> dict[str, bytes]:
+    """Small files that a run stores, by name: uncommitted changes if they are complete, and the packages of
+    the environment of its own."""
+    found = {}
+    difference = spec.provenance.get("dirty_diff", "").encode(errors="replace")
+    if hashlib.sha256(difference).hexdigest() == spec.provenance.get("dirty_sha256"):
+        found[CHANGES] = difference
+    if os.environ.get(REQUIREMENTS_VARIABLE):
+        found[PACKAGES_FILE] = (Path(sys.prefix) / "resolved.txt").read_bytes()
+    return found
 
 
 def _git(folder: Path, *arguments: str) -> str:

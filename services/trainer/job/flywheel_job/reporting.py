@@ -14,6 +14,7 @@ from typing import Self
 
 import grpc
 
+from flywheel_job.granted.requests import TOKEN_VARIABLE
 from flywheel_job.outcome import MetricPoint
 from flywheel_protos.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 
@@ -21,9 +22,6 @@ FLUSH_SECONDS = 0.5
 CALL_SECONDS = 5.0
 BATCH_POINTS = 10_000
 """Points per call; the service accepts 100,000."""
-TOKEN_VARIABLE = "FLYWHEEL_ATTEMPT_TOKEN"  # noqa: S105 - a name
-"""Environment variable with the token of the attempt, which the trainer requires with the metrics of a
-job."""
 
 
 class MetricReporter:

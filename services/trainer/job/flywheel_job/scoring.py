@@ -20,10 +20,17 @@ def open_session(model: bytes, threads: int = 1) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def onnx_scores(session: Any, rows: Tensor, batch: int = 65_536) -> Tensor:
-    """Scores `[rows]`, computed in batches to bound memory."""
+def onnx_outputs(session: Any, rows: Tensor, batch: int = 65_536) -> Tensor:
+    """Scores `[rows, outputs]` of at least one row, computed in batches to bound memory."""
     parts = [
-        session.run([SCORE], {INPUT: np.ascontiguousarray(rows[start : start + batch])})[0][:, 0]
+        session.run([SCORE], {INPUT: np.ascontiguousarray(rows[start : start + batch])})[0]
         for start in range(0, len(rows), batch)
     ]
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+    return np.concatenate(parts)
+
+
+def onnx_scores(session: Any, rows: Tensor, batch: int = 65_536) -> Tensor:
+    """The first score of each row, `[rows]`."""
+    if not len(rows):
+        return np.empty(0, dtype=np.float32)
+    return onnx_outputs(session, rows, batch)[:, 0]

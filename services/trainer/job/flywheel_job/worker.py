@@ -30,7 +30,7 @@ from flywheel_job.early_stopping import GatedReporter
 from flywheel_job.errors import SegmentNotReached
 from flywheel_job.launch import LaunchSpec, Segment
 from flywheel_job.outcome import Artifact, Outcome
-from flywheel_job.provenance import code_version, environment
+from flywheel_job.provenance import code_version, environment, files
 from flywheel_job.reporting import MetricReporter
 from flywheel_job.source.archive import unpack
 from flywheel_job.source.function import failure, load_function
@@ -84,6 +84,8 @@ def call(
             artifacts |= {one.name: one for one in ctx.artifacts}
             notes |= ctx.notes
         points = tuple(reporter.points)
+    if rank == 0 and name == spec.function:
+        artifacts |= {one.name: one for one in _provenance_files(spec, store)}
     return Outcome(
         succeeded=True,
         artifacts=tuple(artifacts.values()),
@@ -92,8 +94,14 @@ def call(
         | {"workers": str(world_size)}
         | notes,
         code_version=code_version(spec),
-        environment=environment(used),
+        environment=environment(used, spec),
     )
+
+
+def _provenance_files(spec: LaunchSpec, store: fs.FileSystem) -> Iterator[Artifact]:
+    for name, content in files(spec).items():
+        uri, digest = objects.put_by_digest(store, spec.output_uri, content)
+        yield Artifact(name, len(content), digest, uri)
 
 
 def _reporter(spec: LaunchSpec, rank: int) -> MetricReporter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 import grpc
@@ -70,7 +71,7 @@ class GrpcRegistry:
             raise from_rpc_error(error) from None
         finally:
             call.cancel()
-        return bytes(content)
+        return await asyncio.to_thread(bytes, content)
 
 
 def to_observed(model: ObservedModel) -> model_pb2.ObservedModel:

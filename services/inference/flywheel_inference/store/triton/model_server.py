@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -51,6 +52,9 @@ class TritonModelServer:
             ],
         )
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._load_serialized = self._channel.unary_unary(
+            "/inference.GRPCInferenceService/RepositoryModelLoad"
+        )
 
     async def close(self) -> None:
         await self._channel.close()
@@ -70,12 +74,10 @@ class TritonModelServer:
         return output_values(output, _array(response, name), rows)
 
     async def load(self, name: str, config: str, files: Mapping[str, bytes], timeout: float) -> None:
-        request = pb.RepositoryModelLoadRequest(model_name=name)
-        request.parameters["config"].string_param = config
-        for path, content in files.items():
-            request.parameters[path].bytes_param = content
+        # The files are copied twice; on the event loop callers of other models would wait for that.
+        request = await asyncio.to_thread(_load_request, name, config, files)
         try:
-            await self._stub.RepositoryModelLoad(request, timeout=timeout)
+            await self._load_serialized(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             raise _translated(error, name) from None
 
@@ -117,6 +119,14 @@ class TritonModelServer:
             if isinstance(translated, NotFound):
                 return False
             raise translated from None
+
+
+def _load_request(name: str, config: str, files: Mapping[str, bytes]) -> bytes:
+    request = pb.RepositoryModelLoadRequest(model_name=name)
+    request.parameters["config"].string_param = config
+    for path, content in files.items():
+        request.parameters[path].bytes_param = content
+    return bytes(request.SerializeToString())
 
 
 def _described(name: str, tensor: Array) -> pb.ModelInferRequest.InferInputTensor:

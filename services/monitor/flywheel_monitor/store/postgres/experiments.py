@@ -36,7 +36,9 @@ ON CONFLICT (name) DO NOTHING RETURNING *
 _GET = "SELECT * FROM experiment WHERE name = $1"
 _LIST = """
 SELECT e.* FROM experiment e JOIN model m ON m.id = e.model_id
-WHERE m.name = $1 AND ($2::bigint IS NULL OR e.id < $2) ORDER BY e.id DESC LIMIT $3
+WHERE m.name = $1 AND ($2::bigint IS NULL OR e.id < $2)
+    AND ($4 = '' OR e.declaration->'treatment'->>'release' = $4)
+ORDER BY e.id DESC LIMIT $3
 """
 _CONCLUDE = """
 UPDATE experiment SET state = 2, concluded_at = now(), verdict = $2, reason = $3, concluded_by = $4
@@ -95,10 +97,11 @@ class ExperimentRows:
             raise UnknownExperiment(f"There is no experiment {name}.")
         return _with_tally(row)
 
-    async def experiments(self, model: str, size: int, token: str) -> Page[Experiment]:
-        key = decode_token(token, query=model)
-        rows = await self._conn.fetch(_LIST, model, key[0] if key else None, size + 1)
-        page = cut(rows, size, lambda r: [r["id"]], query=model)
+    async def experiments(self, model: str, size: int, token: str, treatment: str = "") -> Page[Experiment]:
+        query = f"{model} {treatment}".strip()
+        key = decode_token(token, query=query)
+        rows = await self._conn.fetch(_LIST, model, key[0] if key else None, size + 1, treatment)
+        page = cut(rows, size, lambda r: [r["id"]], query=query)
         return Page([_experiment(r) for r in page.items], page.next_page_token)
 
     async def conclude_experiment(

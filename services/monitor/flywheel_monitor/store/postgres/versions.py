@@ -212,7 +212,7 @@ class VersionCache:
                 columns,
                 reference.reason,
                 json.dumps(dict(reference.metrics)),
-                json.dumps(reference.placed(batch.output, batch.scores).to_json()),
+                json.dumps(reference.placed(batch.output, batch.outputs, batch.key.model_version).to_json()),
             )
             return watched_version(await conn.fetchrow(_VERSION, key.model_version))
 

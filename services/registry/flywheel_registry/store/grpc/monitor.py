@@ -14,8 +14,9 @@ from flywheel_common.grpc.channel import from_rpc_error
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_protos.monitor.v1 import experiment_pb2, monitor_pb2
 from flywheel_protos.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
+from flywheel_registry.evidence.experiment_verdict import ExperimentVerdict
 from flywheel_registry.releases.names import ReleaseName
-from flywheel_registry.rollouts.comparison import Comparison, ExperimentVerdict, Variant
+from flywheel_registry.rollouts.comparison import Comparison, Variant
 from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.rollouts.state_machine import RolloutState
 

@@ -15,7 +15,12 @@ from flywheel_registry.evidence.evidence import Evidence
 from flywheel_registry.models.model import Model
 from flywheel_registry.models.variant import Variant
 from flywheel_registry.models.version import Artifact, GoldenRows, ModelVersion
-from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
+from flywheel_registry.policies.gate_policy import (
+    ExperimentRequirement,
+    ExperimentRule,
+    GatePolicy,
+    MetricThreshold,
+)
 from flywheel_registry.policies.rollout_policy import RolloutPolicy, StepOverride
 from flywheel_registry.releases.release import (
     Calibration,
@@ -53,7 +58,14 @@ def _gate_policy(stored: str) -> GatePolicy:
         offline=tuple(MetricThreshold(**_known_fields(MetricThreshold, t)) for t in values["offline"]),
         min_evaluation_rows=values["min_evaluation_rows"],
         min_approvals=values.get("min_approvals", 0),
+        experiment=_experiment_rule(values.get("experiment")),
     )
+
+
+def _experiment_rule(stored: dict[str, str] | None) -> ExperimentRule | None:
+    if stored is None:
+        return None
+    return ExperimentRule(ExperimentRequirement(stored["requirement"]), stored["experiment"])
 
 
 def _rollout_policy(stored: str) -> RolloutPolicy:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flywheel_trainer.jobs.errors import InvalidSpec
-from flywheel_trainer.pipelines.artifacts import version_fields
+from flywheel_trainer.pipelines.artifacts import unsupported_output, version_fields
 from flywheel_trainer.pipelines.errors import UnsupportedModel
 from flywheel_trainer.pipelines.kinds.names import check_names
 from flywheel_trainer.pipelines.ports import FeaturePeer, RegistryPeer
@@ -32,10 +32,9 @@ class RegisterStep:
 
     async def run(self, step: Begun) -> Result:
         found = await self._reports.of(step.spec["run"])
-        if found.report.get("outputs", 1) != 1:
+        if problem := unsupported_output(found.report):
             raise UnsupportedModel(
-                f"{step.spec['run']} has a model with {found.report['outputs']} outputs; "
-                "a pipeline registers models with one."
+                f"{step.spec['run']} has {problem}; a pipeline registers models with one probability."
             )
         training_set = step.spec.get("training_set") or found.training_set
         feature_set = (await self._feature.get(training_set)).feature_set if training_set else ""

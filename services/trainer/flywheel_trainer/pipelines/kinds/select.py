@@ -28,6 +28,8 @@ class SelectStep:
             if not isinstance(value, int | float):
                 raise MissingOutput(f"{output} of step {name!r} is {value!r}, which is no number.")
             values[name] = value
+        if not values:
+            raise MissingOutput("There is no instance to select from: the list of the fan-out is empty.")
         choose = min if step.spec.get("smallest") else max
         best = choose(values, key=lambda name: values[name])
         return Result(best, f"{best}: {output} {values[best]:.6g} of {len(values)}", step.instances[best])

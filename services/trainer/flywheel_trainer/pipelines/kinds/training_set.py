@@ -15,7 +15,7 @@ class TrainingSetStep:
     """`StepKind` that builds a training set and waits for it."""
 
     required = ("feature_set", "spine")
-    outputs = ("training_set", "feature_set", "row_count", "content_hash")
+    outputs = ("training_set", "feature_set", "row_count", "content_hash", "categories")
     cacheable = True
 
     def __init__(self, feature: FeaturePeer) -> None:
@@ -46,6 +46,7 @@ class TrainingSetStep:
             "feature_set": found.feature_set,
             "row_count": found.row_count,
             "content_hash": found.content_hash,
+            "categories": {name: list(values) for name, values in found.categories.items()},
         }
         summary = f"{found.row_count:,} rows, hash {found.content_hash[:12]}"
         return Result(name, summary, outputs)

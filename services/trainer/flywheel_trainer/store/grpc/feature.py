@@ -74,4 +74,9 @@ class GrpcFeature:
             feature_set=found.feature_set,
             naive=found.mode == training_set_pb2.JOIN_MODE_NAIVE_LATEST,
             extra_columns=tuple(c for c in columns if c.name in extras),
+            categories={
+                column.name: tuple(column.categories)
+                for column in found.profile
+                if column.categories and not column.other_count
+            },
         )

@@ -108,6 +108,7 @@ class GrpcRegistry:
             parent_version=version["parent_version"],
             cause_alert=version["cause_alert"],
             pipeline_run=version["pipeline_run"],
+            tags=version["tags"],
         )
         request = registry_pb2.CreateModelVersionRequest(
             parent=model, model_version=message, request_id=request_id

@@ -10,9 +10,19 @@ from flywheel_common.paging import Page, cut, decode_token
 from flywheel_common.postgres.idempotency import idempotent
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_trainer.encoding.specs import spec_to_json
+from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.pipelines.definition import Pipeline
 from flywheel_trainer.pipelines.pipeline_run import ModelName
-from flywheel_trainer.policies.decision import Decision, Drift, Reason, Trigger, decide, decide_time
+from flywheel_trainer.policies.decision import (
+    Decision,
+    Drift,
+    Reason,
+    StartedRun,
+    Trigger,
+    decide,
+    decide_time,
+    trained_until,
+)
 from flywheel_trainer.policies.policy import Policy, PolicyName
 from flywheel_trainer.policies.ports import TimedPolicy
 from flywheel_trainer.policies.schedule import Due
@@ -50,7 +60,7 @@ SELECT true FROM retraining_decision
 WHERE project = $1 AND policy = $2 AND trigger = $3 AND alert = $4 AND event_time = $5
 """
 _STARTED_AT = """
-SELECT d.event_time, coalesce(r.state IN ('FAILED', 'LOST'), false) AS failed
+SELECT d.event_time, r.state, coalesce(r.run, '') <> '' AS tracked
 FROM retraining_decision d
 LEFT JOIN pipeline_run r ON 'projects/' || r.project || '/pipelineRuns/' || r.id = d.pipeline_run
 WHERE d.project = $1 AND d.policy = $2 AND d.trigger = $3 AND d.started
@@ -161,9 +171,9 @@ class PostgresDecisions:
         reason = decide(
             policy,
             drift,
-            started_at=[at for at, failed in started if not failed],
+            started_at=[run.event_time for run in started if not run.failed],
             run_active=await self._is_active(policy.name, cause, candidate),
-            failed_at=[at for at, failed in started if failed],
+            failed_at=[run.event_time for run in started if run.failed],
         )
         return await self._store(policy, cause, reason, candidate, now)
 
@@ -178,10 +188,10 @@ class PostgresDecisions:
         if await self._is_decided(name, trigger, "", due.time):
             return None
         started = await self._started(name, trigger)
-        cause = Cause(trigger, due.time)
+        cause = Cause(trigger, due.time, trained_until=trained_until(started, due.time))
         candidate = await self._candidate(policy, cause)
         active = await self._is_active(name, cause, candidate)
-        reason = decide_time(policy, trigger, due, [at for at, _ in started], active)
+        reason = decide_time(policy, trigger, due, started, active)
         if reason is None:
             return None
         return await self._store(policy, cause, reason, candidate, now)
@@ -217,10 +227,13 @@ class PostgresDecisions:
         found = await self._conn.fetchval(_DECIDED, name.project, name.policy, trigger, alert, time)
         return bool(found)
 
-    async def _started(self, name: PolicyName, trigger: Trigger) -> list[tuple[datetime, bool]]:
-        """(event time, whether it failed) of the runs that the trigger has started."""
+    async def _started(self, name: PolicyName, trigger: Trigger) -> list[StartedRun]:
+        """The runs that the trigger has started."""
         rows = await self._conn.fetch(_STARTED_AT, name.project, name.policy, trigger)
-        return [(row["event_time"], row["failed"]) for row in rows]
+        return [
+            StartedRun(row["event_time"], JobState(row["state"]) if row["state"] else None, row["tracked"])
+            for row in rows
+        ]
 
     async def _insert(self, decision_id: str, decision: Decision) -> None:
         await self._conn.execute(

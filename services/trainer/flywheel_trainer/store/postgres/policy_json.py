@@ -76,6 +76,7 @@ def _continuous_to_json(continuous: Continuous) -> dict[str, Any]:
         "min_rows": continuous.min_rows,
         "daily_budget": continuous.daily_budget,
         "pipeline": _stored_to_json(continuous.pipeline),
+        "new_rows": continuous.new_rows,
     }
 
 
@@ -88,6 +89,7 @@ def _continuous_from_json(body: dict[str, Any] | None) -> Continuous | None:
         body["min_rows"],
         body["daily_budget"],
         _stored_from_json(body.get("pipeline")),
+        body.get("new_rows", 0),
     )
 
 

@@ -6,11 +6,12 @@ from dataclasses import asdict
 from datetime import datetime
 
 from flywheel_common.postgres.idempotency import idempotent
-from flywheel_common.postgres.pool import Connection, Pool, transaction
+from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_job.outcome import Artifact
 from flywheel_trainer.runs.errors import RunActive, RunDeleted, RunOfJob, UnknownRun
+from flywheel_trainer.runs.ports import Remove
 from flywheel_trainer.runs.run import Run, RunEdit, RunName
-from flywheel_trainer.store.postgres.runs import existing_run, summarize_metrics
+from flywheel_trainer.store.postgres.runs import SELECT_RUN, existing_run, run_of, summarize_metrics
 
 _LOCK = "SELECT state, job, deleted_at FROM run WHERE id = $1 AND project = $2 FOR UPDATE"
 _EDIT = """
@@ -32,6 +33,23 @@ UPDATE run SET artifacts = coalesce(
     heartbeat_at = CASE WHEN state = 'RUNNING' THEN $4 ELSE heartbeat_at END
 WHERE id = $1
 """
+_OF_NO_JOB = """
+NOT EXISTS (SELECT FROM job WHERE job.run_id = r.id)
+    AND NOT EXISTS (SELECT FROM trial WHERE trial.run_id = r.id)
+"""
+_DELETED = f"""
+{SELECT_RUN} WHERE r.project = $1 AND r.deleted_at < $2 AND {_OF_NO_JOB} ORDER BY r.deleted_at, r.id LIMIT $3
+"""
+_LOCK_DELETED = f"""
+SELECT artifacts FROM run r WHERE id = $1 AND project = $2 AND deleted_at < $3 AND {_OF_NO_JOB} FOR UPDATE
+"""
+_OTHERS = """
+SELECT digest FROM unnest($2::text[]) digest WHERE NOT EXISTS (
+    SELECT FROM run r
+    WHERE r.id <> $1 AND r.artifacts @> jsonb_build_array(jsonb_build_object('sha256', digest))
+)
+"""
+"""Digests that no other run has."""
 
 
 class PostgresRunEdits:
@@ -80,6 +98,21 @@ class PostgresRunEdits:
                     await summarize_metrics(conn, name.run)
                 once.store(str(name).encode())
             return await existing_run(conn, name)
+
+    async def deleted_before(self, project: str, before: datetime, limit: int) -> list[Run]:
+        async with connection(self._pool) as conn:
+            return [run_of(row) for row in await conn.fetch(_DELETED, project, before, limit)]
+
+    async def purge(self, name: RunName, before: datetime, remove: Remove) -> bool:
+        async with transaction(self._pool) as conn:
+            row = await conn.fetchrow(_LOCK_DELETED, name.run, name.project, before)
+            if row is None:
+                return False
+            artifacts = {one["sha256"]: Artifact(**one) for one in row["artifacts"]}
+            own = await conn.fetch(_OTHERS, name.run, list(artifacts))
+            await remove([artifacts[one["digest"]] for one in own])
+            await conn.execute("DELETE FROM run WHERE id = $1", name.run)
+            return True
 
     async def add_artifact(self, name: RunName, artifact: Artifact, now: datetime) -> None:
         async with transaction(self._pool) as conn:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from flywheel_common.paging import Key
 from flywheel_trainer.runs.filter_expression import AllOf, AnyOf, Condition, Not
@@ -38,6 +38,9 @@ class RunSearch:
             return ("by start",)
         if after and after[0] is None:
             return ("without metric",)
+        if any(map(self._bounds_order, self.conditions)):
+            # A run without the metric does not meet the condition.
+            return ("with metric",)
         return "with metric", "without metric"
 
     def key(self, run: Run) -> tuple[Key, ...]:
@@ -59,7 +62,10 @@ class RunSearch:
             parameters.append(value)
             return f"${len(parameters)}"
 
-        where = ["r.project = $1", *(_condition(one, bind) for one in self.conditions)]
+        # Bounds of the metric of the order limit the range of its index that is read.
+        bounds = [one for one in self.conditions if part == "with metric" and self._bounds_order(one)]
+        others = [one for one in self.conditions if one not in bounds]
+        where = ["r.project = $1", *(_condition(one, bind) for one in others)]
         if not self.show_deleted:
             where.append("r.deleted_at IS NULL")
         beyond, direction = ("<", "DESC") if self.order.descending else (">", "ASC")
@@ -72,6 +78,7 @@ class RunSearch:
             value = f"o.{_COLUMNS[self.order.of]}"
             source = "run_metric o JOIN run r ON r.id = o.run_id"
             where.append(f"o.key = {bind(self.order.metric)} AND {value} <> 'NaN'")
+            where += (f"{value} {one.operator} {bind(one.value)}" for one in bounds)
             columns = [value, "o.run_id"]
             position = after and [float(str(after[0])), after[1]]
         else:
@@ -86,6 +93,14 @@ class RunSearch:
         return (
             f"FROM {source} WHERE {' AND '.join(where)} ORDER BY {ordering} LIMIT {bind(limit)}",
             parameters,
+        )
+
+    def _bounds_order(self, condition: Condition) -> TypeGuard[Term]:
+        """Whether a condition is one on the value of the order."""
+        return (
+            isinstance(condition, Term)
+            and (condition.field, condition.key) == (self.order.of, self.order.metric)
+            and condition.operator in _OPERATORS
         )
 
 

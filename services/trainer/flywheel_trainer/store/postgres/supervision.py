@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ from flywheel_common.postgres.pool import Connection, Pool, connection, transact
 from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.attempt import Attempt, Watch, engine_id
 from flywheel_trainer.jobs.job import ENDED, JobName, JobState
+from flywheel_trainer.jobs.object_access import Access
 from flywheel_trainer.jobs.ports import OF_TRIALS, ActiveJob
 from flywheel_trainer.runs.lease import JOB_ENDED_FIRST
 from flywheel_trainer.runs.run import RunName, RunState
@@ -30,6 +32,7 @@ _ATTEMPTS = "SELECT * FROM attempt WHERE job_id = $1 ORDER BY number DESC LIMIT 
 _BEGIN = """
 INSERT INTO attempt (job_id, number, engine_id, token, created_at) VALUES ($1, $2, $3, $4, $5)
 """
+_GRANT = "UPDATE attempt SET access = $3 WHERE job_id = $1 AND number = $2 AND ended_at IS NULL"
 _ATTEMPT_STARTED = """
 UPDATE attempt SET started_at = coalesce(started_at, $3), checked_at = coalesce(checked_at, $3)
 WHERE job_id = $1 AND number = $2 AND ended_at IS NULL
@@ -111,6 +114,10 @@ class PostgresSupervision:
             attempt = Attempt(number, engine_id(name.job, number), now)
             await conn.execute(_BEGIN, name.job, number, attempt.engine_id, self._token, now)
             return attempt
+
+    async def grant(self, name: JobName, number: int, access: Access) -> None:
+        async with self._fenced() as conn:
+            await conn.execute(_GRANT, name.job, number, asdict(access))
 
     async def mark_running(self, name: JobName, number: int, now: datetime) -> None:
         async with self._fenced() as conn:

@@ -16,11 +16,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from flywheel_job import objects
-from flywheel_job.job_logs.storing import READ_BYTES, stored_log
-from flywheel_job.job_logs.writing import LogWriter
+if TYPE_CHECKING:
+    from flywheel_job.job_logs.writing import LogWriter
 
 GRACE_SECONDS = 2.0
 """How long the command may take to end after SIGTERM. Ray sends SIGKILL to all after 3 s."""
@@ -48,6 +47,10 @@ def main(arguments: list[str]) -> int:
         child.terminate()
 
     signal.signal(signal.SIGTERM, stop)
+    # Imported while the command starts: the client of the object store takes as long as an interpreter.
+    from flywheel_job import objects
+    from flywheel_job.job_logs.storing import stored_log
+
     assert child.stdout is not None
     with stored_log(objects.open_store(), objects.path_of(log_uri), int(attempt)) as writer:
         reader = threading.Thread(target=_copy, args=(child.stdout, writer), daemon=True)
@@ -59,6 +62,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _copy(stream: IO[bytes], writer: LogWriter) -> None:
+    from flywheel_job.job_logs.storing import READ_BYTES
+
     while data := os.read(stream.fileno(), READ_BYTES):
         writer.write(data)
 

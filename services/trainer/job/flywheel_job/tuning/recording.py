@@ -13,9 +13,10 @@ import grpc
 from pyarrow import fs
 
 from flywheel_job import objects
+from flywheel_job.granted.requests import TOKEN_VARIABLE
 from flywheel_job.launch import LaunchSpec
 from flywheel_job.outcome import MetricPoint, Outcome
-from flywheel_job.reporting import BATCH_POINTS, TOKEN_VARIABLE
+from flywheel_job.reporting import BATCH_POINTS
 from flywheel_job.tuning.launch import trial_run
 from flywheel_job.tuning.messages import trial_from_proto, trial_to_proto
 from flywheel_job.tuning.trial import Trial

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Task = Literal["binary", "multiclass", "regression"]
+from flywheel_job.recipes.tasks import Task
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from flywheel_job.context import Context
-from flywheel_job.errors import UnsupportedStrategy, UnusableTrainingSet
+from flywheel_job.errors import UnsupportedStrategy
 from flywheel_job.evaluation.tasks import multiclass_metrics, regression_metrics
 from flywheel_job.launch import LABEL, TIME
 from flywheel_job.recipes.binary import evaluate_binary, golden_rows
@@ -19,17 +18,15 @@ from flywheel_job.recipes.dataset import (
     choose_inputs,
     encode,
     in_time_order,
-    labels_of,
     split_by_time,
     weights_of,
 )
 from flywheel_job.recipes.estimators.export import check_parity, to_onnx
 from flywheel_job.recipes.estimators.fitting import fit, package, predict
-from flywheel_job.recipes.estimators.params import EstimatorParams, Task
+from flywheel_job.recipes.estimators.params import EstimatorParams
+from flywheel_job.recipes.tasks import Task, outputs_of, task_labels
 from flywheel_job.scoring import INPUT, SCORE, open_session
 from flywheel_job.signature import Signature
-
-MAX_CLASSES = 1000
 
 
 def train(ctx: Context) -> None:
@@ -47,9 +44,7 @@ def train(ctx: Context) -> None:
     if params.task == "binary":
         check_weights(weights, labels, split)
     end = split.train_end
-    outputs = int(labels.max()) + 1 if params.task == "multiclass" else 1
-    if params.task == "multiclass" and len(np.unique(labels[:end])) != outputs:
-        raise UnusableTrainingSet(f"The training rows must have every label from 0 to {outputs - 1}.")
+    outputs = outputs_of(params.task, labels, end)
     estimator = fit(
         params, inputs, rows[:end], labels[:end], None if weights is None else weights[:end], ctx.seed
     )
@@ -74,22 +69,6 @@ def train(ctx: Context) -> None:
             "warm_started_from": "",
         },
     )
-
-
-def task_labels(frame: pl.DataFrame, task: Task) -> npt.NDArray[Any]:
-    """The labels of all rows. Raises UnusableTrainingSet for labels that do not fit the task."""
-    if task == "binary":
-        return labels_of(frame)
-    if not frame[LABEL].dtype.is_numeric():
-        raise UnusableTrainingSet(f"Labels must be numbers, but {LABEL!r} is of type {frame[LABEL].dtype}.")
-    values = frame[LABEL].cast(pl.Float64).to_numpy()
-    if not np.isfinite(values).all():
-        raise UnusableTrainingSet("Every label must be finite.")
-    if task == "regression":
-        return values
-    if (values != np.floor(values)).any() or values.min() < 0 or values.max() >= MAX_CLASSES:
-        raise UnusableTrainingSet(f"Labels of classes must be whole numbers from 0 to {MAX_CLASSES - 1}.")
-    return values.astype(np.int64)
 
 
 def report(

@@ -1,63 +1,43 @@
-"""The function of the sequence recipe: `flywheel_job.recipes.sequence.training:train`."""
+"""The functions of the sequence recipe: `check` before the workers start, `train` on each, then `export`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from flywheel_job.context import Context
 from flywheel_job.data.shard import Shard
-from flywheel_job.errors import EmptyDataSet, UnsupportedStrategy, UnusableTrainingSet
-from flywheel_job.parallel.layout import Layout, Strategy
-from flywheel_job.parallel.options import Options
+from flywheel_job.errors import EmptyDataSet, UnusableTrainingSet
+from flywheel_job.parallel.layout import Layout
 from flywheel_job.parallel.training import Training, start
+from flywheel_job.recipes.sequence.export import export_and_store
 from flywheel_job.recipes.sequence.model import Decoder, DecoderShape, next_token_loss
+from flywheel_job.recipes.sequence.params import SequenceParams, checked_params
+
+HOLDOUT = "holdout"
+"""Data set whose loss is measured, if the job has it."""
 
 
-@dataclass(frozen=True)
-class SequenceParams:
-    """Parameters of the recipe."""
-
-    vocabulary: int
-    """Tokens are 0 to vocabulary - 1."""
-    column: str = "tokens"
-    """List column with the tokens of a row; all rows have equally many, at least 2."""
-    strategy: str = Strategy.DDP
-    stages: int = 0
-    """Ranks of one pipeline; 0: all, or 2 for ddp+pipeline."""
-    steps: int = 100
-    batch_size: int = 32
-    """Rows of a step over all ranks. The learning rate is not scaled by the number of ranks, because that
-    does not change the batch."""
-    learning_rate: float = 3e-3
-    warmup_steps: int = 0
-    weight_decay: float = 0.01
-    width: int = 64
-    layers: int = 4
-    heads: int = 4
-    save_steps: int = 0
-    """Steps between two checkpoints; 0: one at the end."""
-    evaluate_steps: int = 0
-    """Steps between two evaluations of the data set `holdout`; 0: one at the end, if the job has it."""
-    precision: Literal["float32", "bf16"] = "float32"
-    accumulate: int = 1
-    clip_norm: float = 0.0
-    fused: bool | None = None
-    compile: str = ""
-
-    def options(self) -> Options:
-        return Options(self.precision, self.accumulate, self.clip_norm, self.fused, self.compile)
+def check(ctx: Context) -> None:
+    """Check the parameters and the first row of each data set before the workers start."""
+    params = checked_params(ctx.params, ctx.spec.workers)
+    layout = Layout.of(params.strategy, 0, ctx.spec.workers, params.stages)
+    train_set = batches_of(ctx, params, layout, "train")
+    shape = shape_of(train_set, params)
+    held = [batches_of(ctx, params, layout, HOLDOUT)] if HOLDOUT in ctx.spec.data else []
+    for data in (train_set, *held):
+        inputs_and_targets(data.first()[params.column], ctx, params, shape)
 
 
 def train(ctx: Context) -> None:
     """Train for `steps` steps, from the last checkpoint if there is one."""
-    params = ctx.parse_params(SequenceParams)
+    params = checked_params(ctx.params, ctx.world_size)
     layout = Layout.of(params.strategy, ctx.rank, ctx.world_size, params.stages)
     data = batches_of(ctx, params, layout, "train")
+    shape = shape_of(data, params)
     training = start(
-        Decoder(shape_of(data, params), ctx.seed),
+        Decoder(shape, ctx.seed),
         next_token_loss,
         lambda parameters, fused: torch.optim.AdamW(
             parameters, lr=params.learning_rate, weight_decay=params.weight_decay, fused=fused
@@ -72,51 +52,61 @@ def train(ctx: Context) -> None:
     )
     restored = ctx.restore(training.module, training.optimizer, schedule=schedule)
     step = restored.step if restored else 0
+    val_loss = restored.values.get("val_loss") if restored else None
     while step < params.steps:
         for batch in data:
             tokens = batch[params.column]
             if len(tokens) < params.batch_size // layout.replicas:
                 continue  # the rest of an epoch: every step has equally many rows
-            loss = training.step(*inputs_and_targets(tokens, ctx, params))
+            loss = training.step(*inputs_and_targets(tokens, ctx, params, shape))
             schedule.step()
             step += 1
             ctx.log({"loss": loss}, step)
             last = step == params.steps or ctx.should_stop()
             if last or (params.evaluate_steps and step % params.evaluate_steps == 0):
-                evaluate(ctx, training, params, step)
+                val_loss = evaluate(ctx, training, params, shape, step)
             if last or (params.save_steps and step % params.save_steps == 0):
-                ctx.save(step, training.module, training.optimizer, schedule=schedule)
+                ctx.save(step, training.module, training.optimizer, schedule=schedule, val_loss=val_loss)
             if last:
                 return
 
 
-def evaluate(ctx: Context, training: Training, params: SequenceParams, step: int) -> None:
+def export(ctx: Context) -> None:
+    """Export and store the model of the last checkpoint."""
+    params = ctx.parse_params(SequenceParams)
+    layout = Layout.of("ddp", 0, 1)
+    shape = shape_of(batches_of(ctx, params, layout, "train"), params)
+    module = Decoder(shape, ctx.seed).build(range(shape.layers), lambda layer: layer)
+    restored = ctx.restore(module)
+    if restored is None:
+        raise RuntimeError("the job has no checkpoint, although its training ended")
+    held = HOLDOUT if HOLDOUT in ctx.spec.data else "train"
+    rows = ctx.data(held, batch_size=16, columns=[params.column], shuffle=False, resume=False)
+    golden = next(iter(rows))[params.column]
+    export_and_store(ctx, params.column, module, shape, golden, restored.values.get("val_loss"))
+
+
+def evaluate(
+    ctx: Context, training: Training, params: SequenceParams, shape: DecoderShape, step: int
+) -> float | None:
     """Log the loss of the data set `holdout`, if the job has one, scored in batches by all ranks."""
-    if "holdout" not in ctx.spec.data:
-        return
+    if HOLDOUT not in ctx.spec.data:
+        return None
     losses = []
-    for batch in batches_of(ctx, params, training.layout, "holdout"):
+    for batch in batches_of(ctx, params, training.layout, HOLDOUT):
         tokens = batch[params.column]
         if len(tokens) == params.batch_size // training.layout.replicas:
-            losses.append(training.evaluate(*inputs_and_targets(tokens, ctx, params)))
-    ctx.log({"val_loss": sum(losses) / len(losses)}, step)
+            losses.append(training.evaluate(*inputs_and_targets(tokens, ctx, params, shape)))
+    loss = sum(losses) / len(losses)
+    ctx.log({"val_loss": loss}, step)
+    return loss
 
 
 def batches_of(ctx: Context, params: SequenceParams, layout: Layout, name: str) -> Shard:
     """This replica's batches, in which every replica has its part of the same global batch.
 
-    Raises UnsupportedStrategy if a batch cannot be divided, EmptyDataSet if there is not one batch.
+    Raises EmptyDataSet if there is not one batch.
     """
-    pipeline = layout.strategy in {Strategy.PIPELINE, Strategy.DDP_PIPELINE}
-    micro_batches = max(params.accumulate, layout.parts) if pipeline else params.accumulate
-    parts = layout.replicas * micro_batches
-    if params.batch_size % parts:
-        raise UnsupportedStrategy(
-            f"batch_size {params.batch_size} cannot be divided into {parts} equal parts "
-            f"({layout.replicas} replicas, the rest micro-batches)."
-        )
-    if layout.strategy is Strategy.TENSOR and params.heads % layout.parts:
-        raise UnsupportedStrategy(f"{params.heads} heads cannot be divided among {layout.parts} workers.")
     data = ctx.data(
         name,
         batch_size=params.batch_size // layout.replicas,
@@ -127,23 +117,30 @@ def batches_of(ctx: Context, params: SequenceParams, layout: Layout, name: str) 
         replica=(layout.replica, layout.replicas),
     )
     if data.rows < params.batch_size:
-        raise EmptyDataSet(f"The data set {name!r} has {data.rows} rows, fewer than one batch.")
+        raise EmptyDataSet(
+            f"The data set {name!r} has {data.rows} rows, fewer than one batch of {params.batch_size}."
+        )
     return data
 
 
 def shape_of(data: Shard, params: SequenceParams) -> DecoderShape:
     """The sizes of the model, with the length of the first row. Raises UnusableTrainingSet."""
-    length = len(data.first()[params.column][0]) - 1
-    if length < 1 or params.width % params.heads:
+    first = data.first()[params.column]
+    if not isinstance(first, torch.Tensor) or first.ndim != 2 or first.shape[1] < 2:
+        raise UnusableTrainingSet(f"Column {params.column!r} must have lists of at least 2 tokens.")
+    return DecoderShape(params.vocabulary, first.shape[1] - 1, params.width, params.layers, params.heads)
+
+
+def inputs_and_targets(
+    tokens: Any, ctx: Context, params: SequenceParams, shape: DecoderShape
+) -> tuple[Any, Any]:
+    """All tokens but the last, and all but the first. Raises UnusableTrainingSet for other values."""
+    if tokens.shape[1:] != (shape.length + 1,):
         raise UnusableTrainingSet(
-            f"Rows of {length + 1} tokens, width {params.width} and {params.heads} heads make no model."
+            f"Column {params.column!r} has lists of {shape.length + 1} and of {tokens.shape[-1]} tokens."
         )
-    return DecoderShape(params.vocabulary, length, params.width, params.layers, params.heads)
-
-
-def inputs_and_targets(tokens: Any, ctx: Context, params: SequenceParams) -> tuple[Any, Any]:
-    """All tokens but the last, and all but the first. Raises UnusableTrainingSet for unknown tokens."""
-    if int(tokens.min()) < 0 or int(tokens.max()) >= params.vocabulary:
-        raise UnusableTrainingSet(f"Tokens must be from 0 to {params.vocabulary - 1}.")
+    whole = not tokens.is_floating_point() or bool((tokens == tokens.round()).all())
+    if not whole or int(tokens.min()) < 0 or int(tokens.max()) >= params.vocabulary:
+        raise UnusableTrainingSet(f"Tokens must be whole numbers from 0 to {params.vocabulary - 1}.")
     moved = tokens.to(ctx.device, torch.int64, non_blocking=True)
     return moved[:, :-1], moved[:, 1:]

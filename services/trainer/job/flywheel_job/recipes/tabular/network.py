@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from flywheel_job.recipes.tasks import Task
+
 
 def embedding_size(vocabulary: int) -> int:
     """Embedding width: the square root of the vocabulary's size, between 2 and 16."""
@@ -16,7 +18,7 @@ def embedding_size(vocabulary: int) -> int:
 
 
 class TabularNet(nn.Module):
-    """INPUT `[rows, inputs]` → SCORE `[rows, 1]`.
+    """INPUT `[rows, inputs]` → logits `[rows, outputs]`, or standardised values `[rows, 1]` of a regression.
 
     Numbers are standardised by mean and standard deviation of the training rows; a NaN becomes the mean and
     sets an extra indicator input. Categories are indices in the vocabulary; -1, NaN and larger indices share
@@ -27,15 +29,20 @@ class TabularNet(nn.Module):
     categorical: torch.Tensor
     mean: torch.Tensor
     scale: torch.Tensor
+    label_mean: torch.Tensor
+    label_scale: torch.Tensor
 
     def __init__(
         self,
         vocabulary_sizes: Sequence[int | None],
         hidden_sizes: Sequence[int],
         dropout: float = 0.0,
+        task: Task = "binary",
+        outputs: int = 1,
     ) -> None:
         """`vocabulary_sizes` has one entry per input: None for a number, else its vocabulary's length."""
         super().__init__()
+        self.task: Task = task
         numeric = [i for i, size in enumerate(vocabulary_sizes) if size is None]
         sizes = [(i, size) for i, size in enumerate(vocabulary_sizes) if size is not None]
         self.numeric_count, self.sizes = len(numeric), [size for _, size in sizes]
@@ -43,6 +50,9 @@ class TabularNet(nn.Module):
         self.register_buffer("categorical", torch.tensor([i for i, _ in sizes], dtype=torch.int64))
         self.register_buffer("mean", torch.zeros(len(numeric)))
         self.register_buffer("scale", torch.ones(len(numeric)))
+        if task == "regression":
+            self.register_buffer("label_mean", torch.zeros(()))
+            self.register_buffer("label_scale", torch.ones(()))
         self.embeddings = nn.ModuleList(nn.Embedding(n + 1, embedding_size(n)) for n in self.sizes)
         width = 2 * len(numeric) + sum(embedding_size(n) for n in self.sizes)
         layers: list[nn.Module] = []
@@ -51,7 +61,7 @@ class TabularNet(nn.Module):
             if dropout:
                 layers.append(nn.Dropout(dropout))
             width = size
-        layers.append(nn.Linear(width, 1))
+        layers.append(nn.Linear(width, outputs))
         self.layers = nn.Sequential(*layers)
 
     def fit_scaling(self, rows: np.ndarray[Any, np.dtype[np.float32]]) -> None:
@@ -65,6 +75,13 @@ class TabularNet(nn.Module):
         deviation = np.sqrt((np.where(known, values - mean, 0) ** 2).sum(axis=0) / count)
         self.mean.copy_(torch.from_numpy(mean))
         self.scale.copy_(torch.from_numpy(np.where(deviation > 1e-12, deviation, 1.0)))
+
+    def fit_labels(self, labels: np.ndarray[Any, np.dtype[Any]]) -> None:
+        """Set mean and standard deviation of the labels of a regression."""
+        if self.task == "regression":
+            deviation = float(labels.std())
+            self.label_mean.fill_(float(labels.mean()))
+            self.label_scale.fill_(deviation if deviation > 1e-12 else 1.0)
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         parts: list[torch.Tensor] = []
@@ -83,16 +100,25 @@ class TabularNet(nn.Module):
         return logits
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Logits `[rows, 1]` for the loss; `Scorer` adds the sigmoid."""
+        """Outputs for the loss; `Scorer` makes probabilities or values of them."""
         return self.logits(rows)
 
 
 class Scorer(nn.Module):
-    """The exported graph: probabilities instead of logits."""
+    """The exported graph: probabilities instead of logits, values in the unit of the labels."""
 
     def __init__(self, network: TabularNet) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        return torch.sigmoid(self.network.logits(rows))
+        return answers(self.network, self.network.logits(rows))
+
+
+def answers(network: TabularNet, outputs: torch.Tensor) -> torch.Tensor:
+    """What outputs of the network mean: probabilities `[rows, outputs]`, or values `[rows, 1]`."""
+    if network.task == "binary":
+        return torch.sigmoid(outputs)
+    if network.task == "multiclass":
+        return torch.softmax(outputs, dim=1)
+    return outputs * network.label_scale + network.label_mean

@@ -19,11 +19,11 @@ from flywheel_job.recipes.dataset import (
     choose_inputs,
     encode,
     in_time_order,
-    labels_of,
     split_by_time,
     weights_of,
 )
 from flywheel_job.recipes.tabular.spec import TabularSpec
+from flywheel_job.recipes.tasks import outputs_of, task_labels
 from flywheel_job.scoring import Tensor
 from flywheel_job.signature import Input
 
@@ -34,10 +34,12 @@ class PreparedData:
 
     inputs: tuple[Input, ...]
     rows: Tensor
-    labels: np.ndarray[Any, np.dtype[np.float32]]
+    labels: np.ndarray[Any, np.dtype[Any]]
     split: Split
     weights: np.ndarray[Any, np.dtype[np.float64]] | None = None
     """None: all rows have the same weight."""
+    outputs: int = 1
+    """Number of classes; 1: a probability or a value."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def load_initial_weights(spec: TabularSpec, store: Any) -> InitialWeights:
         return InitialWeights({}, None, f"not used: {spec.warm_start.version} has other inputs")
     if list(saved["hidden_sizes"]) != list(spec.hyperparameters.hidden_sizes):
         return InitialWeights({}, None, f"not used: {spec.warm_start.version} has other layers")
+    if saved.get("task", "binary") != spec.hyperparameters.task:
+        return InitialWeights({}, None, f"not used: {spec.warm_start.version} has another task")
     vocabularies = {i["name"]: tuple(i["vocabulary"]) for i in saved["inputs"] if i["vocabulary"]}
     return InitialWeights(vocabularies, saved["state"], spec.warm_start.version)
 
@@ -77,7 +81,9 @@ def check_training_set(spec: TabularSpec, store: Any) -> None:
     names = [hyper.weight_column] if hyper.weight_column else []
     frame = in_time_order(objects.read_table(store, spec.uri, [*names, LABEL, TIME]))
     split = split_by_time(frame[TIME], hyper.holdout_fraction)
-    check_weights(weights_of(frame, hyper.weight_column), labels_of(frame), split)
+    labels = task_labels(frame, hyper.task)
+    check_weights(weights_of(frame, hyper.weight_column), labels, split)
+    outputs_of(hyper.task, labels, split.train_end)
     if spec.workers > split.train_end:
         raise TooFewTrainingRows(
             f"{split.train_end} of {split.rows} labelled rows are left for training, but each of "
@@ -92,6 +98,7 @@ def prepare(spec: TabularSpec, store: Any, start: InitialWeights) -> PreparedDat
     frame = in_time_order(objects.read_table(store, spec.uri, [*names, LABEL, TIME]))
     split = split_by_time(frame[TIME], hyper.holdout_fraction)
     inputs = choose_inputs(spec.columns, frame.head(split.train_end), start.vocabularies)
-    labels, weights = labels_of(frame), weights_of(frame, hyper.weight_column)
+    labels, weights = task_labels(frame, hyper.task), weights_of(frame, hyper.weight_column)
     check_weights(weights, labels, split)
-    return PreparedData(inputs, encode(frame, inputs), labels, split, weights)
+    outputs = outputs_of(hyper.task, labels, split.train_end)
+    return PreparedData(inputs, encode(frame, inputs), labels, split, weights, outputs)

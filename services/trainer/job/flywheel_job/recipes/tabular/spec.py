@@ -8,10 +8,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from flywheel_job.launch import Column, LaunchSpec
+from flywheel_job.model_file import ModelFile
+from flywheel_job.recipes.tasks import Task
 
 MODULE = "flywheel_job.recipes.tabular.training"
 CHECK, TRAIN, EXPORT = f"{MODULE}:check", f"{MODULE}:train", f"{MODULE}:export"
 """The functions of the recipe."""
+TEACHER = "teacher"
+"""Name of the teacher among the models of the job."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,11 @@ class Hyperparameters:
     holdout_fraction: float = 0.2
     weight_column: str = ""
     """Extra column of the training set with the weight of each row; empty: all rows have the same weight."""
+    task: Task = "binary"
+    teacher_weight: float = 0.5
+    """Share of the teacher's answers in the loss; the labels have the rest. Not used without a teacher."""
+    teacher_temperature: float = 2.0
+    """Divisor of the logits of student and teacher; not used for regression."""
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -58,12 +67,20 @@ class TabularSpec:
     workers: int = 1
     hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
     warm_start: WarmStart | None = None
+    teacher: ModelFile | None = None
+    """Model whose answers the network learns besides the labels."""
 
     def params(self) -> dict[str, Any]:
         """The parameters of the job; `of` is the inverse."""
         warm = asdict(self.warm_start) if self.warm_start else None
         params: dict[str, Any] = json.loads(json.dumps(asdict(self.hyperparameters)))
+        if self.teacher is None:
+            del params["teacher_weight"], params["teacher_temperature"]
         return params | {"warm_start": warm}
+
+    def models(self) -> dict[str, Any]:
+        """The models that the job reads."""
+        return {TEACHER: self.teacher.to_json()} if self.teacher else {}
 
     @classmethod
     def of(cls, launch: LaunchSpec) -> Self:
@@ -77,4 +94,5 @@ class TabularSpec:
             workers=launch.workers,
             hyperparameters=Hyperparameters.from_json(Hyperparameters.defaults() | params),
             warm_start=WarmStart(**warm) if warm else None,
+            teacher=ModelFile.from_json(launch.models[TEACHER]) if TEACHER in launch.models else None,
         )

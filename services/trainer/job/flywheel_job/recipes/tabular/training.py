@@ -6,17 +6,24 @@ import copy
 import math
 import sys
 import time
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
+from flywheel_common.arrays import Floats
 from flywheel_job.context import Context
 from flywheel_job.evaluation.metrics import auc, log_loss
-from flywheel_job.recipes.tabular.network import TabularNet
+from flywheel_job.evaluation.tasks import multiclass_metrics, regression_metrics
+from flywheel_job.recipes.tabular.network import TabularNet, answers
+from flywheel_job.recipes.tabular.objective import (
+    label_losses,
+    label_targets,
+    teacher_losses,
+    teacher_targets,
+)
 from flywheel_job.recipes.tabular.preparation import (
     InitialWeights,
     PreparedData,
@@ -26,6 +33,7 @@ from flywheel_job.recipes.tabular.preparation import (
 )
 from flywheel_job.recipes.tabular.report import export_and_evaluate
 from flywheel_job.recipes.tabular.spec import TabularSpec
+from flywheel_job.recipes.tabular.teacher import teacher_answers
 from flywheel_job.scoring import Tensor
 
 SAVE_SECONDS = 30.0
@@ -55,7 +63,8 @@ def train(ctx: Context) -> None:
     model = nn.parallel.DistributedDataParallel(network) if world > 1 else network
     optimizer = torch.optim.AdamW(model.parameters(), lr=hyper.learning_rate, weight_decay=hyper.weight_decay)
     rows = torch.from_numpy(data.rows[:end]).to(device)
-    labels = torch.from_numpy(data.labels[:end, None]).to(device)
+    labels = label_targets(network, data.labels[:end]).to(device)
+    teacher = Teacher.of(ctx, spec, network, data)
     weights = None if data.weights is None else relative_weights(data.weights[:end]).to(device)
     batch = max(1, min(hyper.batch_size, end // world))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -75,9 +84,13 @@ def train(ctx: Context) -> None:
         own_rows = shard(end, world, rank, hyper.seed, epoch).to(device)
         for chunk in own_rows.split(batch):
             optimizer.zero_grad(set_to_none=True)
-            loss = binary_cross_entropy_with_logits(
-                model(rows[chunk]), labels[chunk], None if weights is None else weights[chunk]
-            )
+            outputs = model(rows[chunk])
+            losses = label_losses(hyper.task, outputs, labels[chunk])
+            if teacher is not None:
+                losses = teacher.added(losses, outputs, chunk)
+            if weights is not None:
+                losses = losses * weights[chunk]
+            loss = losses.mean()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
@@ -90,13 +103,12 @@ def train(ctx: Context) -> None:
             raise FloatingPointError(
                 f"the loss became {train_loss} in epoch {epoch}: lower the learning rate"
             )
-        val_loss, val_auc = calibration_metrics(ctx, network, data)
-        ctx.log({"train_loss": train_loss, "val_loss": val_loss, "val_auc": val_auc}, epoch)
+        found = calibration_metrics(ctx, network, data)
+        val_loss = found["val_loss"]
+        ctx.log({"train_loss": train_loss} | found, epoch)
         if rank == 0:
-            sys.stdout.write(
-                f"epoch {epoch}/{hyper.epochs} train_loss {train_loss:.5f} "
-                f"val_loss {val_loss:.5f} val_auc {val_auc:.4f}\n"
-            )
+            shown = " ".join(f"{name} {value:.5g}" for name, value in found.items())
+            sys.stdout.write(f"epoch {epoch}/{hyper.epochs} train_loss {train_loss:.5f} {shown}\n")
             sys.stdout.flush()
         if val_loss < best_loss:
             best_loss, best_epoch = val_loss, epoch
@@ -132,8 +144,11 @@ def build(spec: TabularSpec, data: PreparedData, start: InitialWeights) -> Tabul
         [len(one.vocabulary) if one.categorical else None for one in data.inputs],
         spec.hyperparameters.hidden_sizes,
         spec.hyperparameters.dropout,
+        spec.hyperparameters.task,
+        data.outputs,
     )
     network.fit_scaling(data.rows[: data.split.train_end])
+    network.fit_labels(data.labels[: data.split.train_end])
     if start.state is not None:
         network.load_state_dict(start.state)
     return network
@@ -155,20 +170,59 @@ class SharedClock:
         return bool(passed)
 
 
-def calibration_metrics(ctx: Context, network: TabularNet, data: PreparedData) -> tuple[float, float]:
-    """Log-loss and AUC of the calibration rows, which the ranks score in equal parts."""
+class Teacher:
+    """The answers of the teacher for the training rows, and their share in the loss of each row."""
+
+    def __init__(self, spec: TabularSpec, network: TabularNet, found: Floats, device: torch.device) -> None:
+        """`found` are the answers `[rows, outputs]`; a row with NaN learns from its label alone."""
+        hyper = spec.hyperparameters
+        self._task, self._temperature = hyper.task, hyper.teacher_temperature
+        self._targets = teacher_targets(network, found).to(device)
+        share = hyper.teacher_weight * np.isfinite(found).all(axis=1)
+        self._share = torch.from_numpy(share.astype(np.float32)).to(device)
+
+    @classmethod
+    def of(cls, ctx: Context, spec: TabularSpec, network: TabularNet, data: PreparedData) -> Self | None:
+        """The teacher of the job, which scores the rows now; None if it has none. Collective."""
+        if spec.teacher is None:
+            return None
+        found = teacher_answers(ctx, spec.teacher, data.split.train_end, data.outputs)
+        ctx.note("teacher", spec.teacher.name)
+        return cls(spec, network, found, ctx.device)
+
+    def added(self, losses: torch.Tensor, outputs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """(1 - share) × the losses of the labels + share × those of the teacher's answers, `[rows]`."""
+        share = self._share[rows]
+        taught = teacher_losses(self._task, outputs, self._targets[rows], self._temperature)
+        return (1 - share) * losses + share * taught
+
+
+def calibration_metrics(ctx: Context, network: TabularNet, data: PreparedData) -> dict[str, float]:
+    """Loss and quality of the calibration rows, which the ranks score in equal parts.
+
+    `val_loss` is the log-loss, or the mean squared error of a regression.
+    """
     held = slice(data.split.train_end, data.split.calibration_end)
     rows = data.rows[held]
     parts: list[Any] = [_scores(network, rows[ctx.rank :: ctx.world_size], ctx.device)]
     if ctx.world_size > 1:
         own, parts = parts[0], [None] * ctx.world_size
         dist.all_gather_object(parts, own)
-    scores = np.empty(len(rows))
+    scores = np.empty((len(rows), data.outputs))
     for number, part in enumerate(parts):
         scores[number :: ctx.world_size] = part
     weights = None if data.weights is None else data.weights[held]
     labels = data.labels[held]
-    return log_loss(labels, scores, weights), auc(labels, scores, weights)
+    if network.task == "multiclass":
+        found = multiclass_metrics(labels, scores, weights)
+        return {"val_loss": found["log_loss"], "val_accuracy": found["accuracy"]}
+    if network.task == "regression":
+        found = regression_metrics(labels, scores[:, 0], weights)
+        return {"val_loss": found["rmse"] ** 2, "val_rmse": found["rmse"]}
+    return {
+        "val_loss": log_loss(labels, scores[:, 0], weights),
+        "val_auc": auc(labels, scores[:, 0], weights),
+    }
 
 
 def shard(rows: int, world: int, rank: int, seed: int, epoch: int) -> torch.Tensor:
@@ -181,19 +235,21 @@ def shard(rows: int, world: int, rank: int, seed: int, epoch: int) -> torch.Tens
 
 
 def relative_weights(weights: np.ndarray[Any, np.dtype[np.float64]]) -> torch.Tensor:
-    """Sample weights `[rows, 1]` for the loss, scaled to a mean of 1.
+    """Sample weights `[rows]` for the loss, scaled to a mean of 1.
 
     The mean is that of all training rows, not of a batch, so that the expected gradient is that of the
     weighted mean loss, and a learning rate fits weights of any scale.
     """
-    return torch.from_numpy((weights / weights.mean()).astype(np.float32)[:, None])
+    return torch.from_numpy((weights / weights.mean()).astype(np.float32))
 
 
-def _scores(network: TabularNet, rows: Tensor, device: torch.device) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _scores(network: TabularNet, rows: Tensor, device: torch.device) -> Floats:
+    """Probabilities or values `[rows, outputs]`."""
     network.eval()
-    parts = []
     with torch.no_grad():
-        for part in torch.from_numpy(rows).split(SCORED_ROWS):
-            logits = network(part.to(device))[:, 0]
-            parts.append(torch.sigmoid(logits.double()).cpu().numpy())
-    return np.concatenate(parts) if parts else np.empty(0)
+        parts = [
+            answers(network, network(part.to(device)).double()).cpu().numpy()
+            for part in torch.from_numpy(rows).split(SCORED_ROWS)
+            if len(part)
+        ]
+    return np.concatenate(parts) if parts else np.empty((0, 1))

@@ -1,0 +1,54 @@
+"""Registers the model that a run has logged."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flywheel.catalog_calls import CatalogCalls
+from flywheel.connection import PORTS
+from flywheel.event_loop import LoopThread
+from flywheel.registration import RegistrationCalls
+from flywheel.tracking.endpoint import Endpoint
+from flywheel_common.signature_messages import signature_from_message
+
+
+class _Calls(CatalogCalls, RegistrationCalls):
+    """What registers a version and sets its aliases."""
+
+
+def register_model(
+    run: str,
+    endpoint: Endpoint,
+    model: str,
+    content: bytes | str | Path,
+    signature: Any,
+    aliases: Sequence[str],
+    options: Mapping[str, Any],
+) -> str:
+    """Registers a version with the token and TLS of the run; returns its full name."""
+    addresses = {service: options[service] for service in PORTS if service in options}
+    others = {key: value for key, value in options.items() if key not in PORTS}
+    if signature is not None:
+        others["signature"] = signature_from_message(signature)
+
+    async def register(file: str | Path) -> str:
+        project = run.split("/")[1]
+        async with _Calls(project, token=endpoint.token, tls=endpoint.tls, **addresses) as calls:
+            version = await calls.register(model, file, training_run=run, **others)
+            for alias in aliases:
+                await calls.set_alias(alias, version.name, reason=f"logged by {run}")
+            return version.name
+
+    loop = LoopThread()
+    try:
+        if not isinstance(content, bytes):
+            return loop.run(register(content))
+        with tempfile.TemporaryDirectory(prefix="flywheel-") as folder:
+            file = Path(folder) / "model.onnx"
+            file.write_bytes(content)
+            return loop.run(register(file))
+    finally:
+        loop.close()

@@ -1,0 +1,1 @@
+"""Environments of jobs that have packages of their own."""

@@ -1,0 +1,160 @@
+"""Sends requests to the object store that the trainer has signed for this attempt.
+
+A signed request reaches one object and expires, so it is asked for again when it is old. A trainer or a store
+that does not answer is asked again for RETRY_SECONDS; then, and for a refusal, an OSError is raised.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import urllib3
+from urllib3.exceptions import HTTPError
+
+from flywheel_protos.trainer.v1 import object_access_pb2 as pb
+from flywheel_protos.trainer.v1 import trainer_pb2_grpc
+
+TRAINER_VARIABLE = "FLYWHEEL_JOB_TRAINER"
+"""Environment variable with the host:port of the trainer that signs the requests of an attempt."""
+TOKEN_VARIABLE = "FLYWHEEL_ATTEMPT_TOKEN"  # noqa: S105 - a name
+"""Environment variable with the token of the attempt, which the trainer requires in each call."""
+RETRY_SECONDS = 300.0
+CALL_SECONDS = 10.0
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+REMEMBERED = 1000
+"""Signed requests that are kept to be sent again."""
+USED_SHARE = 0.5
+"""Share of its lifetime after which a signed request is not used any more."""
+PASSING = frozenset({429, 500, 502, 503, 504})
+"""Answers of a store that a repetition may not get."""
+AWAY = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.ABORTED,
+    }
+)
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    request: pb.SignedObjectRequest
+    until: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of the object store."""
+
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class SignedRequests:
+    """The requests of one process; all methods may be called from several threads."""
+
+    def __init__(self, trainer: str, token: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
+        """`trainer` is host:port."""
+        self._channel = grpc.insecure_channel(trainer, options=[("grpc.enable_http_proxy", 0)])
+        self._stub = trainer_pb2_grpc.TrainerServiceStub(self._channel)
+        self._metadata = [("authorization", f"Bearer {token}")]
+        self.retry_seconds = retry_seconds
+        self._lock = threading.Lock()
+        self._remembered: OrderedDict[bytes, _Remembered] = OrderedDict()
+        self._http = urllib3.PoolManager(
+            maxsize=16, retries=False, timeout=urllib3.Timeout(connect=10.0, read=60.0)
+        )
+
+    def close(self) -> None:
+        self._channel.close()
+        self._http.clear()
+
+    def send(
+        self, request: pb.ObjectRequest, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """Send the request until the store answers it.
+
+        Raises FileNotFoundError, PermissionError if the trainer or the store refuses, else OSError.
+        """
+        give_up = time.monotonic() + self.retry_seconds
+        pause = SHORTEST_PAUSE
+        is_new = False
+        while True:
+            signed = self._signed(request, give_up, renew=is_new)
+            problem: Exception
+            try:
+                # A POST without a body must say that it has none.
+                answer = self._http.request(
+                    signed.http_method,
+                    signed.url,
+                    body=b"" if body is None and signed.http_method in ("POST", "PUT") else body,
+                    headers={**signed.headers, **(headers or {})},
+                    decode_content=False,
+                )
+            except HTTPError as error:
+                problem = OSError(f"The object store does not answer: {error}")
+            else:
+                if answer.status < 300:
+                    return Answer(answer.headers, answer.data)
+                problem = _problem(request, answer)
+                if answer.status == 403 and not is_new:
+                    is_new = True  # it may have expired on the way
+                    continue
+                if answer.status not in PASSING:
+                    raise problem
+            if time.monotonic() + pause > give_up:
+                raise problem
+            pause = _wait(pause)
+
+    def _signed(self, request: pb.ObjectRequest, give_up: float, *, renew: bool) -> pb.SignedObjectRequest:
+        key = request.SerializeToString(deterministic=True)
+        with self._lock:
+            known = self._remembered.get(key)
+            if known is not None and not renew and time.monotonic() < known.until:
+                self._remembered.move_to_end(key)
+                return known.request
+        asked = time.monotonic()
+        answer = self._ask(request, give_up)
+        until = asked + answer.lifetime.seconds * USED_SHARE
+        with self._lock:
+            self._remembered[key] = _Remembered(answer.requests[0], until)
+            while len(self._remembered) > REMEMBERED:
+                self._remembered.popitem(last=False)
+        return answer.requests[0]
+
+    def _ask(self, request: pb.ObjectRequest, give_up: float) -> pb.SignObjectRequestsResponse:
+        pause = SHORTEST_PAUSE
+        while True:
+            try:
+                return self._stub.SignObjectRequests(
+                    pb.SignObjectRequestsRequest(requests=[request]),
+                    timeout=CALL_SECONDS,
+                    metadata=self._metadata,
+                )
+            except grpc.RpcError as error:
+                if error.code() not in AWAY:
+                    raise PermissionError(f"{error.code().name}: {error.details()}") from None
+                if time.monotonic() + pause > give_up:
+                    raise OSError(f"The trainer does not answer: {error.details()}") from None
+            pause = _wait(pause)
+
+
+def _problem(request: pb.ObjectRequest, answer: Any) -> OSError:
+    if answer.status == 404:
+        return FileNotFoundError(f"There is no object {request.uri}.")
+    text = f"The object store answered {answer.status} for {request.uri}: {answer.data[:300]!r}"
+    return PermissionError(text) if answer.status == 403 else OSError(text)
+
+
+def _wait(pause: float) -> float:
+    """Wait, and return the next pause."""
+    time.sleep(pause * random.uniform(0.5, 1.0))
+    return min(2 * pause, LONGEST_PAUSE)

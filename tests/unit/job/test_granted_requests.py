@@ -1,0 +1,261 @@
+"""Requests of an attempt: repeated while the trainer or the store is away, and given up when refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from flywheel_job.granted.requests import SignedRequests
+from flywheel_job.granted.streams import PART_BYTES, WINDOW_BYTES, Reader, Uploads, Writer
+from flywheel_protos.trainer.v1 import object_access_pb2 as pb
+from flywheel_protos.trainer.v1 import trainer_pb2_grpc
+
+URI = "s3://b/own/a"
+METHODS = {
+    "GET": "GET",
+    "DELETE": "DELETE",
+    "ABORT_UPLOAD": "DELETE",
+    "CREATE_UPLOAD": "POST",
+    "COMPLETE_UPLOAD": "POST",
+}
+GET = pb.ObjectRequest(method=pb.OBJECT_METHOD_GET, uri=URI)
+Answer = tuple[int, bytes] | str
+
+
+@dataclass
+class World:
+    """A trainer and a store that answer as a test says, and what they were asked."""
+
+    requests: SignedRequests
+    answers: list[Answer] = field(default_factory=list)
+    """Of the store, in order; then 200. A text is a fault: `cut` ends the connection in the body."""
+    signing: list[grpc.StatusCode] = field(default_factory=list)
+    """Errors of the trainer, in order; then it signs."""
+    lifetime: int = 900
+    asked: list[str] = field(default_factory=list)
+    """HTTP method and path of what the store received."""
+    bodies: list[bytes] = field(default_factory=list)
+    signed: list[pb.ObjectRequest] = field(default_factory=list)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    class Store(BaseHTTPRequestHandler):
+        def handle_any(self) -> None:
+            world.bodies.append(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+            world.asked.append(f"{self.command} {self.path}")
+            answer = world.answers.pop(0) if world.answers else (200, b"content")
+            if answer == "cut":
+                self.send_response(200)
+                self.send_header("Content-Length", "100")
+                self.end_headers()
+                self.wfile.write(b"x")
+                self.close_connection = True
+                return
+            assert not isinstance(answer, str)
+            self.send_response(answer[0])
+            self.send_header("Content-Length", str(len(answer[1])))
+            self.send_header("ETag", f'"{len(world.asked)}"')
+            self.end_headers()
+            self.wfile.write(answer[1])
+
+        do_GET = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815 - names of the base class
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
+        def SignObjectRequests(self, request: Any, context: Any) -> Any:
+            assert ("authorization", "Bearer token") in context.invocation_metadata()
+            if world.signing:
+                context.abort(world.signing.pop(0), "as the test says")
+            (one,) = request.requests
+            world.signed.append(one)
+            method = METHODS.get(pb.ObjectMethod.Name(one.method).removeprefix("OBJECT_METHOD_"), "PUT")
+            url = f"http://127.0.0.1:{store.server_port}/{len(world.signed)}"
+            signed = pb.SignedObjectRequest(http_method=method, url=url)
+            return pb.SignObjectRequestsResponse(requests=[signed], lifetime=Duration(seconds=world.lifetime))
+
+    store = ThreadingHTTPServer(("127.0.0.1", 0), Store)
+    serving = threading.Thread(target=store.serve_forever)
+    serving.start()
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    trainer_pb2_grpc.add_TrainerServiceServicer_to_server(Trainer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    requests = SignedRequests(f"127.0.0.1:{port}", "token", retry_seconds=5)
+    world = World(requests)
+    yield world
+    requests.close()
+    server.stop(None).wait()
+    store.shutdown()
+    store.server_close()
+    serving.join()
+
+
+def test_a_signed_request_is_sent_again_while_it_is_new(world: World) -> None:
+    for _ in range(3):
+        assert b"content" == world.requests.send(GET).body
+    assert ["GET /1"] * 3 == world.asked
+    world.lifetime = 0
+    world.requests.send(pb.ObjectRequest(method=pb.OBJECT_METHOD_GET, uri="s3://b/own/b"))
+    world.requests.send(pb.ObjectRequest(method=pb.OBJECT_METHOD_GET, uri="s3://b/own/b"))
+    assert ["GET /2", "GET /3"] == world.asked[3:]
+
+
+def test_a_store_that_is_away_for_a_while_is_asked_again(world: World) -> None:
+    world.answers = [(503, b"slow down"), (500, b"internal"), "cut", (200, b"late")]
+    assert b"late" == world.requests.send(GET).body
+    assert 4 == len(world.asked)
+
+
+def test_a_trainer_that_is_away_for_a_while_is_asked_again(world: World) -> None:
+    world.signing = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED]
+    assert b"content" == world.requests.send(GET).body
+
+
+def test_a_request_that_expired_on_its_way_is_signed_again_once(world: World) -> None:
+    world.answers = [(403, b"expired"), (200, b"renewed")]
+    assert b"renewed" == world.requests.send(GET).body
+    assert ["GET /1", "GET /2"] == world.asked
+    world.answers = [(403, b"no"), (403, b"no"), (200, b"never")]
+    with pytest.raises(PermissionError, match="403"):
+        world.requests.send(GET)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (grpc.StatusCode.PERMISSION_DENIED, PermissionError),
+        (grpc.StatusCode.FAILED_PRECONDITION, PermissionError),
+        (grpc.StatusCode.INVALID_ARGUMENT, PermissionError),
+    ],
+)
+def test_a_refusal_of_the_trainer_is_final(
+    world: World, code: grpc.StatusCode, error: type[Exception]
+) -> None:
+    world.signing = [code]
+    with pytest.raises(error, match=code.name):
+        world.requests.send(GET)
+    assert [] == world.asked
+
+
+def test_an_absent_object_and_a_wrong_request_are_told_apart(world: World) -> None:
+    world.answers = [(404, b"")]
+    with pytest.raises(FileNotFoundError):
+        world.requests.send(GET)
+    world.answers = [(400, b"BadDigest")]
+    with pytest.raises(OSError, match="BadDigest") as caught:
+        world.requests.send(GET)
+    assert not isinstance(caught.value, FileNotFoundError | PermissionError)
+
+
+def test_what_stays_away_is_given_up(world: World) -> None:
+    world.requests.retry_seconds = 0.5
+    world.answers = [(503, b"")] * 100
+    with pytest.raises(OSError, match="503"):
+        world.requests.send(GET)
+    world.signing = [grpc.StatusCode.UNAVAILABLE] * 100
+    with pytest.raises(OSError, match="trainer does not answer"):
+        world.requests.send(pb.ObjectRequest(method=pb.OBJECT_METHOD_GET, uri="s3://b/own/b"))
+
+
+CREATED = b'<R xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><UploadId>u1</UploadId></R>'
+
+
+def upload(world: World, write: Callable[[Writer], None]) -> list[str]:
+    """The methods that a write needs, by name."""
+    writer = Writer(world.requests, Uploads(world.requests), URI)
+    write(writer)
+    return [pb.ObjectMethod.Name(one.method).removeprefix("OBJECT_METHOD_") for one in world.signed]
+
+
+def test_a_small_file_is_one_request(world: World) -> None:
+    def write(writer: Writer) -> None:
+        for part in (b"a", b"", b"bc"):
+            writer.write(part)
+        writer.close()
+        writer.close()
+
+    assert ["PUT"] == upload(world, write)
+    assert [b"abc"] == world.bodies
+
+
+PIECES = [[PART_BYTES], [1, PART_BYTES - 1], [3, PART_BYTES, 5], [2 * PART_BYTES + 9]]
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+def test_a_large_file_is_sent_in_parts_of_equal_size(world: World, pieces: list[int]) -> None:
+    content = bytes(range(256)) * (sum(pieces) // 256 + 1)
+    world.answers = [(200, CREATED)]
+
+    def write(writer: Writer) -> None:
+        at = 0
+        for size in pieces:
+            writer.write(content[at : at + size])
+            at += size
+        writer.close()
+
+    methods = upload(world, write)
+    sizes = [len(body) for body in world.bodies[1:-1]]
+    assert all(size == PART_BYTES for size in sizes[:-1])
+    assert content[: sum(pieces)] == b"".join(world.bodies[1:-1])
+    assert ["CREATE_UPLOAD", *["UPLOAD_PART"] * len(sizes), "COMPLETE_UPLOAD"] == methods
+    assert list(range(1, len(sizes) + 1)) == [one.part_number for one in world.signed[1:-1]]
+    assert {"u1"} == {one.upload_id for one in world.signed[1:]}
+
+
+def test_an_upload_that_fails_removes_its_parts(world: World) -> None:
+    world.answers = [(200, CREATED), (400, b"no space")]
+
+    def write(writer: Writer) -> None:
+        with pytest.raises(OSError, match="no space"):
+            writer.write(bytes(PART_BYTES))
+        writer.close()
+
+    assert ["CREATE_UPLOAD", "UPLOAD_PART", "ABORT_UPLOAD"] == upload(world, write)
+
+
+def test_an_upload_whose_completion_fails_in_the_body_is_an_error(world: World) -> None:
+    world.answers = [(200, CREATED), (200, b""), (200, b"<Error><Code>InternalError</Code></Error>")]
+
+    def write(writer: Writer) -> None:
+        writer.write(bytes(PART_BYTES))
+        with pytest.raises(OSError, match="InternalError"):
+            writer.close()
+
+    upload(world, write)
+
+
+def test_small_pieces_of_a_file_are_read_together(world: World) -> None:
+    content = bytes(range(250)) * 4000  # 1 MB
+    reader = Reader(world.requests, URI, len(content))
+    world.answers = [(206, content[10 : 10 + WINDOW_BYTES])]
+    reader.seek(10)
+    pieces = [reader.read(100) for _ in range(1000)]
+    assert content[10:100_010] == b"".join(pieces)
+    reader.seek(10)
+    assert content[10:20] == reader.read(10)
+    assert 1 == len(world.asked)
+    world.answers = [(206, content[-100:])]
+    reader.seek(-100, 2)
+    assert (content[-100:], b"") == (reader.read(), reader.read(5))
+    world.answers = [(206, content[100 : 100 + WINDOW_BYTES])]
+    reader.seek(100)
+    assert content[100 : 100 + WINDOW_BYTES] == reader.read(WINDOW_BYTES)
+    assert len(content) == reader.seek(0, 2)
+    assert 3 == len(world.asked)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(world: World) -> None:
+    world.answers = [(206, b"abc")]
+    with pytest.raises(OSError, match="3 bytes instead of 5"):
+        Reader(world.requests, URI, 5).read()

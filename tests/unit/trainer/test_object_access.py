@@ -1,0 +1,114 @@
+"""Which requests to the object store an attempt of a job gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+
+from flywheel_protos.trainer.v1 import object_access_pb2 as pb
+from flywheel_trainer.jobs.errors import ForeignObject, InvalidObjectRequest
+from flywheel_trainer.jobs.object_access import Access, ObjectMethod, ObjectRequest
+from flywheel_trainer.jobs.tokens import AttemptTokens
+from tests.support.servers.trainer import MemoryTrainer
+
+DIGEST = "ab" * 32
+ACCESS = Access(
+    reads=("s3://sets/p/one/", "s3://b/sources/x"),
+    writes=("s3://b/jobs/p/job-1/attempts/2", "s3://b/jobs/p/job-1/checkpoints"),
+    artifacts="s3://b/artifacts",
+)
+
+
+def allowed(method: str, uri: str, **fields: Any) -> bool:
+    try:
+        ACCESS.check(ObjectRequest(ObjectMethod(method), uri, **fields))
+    except ForeignObject:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("uri", "reads", "writes"),
+    [
+        ("s3://sets/p/one/part-0.parquet", True, False),
+        ("s3://b/sources/x", True, False),
+        ("s3://b/jobs/p/job-1/attempts/2/outcome.json", True, True),
+        ("s3://b/jobs/p/job-1/checkpoints/1/a", True, True),
+        # The neighbours of each address.
+        ("s3://sets/p/one-more/part-0.parquet", False, False),
+        ("s3://other/p/one/part-0.parquet", False, False),
+        ("s3://b/sources/xy", False, False),
+        ("s3://b/jobs/p/job-1/attempts/20/outcome.json", False, False),
+        ("s3://b/jobs/p/job-1/attempts/1/outcome.json", False, False),
+        ("s3://b/jobs/p/job-10/checkpoints/1/a", False, False),
+        ("s3://b/jobs/q/job-1/checkpoints/1/a", False, False),
+        ("s3://b/artifacts/ab/" + DIGEST, False, False),
+    ],
+)
+def test_an_attempt_reads_its_inputs_and_writes_its_own_files(uri: str, reads: bool, writes: bool) -> None:
+    for method in ("GET", "HEAD"):
+        assert reads == allowed(method, uri)
+    assert writes == allowed("PUT", uri)
+    assert writes == allowed("DELETE", uri)
+    assert writes == allowed("CREATE_UPLOAD", uri)
+    assert writes == allowed("UPLOAD_PART", uri, upload_id="u", part_number=1)
+
+
+def test_only_folders_of_the_attempt_are_listed() -> None:
+    assert allowed("LIST", "s3://sets/p/one/")
+    assert allowed("LIST", "s3://b/jobs/p/job-1/checkpoints/")
+    assert not allowed("LIST", "s3://sets/p/")
+    assert not allowed("LIST", "s3://b/jobs/p/job-1/attempts/")
+
+
+def test_a_copy_needs_both_of_its_objects() -> None:
+    own, foreign = "s3://b/jobs/p/job-1/checkpoints/a", "s3://b/jobs/q/job-9/checkpoints/a"
+    assert allowed("COPY", own, source_uri="s3://sets/p/one/part")
+    assert not allowed("COPY", own, source_uri=foreign)
+    assert not allowed("COPY", foreign, source_uri=own)
+
+
+def test_an_artifact_is_written_under_its_own_digest_only() -> None:
+    uri = f"s3://b/artifacts/ab/{DIGEST}"
+    assert allowed("PUT", uri, sha256=DIGEST)
+    assert not allowed("PUT", uri, sha256="cd" * 32)
+    assert not allowed("CREATE_UPLOAD", uri, sha256=DIGEST)
+    assert not allowed("DELETE", uri, sha256=DIGEST)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ObjectRequest(ObjectMethod.GET, ""),
+        ObjectRequest(ObjectMethod.GET, "http://sets/p/one/a"),
+        ObjectRequest(ObjectMethod.GET, "s3://sets/p/one/../../q/two"),
+        ObjectRequest(ObjectMethod.GET, "s3://sets/p/one//a"),
+        ObjectRequest(ObjectMethod.GET, "s3://sets/p/one/a\0"),
+        ObjectRequest(ObjectMethod.LIST, "s3://sets/"),
+        ObjectRequest(ObjectMethod.PUT, "s3://b/jobs/p/job-1/checkpoints/a", sha256="no digest"),
+        ObjectRequest(ObjectMethod.UPLOAD_PART, "s3://b/jobs/p/job-1/checkpoints/a", upload_id="u"),
+        ObjectRequest(ObjectMethod.COMPLETE_UPLOAD, "s3://b/jobs/p/job-1/checkpoints/a"),
+    ],
+)
+def test_a_request_that_is_not_well_formed_is_refused(request_: ObjectRequest) -> None:
+    with pytest.raises(InvalidObjectRequest):
+        ACCESS.check(request_)
+
+
+async def test_callers_without_the_token_of_an_active_attempt_get_nothing(trainer: MemoryTrainer) -> None:
+    async def refusal(token: str) -> tuple[grpc.StatusCode, str]:
+        request = pb.SignObjectRequestsRequest(
+            requests=[pb.ObjectRequest(method=pb.OBJECT_METHOD_GET, uri="s3://b/x")]
+        )
+        metadata = [("authorization", f"Bearer {token}")] if token else []
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await trainer.stub.SignObjectRequests(request, metadata=metadata)
+        return caught.value.code(), str(caught.value.details())
+
+    code, _ = await refusal("")
+    assert grpc.StatusCode.PERMISSION_DENIED == code
+    code, text = await refusal(AttemptTokens(b"k" * 32).issue("job-1-1"))
+    assert grpc.StatusCode.FAILED_PRECONDITION == code
+    assert "has ended" in text
