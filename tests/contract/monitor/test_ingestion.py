@@ -42,6 +42,17 @@ async def test_the_first_of_equal_predictions_counts_others_are_duplicates(monit
     assert (0.25 + 0.75 + 0.5) / 3 == pytest.approx(found.score_mean, abs=1e-9)
 
 
+async def test_a_window_that_was_read_changes_with_later_rows(monitor: LocalMonitor) -> None:
+    times = [START_US, START_US + 2 * HOUR_US]
+    await monitor.predicted(predictions(["a", "b"], [0.25, 0.75], times=times))
+    for number in range(3):
+        found = await monitor.performance()
+        assert (2 + number, number) == (found.predictions, found.quality.labelled)
+        await monitor.predicted(predictions([f"late-{number}"], [0.5], times=times[:1]), partition=number % 2)
+        await monitor.labelled(outcomes([f"late-{number}"], [1.0]), partition=number % 2)
+    assert (0.25 + 0.75 + 3 * 0.5) / 5 == pytest.approx((await monitor.performance()).score_mean, abs=1e-9)
+
+
 async def test_quality_equals_scikit_learn(monitor: LocalMonitor) -> None:
     ids, scores, labels = scored_labels(200)
     await monitor.predicted(predictions(ids, scores))

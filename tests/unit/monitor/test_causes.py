@@ -16,7 +16,8 @@ from flywheel_monitor.references.reference import Reference
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.bins import ColumnReference
 from flywheel_monitor.windows.layout import Layout
-from flywheel_monitor.windows.panes import PaneAccumulator, sum_panes
+from flywheel_monitor.windows.pane_sums import sum_panes
+from flywheel_monitor.windows.panes import PaneAccumulator
 from flywheel_monitor.windows.rows import Rows
 from flywheel_monitor.windows.span import Span
 

@@ -17,7 +17,8 @@ from flywheel_monitor.performance.served import ServedPerformance
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.layout import Layout
 from flywheel_monitor.windows.output import Output
-from flywheel_monitor.windows.panes import PaneAccumulator, sum_panes
+from flywheel_monitor.windows.pane_sums import sum_panes
+from flywheel_monitor.windows.panes import PaneAccumulator
 from flywheel_monitor.windows.rows import LabelledRows, Rows
 from flywheel_protos.monitor.v1 import monitor_pb2
 

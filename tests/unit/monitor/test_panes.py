@@ -16,7 +16,8 @@ from flywheel_monitor.windows.bins import ColumnReference, FeatureBins, Special
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.layout import Layout
 from flywheel_monitor.windows.packing import pack, unpack
-from flywheel_monitor.windows.panes import PackedPane, PaneAccumulator, PaneKey, sum_panes
+from flywheel_monitor.windows.pane_sums import sum_panes
+from flywheel_monitor.windows.panes import PackedPane, PaneAccumulator, PaneKey
 from flywheel_monitor.windows.rows import LabelledRows, Rows
 
 

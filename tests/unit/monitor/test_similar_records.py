@@ -126,6 +126,7 @@ def test_similar_records_give_the_rows_of_each(rows: int, classes: int, nulls: b
     assert max(len(indices) for indices, _ in found) > 2
     for indices, joint in found:
         assert_equal(values, indices, joint)
+        assert joint.first_record().scores.tolist() == alone(values[indices[0]]).scores.tolist()
         assert joint.arrivals.tolist() == [i for i in indices for _ in range(rows)] or len(indices) == 1
 
 

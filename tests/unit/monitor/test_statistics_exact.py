@@ -21,7 +21,8 @@ from flywheel_monitor.references.reference import Reference
 from flywheel_monitor.windows.bins import ColumnReference, FeatureBins
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.layout import Layout
-from flywheel_monitor.windows.panes import PaneAccumulator, sum_panes
+from flywheel_monitor.windows.pane_sums import sum_panes
+from flywheel_monitor.windows.panes import PaneAccumulator
 from flywheel_monitor.windows.rows import LabelledRows, Rows
 
 EXACT = {"rel": 1e-9, "abs": 1e-9}

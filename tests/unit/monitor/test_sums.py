@@ -16,7 +16,8 @@ from flywheel_monitor.windows.errors import UnknownLayout
 from flywheel_monitor.windows.layout import Layout
 from flywheel_monitor.windows.output import LARGEST_SCORE, Output
 from flywheel_monitor.windows.packing import pack, unpack
-from flywheel_monitor.windows.panes import PackedPane, sum_panes
+from flywheel_monitor.windows.pane_sums import sum_panes
+from flywheel_monitor.windows.panes import PackedPane
 from flywheel_monitor.windows.pieces import DAY_US, HOUR_US, Kept, pieces, rollup_widths
 from flywheel_monitor.windows.span import ALL_TIME, Span
 

@@ -32,7 +32,8 @@ from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.lateness import late_rows
 from flywheel_monitor.windows.layout import Layout
-from flywheel_monitor.windows.panes import PaneAccumulator, sum_panes
+from flywheel_monitor.windows.pane_sums import sum_panes
+from flywheel_monitor.windows.panes import PaneAccumulator
 from flywheel_monitor.windows.pieces import DAY_US
 from flywheel_monitor.windows.rows import usable_scores
 from flywheel_monitor.windows.span import ALL_TIME, Span

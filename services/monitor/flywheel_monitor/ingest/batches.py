@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -84,6 +84,12 @@ class PredictionColumns:
     @property
     def shadow(self) -> bool:
         return self.key.role == Role.SHADOW
+
+    def first_record(self) -> PredictionColumns:
+        """The same key and output, with the scores and outputs of the first record alone: the size of a
+        poll must not change what is derived from the first batch of a version."""
+        mine = self.arrivals == self.arrivals[:1]
+        return replace(self, scores=self.scores[mine], outputs=self.outputs[mine])
 
     def kept_records(self, new: Mask) -> Iterator[tuple[EncodedBatch, Mask]]:
         """The records with new rows, and which of their rows are new."""

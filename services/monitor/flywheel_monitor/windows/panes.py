@@ -15,8 +15,6 @@ import numpy as np
 
 from flywheel_common.arrays import Floats, Ints, Mask
 from flywheel_common.signature import OutputKind
-from flywheel_monitor.windows.blocks import block_of
-from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.histograms import calibration_bins, latency_bins
 from flywheel_monitor.windows.layout import SOURCES, Extra, Layout, Sums
 from flywheel_monitor.windows.losses import loss_terms
@@ -235,7 +233,7 @@ class PaneAccumulator:
             indices, values = unpack(pane.counts)
             keys.append(changed[key] * size + indices)
             weights.append(values)
-            sums[changed[key]] += _stored_sums(layout, pane)
+            sums[changed[key]] += stored_sums(layout, pane)
             rows[changed[key]] += pane.predictions
         where, totals = _total(np.concatenate(keys), np.concatenate(weights), len(changed) * size)
         starts = np.searchsorted(where, np.arange(len(changed) + 1) * size)
@@ -341,61 +339,8 @@ def _runs(groups: Ints) -> tuple[Ints, Ints, Ints | None]:
     return groups[starts], starts, order
 
 
-class PaneSum:
-    """The sum of some panes: the indices of the counts, the counts, and the sums [layout.sums, LIMBS]."""
-
-    def __init__(self, layout: Layout, panes: Iterable[PackedPane]) -> None:
-        counts = np.zeros(layout.size, np.int64)
-        self.sums = np.zeros((layout.sums, LIMBS), np.int64)
-        for pane in panes:
-            indices, values = unpack(pane.counts)
-            counts[indices] += values
-            self.sums += _stored_sums(layout, pane)
-        self.indices: Ints = np.flatnonzero(counts)
-        self.values: Ints = counts[self.indices]
-
-    @property
-    def size(self) -> int:
-        """Memory in bytes."""
-        return int(self.indices.nbytes + self.values.nbytes + self.sums.nbytes) + 512
-
-
-class WindowSum:
-    """Adds up panes in blocks of a window."""
-
-    def __init__(self, layout: Layout, rows: Mapping[int, int]) -> None:
-        """`rows`: predictions by start of the panes in microseconds."""
-        self._layout = layout
-        starts = sorted(rows)
-        self._total = sum(rows.values())
-        block = block_of(np.array([rows[start] for start in starts], np.int64))
-        self._block = dict(zip(starts, block.tolist(), strict=True))
-        size = int(block.max(initial=0)) + 1
-        self._counts = np.zeros((size, layout.size), np.int64)
-        self._sums = np.zeros((size, layout.sums, LIMBS), np.int64)
-
-    def add(self, start_us: int, panes: PaneSum) -> None:
-        """Add panes that begin at one of the starts."""
-        at = self._block[start_us]
-        self._counts[at][panes.indices] += panes.values
-        self._sums[at] += panes.sums
-
-    def result(self) -> WindowCounts:
-        return WindowCounts(self._layout, self._counts, carried(self._sums), self._total)
-
-
-def sum_panes(layout: Layout, panes: Sequence[tuple[int, PackedPane]]) -> WindowCounts:
-    """The counts of a window that consists of these panes, each with its start in microseconds."""
-    rows: dict[int, int] = {}
-    for start, pane in panes:
-        rows[start] = rows.get(start, 0) + pane.predictions
-    total = WindowSum(layout, rows)
-    for start, pane in panes:
-        total.add(start, PaneSum(layout, [pane]))
-    return total.result()
-
-
-def _stored_sums(layout: Layout, pane: PackedPane) -> Ints:
+def stored_sums(layout: Layout, pane: PackedPane) -> Ints:
+    """[layout.sums, LIMBS] of a stored pane."""
     return unpack_sums(pane.sums, layout.sums, layout.common_sums, version_of(pane.counts))
 
 

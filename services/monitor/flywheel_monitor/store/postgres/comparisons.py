@@ -18,7 +18,8 @@ from flywheel_monitor.store.postgres.variants import Variant
 from flywheel_monitor.store.postgres.versions import VersionCache
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.layout import Layout
-from flywheel_monitor.windows.panes import PaneAccumulator, sum_panes
+from flywheel_monitor.windows.pane_sums import sum_panes
+from flywheel_monitor.windows.panes import PaneAccumulator
 from flywheel_monitor.windows.rows import Rows
 from flywheel_monitor.windows.span import ALL_TIME, Span
 from flywheel_monitor.windows.support import SUPPORT, oldest_skipped

@@ -8,14 +8,10 @@ prediction and its label never race. Rows are written in bulk; only rows that we
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from io import BytesIO
 from itertools import compress
 from operator import itemgetter
-from typing import Any
 
-import asyncpg
 import numpy as np
 
 from flywheel_common.arrays import Ints, Mask
@@ -31,7 +27,7 @@ from flywheel_monitor.ingest.batches import (
     rows_of,
 )
 from flywheel_monitor.ingest.labels import Label
-from flywheel_monitor.store.postgres.answers import PAIRS, answer_of, pair_of, stored_outputs
+from flywheel_monitor.store.postgres.answers import PAIRS, answer_of, pair_of
 from flywheel_monitor.store.postgres.archive_queue import queue_batches
 from flywheel_monitor.store.postgres.experiment_events import (
     note_batches,
@@ -39,10 +35,9 @@ from flywheel_monitor.store.postgres.experiment_events import (
     tested_models,
 )
 from flywheel_monitor.store.postgres.late import add_late
+from flywheel_monitor.store.postgres.new_predictions import add_new
 from flywheel_monitor.store.postgres.panes import merge_panes
 from flywheel_monitor.store.postgres.parking import lock_partition, park
-from flywheel_monitor.store.postgres.prediction_copy import COLUMNS as COPIED
-from flywheel_monitor.store.postgres.prediction_copy import copy_data
 from flywheel_monitor.store.postgres.progress import advance
 from flywheel_monitor.store.postgres.variants import Variant
 from flywheel_monitor.store.postgres.versions import VersionCache, output_from_json
@@ -51,14 +46,6 @@ from flywheel_monitor.windows.panes import PaneAccumulator
 from flywheel_monitor.windows.pieces import rollup_widths
 from flywheel_monitor.windows.support import RECENT
 
-_INSERT = """
-INSERT INTO prediction (model_id, prediction_id, shadow_variant, variant_id, event_time, score, decision,
-    failed, source, latency_ms, segment, subject, cost, outputs, partition)
-SELECT *, $15 FROM unnest($1::integer[], $2::text[], $3::integer[], $4::integer[], $5::bigint[], $6::float8[],
-    $7::boolean[], $8::boolean[], $9::smallint[], $10::real[], $11::text[], $12::text[], $13::real[],
-    $14::bytea[])
-ON CONFLICT DO NOTHING RETURNING model_id, prediction_id, shadow_variant
-"""
 _LABELS = """
 SELECT model_id, prediction_id, value, event_time, outcome_id, class_name FROM label
 WHERE (model_id, prediction_id) IN (SELECT * FROM unnest($1::integer[], $2::text[]))
@@ -150,7 +137,7 @@ class IngestRows:
         batches, variants = await self._grouped(partition, batches)
         if not batches:
             return
-        kept = await self._insert(partition, batches, variants)
+        kept = await add_new(conn, partition, batches, variants)
         orphans_exist = await conn.fetchval(_ORPHANS, partition) > 0
         work = _Panes(self._pane_us)
         tallies: dict[int, _Tally] = {}
@@ -205,7 +192,7 @@ class IngestRows:
         known: dict[VariantKey, Variant | None] = {}
         for batch in batches:
             if batch.key not in known:
-                known[batch.key] = await self._versions.known_variant(batch)
+                known[batch.key] = await self._versions.known_variant(batch.first_record())
             if known[batch.key] is None:
                 await park(self._conn, partition, batch)
         found, variants = [], []
@@ -279,66 +266,6 @@ class IngestRows:
         await work.write(conn, partition)
         await self._count(partition, tallies)
         await advance(conn, partition, arrived, labels=True)
-
-    async def _insert(
-        self,
-        partition: int,
-        batches: Sequence[PredictionColumns],
-        variants: Sequence[Variant],
-    ) -> list[Mask]:
-        """Store the rows; a mask of the new ones per batch. Of two equal rows the first to arrive is new."""
-        data = copy_data(batches, variants, partition)
-        with suppress(asyncpg.UniqueViolationError):
-            async with self._conn.transaction():
-                await self._conn.copy_to_table(
-                    "prediction", source=BytesIO(data), columns=COPIED, format="binary"
-                )
-            return [np.ones(len(b.ids), np.bool_) for b in batches]
-        return await self._insert_new(partition, batches, variants)
-
-    async def _insert_new(
-        self,
-        partition: int,
-        batches: Sequence[PredictionColumns],
-        variants: Sequence[Variant],
-    ) -> list[Mask]:
-        """`_insert` where some rows are stored already, or twice in these batches."""
-        columns: list[list[Any]] = [[] for _ in range(14)]
-        shadows = [v.id if b.shadow else 0 for b, v in zip(batches, variants, strict=True)]
-        for batch, variant, shadow in zip(batches, variants, shadows, strict=True):
-            n = len(batch.ids)
-            for column, part in zip(
-                columns,
-                (
-                    [variant.version.model_id] * n,
-                    batch.ids,
-                    [shadow] * n,
-                    [variant.id] * n,
-                    batch.event_times.tolist(),
-                    batch.scores.tolist(),
-                    batch.decisions.tolist(),
-                    batch.failed.tolist(),
-                    batch.sources.tolist(),
-                    batch.latencies_ms.tolist(),
-                    batch.segments,
-                    batch.subjects,
-                    [None if np.isnan(c) else c for c in batch.costs.tolist()],
-                    stored_outputs(batch),
-                ),
-                strict=True,
-            ):
-                column.extend(part)
-        order = np.argsort(np.concatenate([b.arrivals for b in batches]), kind="stable").tolist()
-        ordered = [[column[i] for i in order] for column in columns]
-        inserted = await self._conn.fetch(_INSERT, *ordered, partition)
-        fresh = {(r[0], r[1], r[2]) for r in inserted}
-        new = np.zeros(len(order), np.bool_)
-        for i, key in zip(order, zip(*ordered[:3], strict=True), strict=True):
-            if key in fresh:
-                fresh.remove(key)
-                new[i] = True
-        ends = np.cumsum([len(b.ids) for b in batches])
-        return np.split(new, ends[:-1])
 
     async def _labels(
         self, partition: int, model_id: int, batch: OutcomeColumns, tally: _Tally, work: _Panes

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import NamedTuple
 
-from flywheel_monitor.windows.panes import PaneSum
+from flywheel_monitor.windows.pane_sums import PaneSum
 
 MOST_BYTES = 16 * 1024 * 1024
 

@@ -8,7 +8,8 @@ from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.store.postgres.pane_cache import PaneCache, PaneState, SliceKey
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.layout import Layout
-from flywheel_monitor.windows.panes import PackedPane, PaneAccumulator, PaneKey, PaneSum, WindowSum
+from flywheel_monitor.windows.pane_sums import PaneSum, WindowSum
+from flywheel_monitor.windows.panes import PackedPane, PaneAccumulator, PaneKey
 from flywheel_monitor.windows.pieces import Piece
 from flywheel_monitor.windows.span import Span
 

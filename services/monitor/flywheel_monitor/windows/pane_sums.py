@@ -1,0 +1,69 @@
+"""Sums of stored panes: of one slice of time, and of a window in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from flywheel_common.arrays import Ints
+from flywheel_monitor.windows.blocks import block_of
+from flywheel_monitor.windows.counts import WindowCounts
+from flywheel_monitor.windows.layout import Layout
+from flywheel_monitor.windows.packing import unpack
+from flywheel_monitor.windows.panes import PackedPane, stored_sums
+from flywheel_monitor.windows.sums import LIMBS, carried
+
+
+class PaneSum:
+    """The sum of some panes: the indices of the counts, the counts, and the sums [layout.sums, LIMBS]."""
+
+    def __init__(self, layout: Layout, panes: Iterable[PackedPane]) -> None:
+        counts = np.zeros(layout.size, np.int64)
+        self.sums = np.zeros((layout.sums, LIMBS), np.int64)
+        for pane in panes:
+            indices, values = unpack(pane.counts)
+            counts[indices] += values
+            self.sums += stored_sums(layout, pane)
+        self.indices: Ints = np.flatnonzero(counts)
+        self.values: Ints = counts[self.indices]
+
+    @property
+    def size(self) -> int:
+        """Memory in bytes."""
+        return int(self.indices.nbytes + self.values.nbytes + self.sums.nbytes) + 512
+
+
+class WindowSum:
+    """Adds up panes in blocks of a window."""
+
+    def __init__(self, layout: Layout, rows: Mapping[int, int]) -> None:
+        """`rows`: predictions by start of the panes in microseconds."""
+        self._layout = layout
+        starts = sorted(rows)
+        self._total = sum(rows.values())
+        block = block_of(np.array([rows[start] for start in starts], np.int64))
+        self._block = dict(zip(starts, block.tolist(), strict=True))
+        size = int(block.max(initial=0)) + 1
+        self._counts = np.zeros((size, layout.size), np.int64)
+        self._sums = np.zeros((size, layout.sums, LIMBS), np.int64)
+
+    def add(self, start_us: int, panes: PaneSum) -> None:
+        """Add panes that begin at one of the starts."""
+        at = self._block[start_us]
+        self._counts[at][panes.indices] += panes.values
+        self._sums[at] += panes.sums
+
+    def result(self) -> WindowCounts:
+        return WindowCounts(self._layout, self._counts, carried(self._sums), self._total)
+
+
+def sum_panes(layout: Layout, panes: Sequence[tuple[int, PackedPane]]) -> WindowCounts:
+    """The counts of a window that consists of these panes, each with its start in microseconds."""
+    rows: dict[int, int] = {}
+    for start, pane in panes:
+        rows[start] = rows.get(start, 0) + pane.predictions
+    total = WindowSum(layout, rows)
+    for start, pane in panes:
+        total.add(start, PaneSum(layout, [pane]))
+    return total.result()
