@@ -73,7 +73,7 @@ async def _measured(backends: Backends, only: str) -> list[measure.Row]:
                 measure.at_most(32, of_value=True),
             )
         ]
-        servicer = MonitorServicer(store=store, archive=None, lag=None, pane_us=PANE_US)  # type: ignore[arg-type]
+        servicer = MonitorServicer(store=store, archive=None, lag=None, replays=None, pane_us=PANE_US)  # type: ignore[arg-type]
         for name, call in _calls(servicer):
             if only in name:
                 found += await _timed(name, call)
