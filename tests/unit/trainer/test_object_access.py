@@ -7,10 +7,13 @@ from typing import Any
 import grpc
 import pytest
 
+from flywheel_job.model_file import BINARY, ModelFile
 from flywheel_protos.trainer.v1 import object_access_pb2 as pb
 from flywheel_trainer.jobs.errors import ForeignObject, InvalidObjectRequest
 from flywheel_trainer.jobs.object_access import Access, ObjectMethod, ObjectRequest
 from flywheel_trainer.jobs.tokens import AttemptTokens
+from flywheel_trainer.jobs.train import TrainKind, TrainSettings
+from tests.support.builders import trainer as build
 from tests.support.servers.trainer import MemoryTrainer
 
 DIGEST = "ab" * 32
@@ -112,3 +115,17 @@ async def test_callers_without_the_token_of_an_active_attempt_get_nothing(traine
     code, text = await refusal(AttemptTokens(b"k" * 32).issue("job-1-1"))
     assert grpc.StatusCode.FAILED_PRECONDITION == code
     assert "has ended" in text
+
+
+def test_a_tabular_job_reads_its_warm_start_and_its_teacher() -> None:
+    kind = TrainKind(None, None, None, None, TrainSettings("b", "python", "", 1.0))  # type: ignore[arg-type]
+    teacher = ModelFile("t", "s3://b/artifacts/aa/teacher", DIGEST, (), "SCORE", BINARY)
+    details = {
+        "uri": "s3://sets/p/one/",
+        "columns": [],
+        "warm_start": {"version": "v", "uri": "s3://b/artifacts/bb/weights", "sha256": DIGEST},
+        "teacher": teacher.to_json(),
+    }
+    launch = kind.launch(build.job(), details, 1)
+    expected = {"s3://sets/p/one/", "s3://b/artifacts/aa/teacher", "s3://b/artifacts/bb/weights"}
+    assert expected == set(launch.reads)
