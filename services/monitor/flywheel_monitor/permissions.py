@@ -11,6 +11,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "GetDriftReport",
         "ListDriftReports",
         "GetDistributions",
+        "ExplainDrift",
         "GetPerformance",
         "CompareVariants",
         "GetAlert",

@@ -23,6 +23,7 @@ from flywheel_monitor.api.convert_performance import performance_to_proto
 from flywheel_monitor.api.convert_policies import policy_from_proto, policy_to_proto
 from flywheel_monitor.api.convert_reports import distributions_to_proto, report_to_proto
 from flywheel_monitor.api.experiment_methods import ExperimentMethods
+from flywheel_monitor.api.explanation_methods import ExplanationMethods
 from flywheel_monitor.api.replay_methods import ReplayMethods
 from flywheel_monitor.api.timestamps import micros_of, timestamp
 from flywheel_monitor.archive.prediction_archive import PredictionArchive
@@ -57,7 +58,11 @@ class ApiRecords(
 
 
 class MonitorServicer(
-    AlertSinkMethods, ExperimentMethods, ReplayMethods, monitor_pb2_grpc.MonitorServiceServicer
+    AlertSinkMethods,
+    ExperimentMethods,
+    ExplanationMethods,
+    ReplayMethods,
+    monitor_pb2_grpc.MonitorServiceServicer,
 ):
     def __init__(
         self,

@@ -35,7 +35,7 @@ def of_feature(bins: FeatureBins, counts: Ints) -> Distribution:
         name=bins.name,
         reference=tuple(psi.coarse(bins, reference).tolist()),
         observed=tuple(psi.coarse(bins, counts).tolist()),
-        edges=_coarse_edges(bins) if bins.numeric else (),
+        edges=coarse_edges(bins) if bins.numeric else (),
         categories=() if bins.numeric else bins.reference.categories,
         reference_missing=missing(bins, reference),
         observed_missing=missing(bins, counts),
@@ -56,7 +56,7 @@ def of_scores(output: Output, counts: Ints, reference: Sequence[int]) -> Distrib
     )
 
 
-def _coarse_edges(bins: FeatureBins) -> tuple[float, ...]:
+def coarse_edges(bins: FeatureBins) -> tuple[float, ...]:
     """The edges between the bins of `psi.coarse`."""
     groups = psi.decile_groups(bins.reference_counts[: bins.regular])
     changes = np.flatnonzero(np.diff(groups))

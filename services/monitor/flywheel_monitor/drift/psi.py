@@ -14,7 +14,7 @@ from enum import Enum
 
 import numpy as np
 
-from flywheel_common.arrays import Ints
+from flywheel_common.arrays import Floats, Ints, Mask
 from flywheel_monitor.drift.chi_square import pooled
 from flywheel_monitor.windows.bins import FeatureBins, Special
 
@@ -36,17 +36,24 @@ EPSILON_SHARE = 1e-4
 def psi(window: Ints, reference: Ints, smoothing: Smoothing = Smoothing.JEFFREYS) -> float:
     """PSI of two count vectors [B] over the same bins, dimensionless, natural logarithm. Bins empty on
     both sides are left out. 0 when either side has no rows."""
+    if not window.any() or not reference.any():
+        return 0.0
+    _, p, q = shares(window, reference, smoothing)
+    return float(np.sum((p - q) * np.log(p / q)))
+
+
+def shares(
+    window: Ints, reference: Ints, smoothing: Smoothing = Smoothing.JEFFREYS
+) -> tuple[Mask, Floats, Floats]:
+    """Which of the bins [B] have rows on a side, and the smoothed shares of these bins in two count vectors,
+    neither of which is empty."""
     used = (window > 0) | (reference > 0)
     a, b = window[used].astype(np.float64), reference[used].astype(np.float64)
     n, m = a.sum(), b.sum()
-    if n == 0 or m == 0:
-        return 0.0
     if smoothing is Smoothing.EPSILON:
-        p, q = np.maximum(a / n, EPSILON_SHARE), np.maximum(b / m, EPSILON_SHARE)
-    else:
-        p = (a + PRIOR) / (n + PRIOR * len(a))
-        q = (b + PRIOR) / (m + PRIOR * len(b))
-    return float(np.sum((p - q) * np.log(p / q)))
+        return used, np.maximum(a / n, EPSILON_SHARE), np.maximum(b / m, EPSILON_SHARE)
+    size = len(a)
+    return used, (a + PRIOR) / (n + PRIOR * size), (b + PRIOR) / (m + PRIOR * size)
 
 
 def corrected(window: Ints, reference: Ints, effect: float = 1.0, reference_effect: float = 1.0) -> float:

@@ -46,7 +46,7 @@ async def find_report(
         policy = await existing_policy(records, version.model)
         if start_us is None and end_us is None and not segment:
             return await _newest(records, version)
-        span = await _range(records, version, start_us, end_us, pane_us)
+        span = await read_span(records, version, start_us, end_us, pane_us)
         window = await records.window(version, span, segment)
         quality = await records.quality(version.id, span, window, segment)
         late = await records.late(version.id, span) if not segment else 0
@@ -92,7 +92,7 @@ async def find_distributions(
     Raises UnknownModel, NoPredictions, InvalidTimeRange."""
     async with store.reading() as records:
         version = await find_version(records, name)
-        span = await _range(records, version, start_us, end_us, pane_us)
+        span = await read_span(records, version, start_us, end_us, pane_us)
         window = await records.window(version, span, segment)
         segments = await records.segments(version, SEGMENTS_SHOWN)
     if window.predictions == 0:
@@ -115,7 +115,7 @@ async def find_reports(store: Store[ReportRecords], name: str, size: int, token:
         return await records.reports(version.id, size, token)
 
 
-async def _range(
+async def read_span(
     records: ReportRecords, version: WatchedVersion, start_us: int | None, end_us: int | None, pane_us: int
 ) -> Span:
     """The range in whole panes; the newest judged window if both ends are None."""
