@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from flywheel_job.context import Context
 from flywheel_job.errors import UnsupportedStrategy
+from flywheel_job.evaluation.importance import importance_metrics
 from flywheel_job.evaluation.tasks import multiclass_metrics, regression_metrics
 from flywheel_job.launch import LABEL, TIME
 from flywheel_job.recipes.binary import evaluate_binary, golden_rows
@@ -25,7 +26,7 @@ from flywheel_job.recipes.estimators.export import check_parity, to_onnx
 from flywheel_job.recipes.estimators.fitting import fit, package, predict
 from flywheel_job.recipes.estimators.params import EstimatorParams
 from flywheel_job.recipes.tasks import Task, outputs_of, task_labels
-from flywheel_job.scoring import INPUT, SCORE, open_session
+from flywheel_job.scoring import INPUT, SCORE, onnx_outputs, open_session
 from flywheel_job.signature import Signature
 
 
@@ -52,10 +53,20 @@ def train(ctx: Context) -> None:
     golden = golden_rows(rows[end:], inputs)
     checked = np.concatenate([golden, rows[end:][:2000]])
     parity = check_parity(model, checked, predict(params, estimator, checked))
-    scores = open_session(model).run([SCORE], {INPUT: np.ascontiguousarray(rows[end:])})[0]
+    session = open_session(model)
+    scores = session.run([SCORE], {INPUT: np.ascontiguousarray(rows[end:])})[0]
     found = report(params.task, scores, labels, weights, split)
     found["metrics"]["train_rows"] = float(end)
     ctx.log({key: value for key, value in found["metrics"].items() if np.isfinite(value)}, 1)
+    found["metrics"] |= importance_metrics(
+        lambda some: onnx_outputs(session, some),
+        rows[end:],
+        labels[end:],
+        None if weights is None else weights[end:],
+        task=params.task,
+        names=[one.name for one in inputs],
+        seed=ctx.seed,
+    )
     ctx.export(
         model,
         Signature(inputs, outputs),

@@ -11,6 +11,7 @@ import torch
 
 from flywheel_job.artifacts import WEIGHTS
 from flywheel_job.context import Context
+from flywheel_job.evaluation.importance import importance_metrics
 from flywheel_job.evaluation.tasks import multiclass_metrics, regression_metrics
 from flywheel_job.recipes.binary import evaluate_binary, golden_rows
 from flywheel_job.recipes.onnx_graph import OPSET
@@ -36,9 +37,19 @@ def export_and_evaluate(
     model = to_onnx(network, data.rows[:3])
     golden = golden_rows(held, data.inputs)
     parity = check_parity(network, model, np.concatenate([golden, held[:2000]]))
-    found = evaluation(spec, data, onnx_outputs(open_session(model, threads=torch.get_num_threads()), held))
+    session = open_session(model, threads=torch.get_num_threads())
+    found = evaluation(spec, data, onnx_outputs(session, held))
     found["metrics"] |= {"best_epoch": float(best_epoch), "train_rows": float(split.train_end)}
     ctx.log(found["metrics"], hyper.epochs)
+    found["metrics"] |= importance_metrics(
+        lambda rows: onnx_outputs(session, rows),
+        held,
+        data.labels[split.train_end :],
+        None if data.weights is None else data.weights[split.train_end :],
+        task=hyper.task,
+        names=[one.name for one in data.inputs],
+        seed=hyper.seed,
+    )
     ctx.export(
         model,
         Signature(data.inputs, data.outputs),
