@@ -294,7 +294,7 @@ async def exported(trainer: MemoryTrainer) -> Outcome:
         "framework": "torch",
         "inputs": [{"name": "v__x", "data_type": "FLOAT64", "vocabulary": []}],
         "outputs": 1,
-        "metrics": {},
+        "metrics": {"auc": 0.75, "importance{feature=v__x}": 0.125},
         "training_set": TRAINING_SET,
         "golden": {
             "row_count": 2,
@@ -327,6 +327,7 @@ async def test_the_best_trial_is_registered_on_request(
     assert (await register(tuned, best[0].name)).model_version == version
     assert list(registry.versions) == [version]
     assert registry.versions[version]["training_run"] == f"{P}/runs/run-1-0"
+    assert {"importance{feature=v__x}": 0.125} == registry.versions[version]["metrics"]
     assert registry.files[version, "model.onnx"] == b"onnx"
 
 

@@ -11,6 +11,7 @@ from flywheel_common.clock import Clock
 from flywheel_common.paging import Page
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_job.artifacts import MODEL, REPORT
+from flywheel_job.evaluation.importance import importances_of
 from flywheel_job.outcome import Outcome
 from flywheel_job.tuning.trial import Trial, best_trials
 from flywheel_trainer.jobs.job import Job, JobName
@@ -96,6 +97,7 @@ class Trials:
             raise NoModel(f"{run.name} has {problem}, not with one probability.")
         training_set = await self._feature.get(report["training_set"])
         metrics = {key: value for key, value in run.metrics.items() if math.isfinite(value)}
+        metrics |= importances_of(report["metrics"])
         version = await self._registry.create_version(
             model,
             version_fields(report, artifacts)

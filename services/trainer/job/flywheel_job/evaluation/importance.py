@@ -8,6 +8,7 @@ on each other share their importance, and a feature that the model does not use 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from flywheel_common.arrays import Floats
 from flywheel_job.evaluation.metrics import EPSILON
 
+PREFIX = "importance{feature="
 MAX_ROWS = 20_000
 """Held-out rows that are scored once per feature; of more, a random sample."""
 MAX_SCORED = 4_000_000
@@ -52,9 +54,15 @@ def importance_metrics(
     permuted, found = rows.copy(), {}
     for column, name in enumerate(names):
         permuted[:, column] = rng.permutation(rows[:, column])
-        found[f"importance{{feature={name}}}"] = _loss(task, labels, predict(permuted), weights) - whole
+        found[f"{PREFIX}{name}}}"] = _loss(task, labels, predict(permuted), weights) - whole
         permuted[:, column] = rows[:, column]
     return found if np.isfinite(list(found.values())).all() else {}
+
+
+def importances_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The importances among the metrics of a report, which are no metrics of its run."""
+    found = {name: float(value) for name, value in metrics.items() if name.startswith(PREFIX)}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _loss(task: str, labels: npt.NDArray[Any], scores: npt.NDArray[Any], weights: Floats | None) -> float:
