@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from flywheel.cli.explain_drift import explain
 from flywheel.cli.output import call, console
 from flywheel.client import Client
 from flywheel.connection import timestamp
@@ -15,6 +16,7 @@ from flywheel.monitor_report import read_report, report_page
 from flywheel_protos.monitor.v1 import replay_pb2
 
 monitor = typer.Typer(no_args_is_help=True, help="Reports of the monitor.")
+monitor.command()(explain)
 
 
 @monitor.command("report")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from flywheel.client import Client
 from flywheel.connection import timestamp
 from flywheel.errors import NotFound
 from flywheel.paging import list_items
-from flywheel_protos.monitor.v1 import distribution_pb2, monitor_pb2
+from flywheel_protos.monitor.v1 import distribution_pb2, explanation_pb2, monitor_pb2
 
 WINDOWS_SHOWN = 400
 """Newest evaluated windows in the timelines."""
@@ -27,6 +27,9 @@ class ReportContent:
     timeline: Sequence[monitor_pb2.DriftReport]
     alerts: Sequence[monitor_pb2.Alert]
     segments: Mapping[str, monitor_pb2.DriftReport]
+    explanation: explanation_pb2.ExplainDriftResponse = field(
+        default_factory=explanation_pb2.ExplainDriftResponse
+    )
 
 
 async def read_report(
@@ -56,6 +59,9 @@ async def read_report(
     distributions = await monitor.GetDistributions(
         distribution_pb2.GetDistributionsRequest(name=version, segment=segment, **window)
     )
+    explanation = await monitor.ExplainDrift(
+        explanation_pb2.ExplainDriftRequest(name=version, segment=segment, **window)
+    )
     performance = await monitor.GetPerformance(
         monitor_pb2.GetPerformanceRequest(model_version=version, segment=segment, **window)
     )
@@ -83,4 +89,5 @@ async def read_report(
         list(reversed(timeline.items)),
         [alert for alert in alerts.items if alert.model_version == version],
         segments,
+        explanation,
     )

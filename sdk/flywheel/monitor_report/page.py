@@ -10,7 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel.monitor_report.charts import bars, line
 from flywheel.monitor_report.content import ReportContent
-from flywheel_protos.monitor.v1 import distribution_pb2, monitor_pb2
+from flywheel.monitor_report.explanation import EQUAL_IMPORTANCE, HEADER, explanation_rows
+from flywheel_protos.monitor.v1 import distribution_pb2, explanation_pb2, monitor_pb2
 
 STYLE = """
 body { font: 14px/1.5 system-ui, sans-serif; color: #1d2430 }
@@ -40,6 +41,7 @@ def report_page(content: ReportContent) -> str:
         f"<h1>{escape(title)}</h1>",
         f"<p>{_verdict(report.verdict)} {escape(report.reason)}</p>",
         _causes(report),
+        _section("Why", _why(content.explanation)),
         _section("Quality and latency", _quality(content.performance)),
         _section("Alerts", _alerts(content.alerts)),
         _section("Timelines", _timelines(content.timeline)),
@@ -61,6 +63,15 @@ def _causes(report: monitor_pb2.DriftReport) -> str:
     if not report.causes:
         return ""
     return f"<p>Causes: {escape(', '.join(report.causes))}</p>"
+
+
+def _why(found: explanation_pb2.ExplainDriftResponse) -> str:
+    """Return the features by importance × drift, with their bins and segments."""
+    if not found.features:
+        return '<p class="empty">the version has no reference profile</p>'
+    note = "" if found.has_importance else f"<p>{EQUAL_IMPORTANCE}</p>"
+    cells = ([escape(cell).replace("\n", "<br>") for cell in row] for row in explanation_rows(found))
+    return note + _table(HEADER, cells)
 
 
 def _quality(found: monitor_pb2.Performance) -> str:

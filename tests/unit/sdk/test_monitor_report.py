@@ -7,7 +7,7 @@ import re
 from html.parser import HTMLParser
 
 from flywheel.monitor_report import ReportContent, report_page
-from flywheel_protos.monitor.v1 import distribution_pb2, monitor_pb2
+from flywheel_protos.monitor.v1 import distribution_pb2, explanation_pb2, monitor_pb2
 from flywheel_protos.monitor.v1.performance_estimate_pb2 import PerformanceEstimate
 
 VERSION = "projects/p/models/late/versions/3"
@@ -119,6 +119,44 @@ def test_estimates_stand_beside_the_realised_quality() -> None:
         rows[name] for name in ("auc", "estimated auc", "estimated accuracy", "estimated log loss")
     )
     assert "estimated auc" not in Page(report_page(content())).text
+
+
+def test_the_page_says_why_the_window_drifted() -> None:
+    shown = content()
+    feature = explanation_pb2.FeatureExplanation(
+        feature="v__<x>",
+        importance=0.75,
+        drift=0.5,
+        impact=0.375,
+        bins=[
+            explanation_pb2.MovedBin(up_to=0.5, reference_share=0.5, observed_share=0.25, psi_term=0.17),
+            explanation_pb2.MovedBin(above=0.5, up_to=1.5, reference_share=0.25, observed_share=0.25),
+            explanation_pb2.MovedBin(above=1.5, reference_share=0.25, observed_share=0.5, psi_term=0.17),
+            explanation_pb2.MovedBin(category="<c>"),
+        ],
+        segments=[
+            explanation_pb2.SegmentPart(segment="carrier=<UA>", row_share=0.25, psi_part=0.4),
+            explanation_pb2.SegmentPart(row_share=0.75, psi_part=-0.1),
+        ],
+        null_rate=0.5,
+    )
+    shown.explanation.features.append(feature)
+    text = Page(report_page(shown)).text
+    for expected in (
+        "v__<x>",
+        "0.375",
+        "≤ 0.5 50.0% → 25.0% (PSI 0.17)",
+        "(0.5, 1.5] 25.0% → 25.0% (PSI 0)",
+        "> 1.5 25.0% → 50.0% (PSI 0.17)",
+        "<c> 0.0% → 0.0% (PSI 0)",
+        "missing 0.0% → 50.0%",
+        "carrier=<UA>: 25.0% of the rows, PSI +0.4",
+        "other rows: 75.0% of the rows, PSI -0.1",
+        "The version has no importances of its features: all count alike.",
+    ):
+        assert expected in text
+    shown.explanation.has_importance = True
+    assert "all count alike" not in report_page(shown)
 
 
 def test_a_silenced_feature_is_named() -> None:
