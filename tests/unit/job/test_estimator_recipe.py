@@ -98,6 +98,11 @@ def test_an_estimator_is_fitted_exported_and_evaluated(tmp_path: Path, library: 
     found = session.run([SCORE], {INPUT: tensor})[0]
     np.testing.assert_allclose(found.ravel(), np.frombuffer(base64.b64decode(golden["scores"]), "<f4"))
 
+    importance = {key: value for key, value in report["metrics"].items() if key.startswith("importance")}
+    assert {f"importance{{feature={column.name}}}" for column in COLUMNS} == importance.keys()
+    assert min(importance.values()) > 0, "the labels depend on every feature"
+    assert "importance" not in "".join(one.key for one in outcome.points)
+
     labels = held["label"].to_numpy()
     if task == "regression":
         assert report["metrics"]["rmse"] == pytest.approx(

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from sklearn.inspection import permutation_importance
 from sklearn.linear_model import LinearRegression
 
+from flywheel_job.artifacts import REPORT
 from flywheel_job.evaluation.importance import importance_metrics
+from flywheel_job.launch import Column
+from tests.support.training_job import run_here, tabular_job
+from tests.unit.trainer.test_sample_weights import ROWS, SPEC, Store
+from tests.unit.trainer.test_sample_weights import rows as trained_rows
 
 NAMES = ["v__noise", "v__signal", "v__constant"]
 
@@ -104,3 +113,18 @@ def test_the_scored_rows_are_bounded(features: int, scored: int) -> None:
     importance_metrics(predict, rows, np.zeros(25_000), None, task="binary", names=names, seed=1)
     assert {scored} == set(seen)
     assert features + 1 == len(seen)
+
+
+def test_a_feature_that_says_nothing_has_no_importance(tmp_path: Path) -> None:
+    random = np.random.default_rng(7)
+    frame = trained_rows().with_columns(
+        pl.Series("v__noise", random.normal(size=ROWS)), (pl.col("v__x") > 0).cast(pl.Float64).alias("label")
+    )
+    store = Store(tmp_path, frame)
+    columns = (*SPEC.columns, Column("v__noise", "FLOAT64"))
+    hyper = replace(SPEC.hyperparameters, epochs=20, batch_size=200, learning_rate=0.02, weight_column="")
+    outcome = run_here(tabular_job(replace(SPEC, columns=columns, hyperparameters=hyper)), store.files)
+    assert outcome.succeeded, outcome.error_message
+    metrics = json.loads(store.content(outcome, REPORT))["metrics"]
+    assert metrics["importance{feature=v__x}"] > 0.5
+    assert abs(metrics["importance{feature=v__noise}"]) < 0.05
