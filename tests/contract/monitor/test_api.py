@@ -24,7 +24,7 @@ from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.fakes.lag import MemoryLag
 from flywheel_monitor.models.names import AlertName
 from flywheel_monitor.permissions import PERMISSIONS, SERVICE
-from flywheel_protos.monitor.v1 import distribution_pb2
+from flywheel_protos.monitor.v1 import distribution_pb2, explanation_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
 from flywheel_protos.monitor.v1.feature_rule_pb2 import FeatureRule
 from tests.support.builders.monitor import (
@@ -392,6 +392,7 @@ async def test_a_timestamp_without_a_value_is_refused(stub: Any, method: str, fi
     requests = {
         "GetDriftReport": pb.GetDriftReportRequest(name=V1),
         "GetDistributions": distribution_pb2.GetDistributionsRequest(name=V1),
+        "ExplainDrift": explanation_pb2.ExplainDriftRequest(name=V1),
         "GetPerformance": pb.GetPerformanceRequest(model_version=V1),
         "CompareVariants": comparison(),
     }
