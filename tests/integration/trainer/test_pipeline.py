@@ -119,6 +119,7 @@ async def test_a_pipeline_survives_kills_and_has_each_effect_once(
     version = peers.registry.versions[run.model_version]
     assert version.pipeline_run == name
     assert version.metrics["auc"] > 0.75
+    assert {f"importance{{feature={one.name}}}" for one in version.signature.inputs} <= set(version.metrics)
     assert {a.name for a in version.artifacts} == {"model.onnx", "weights.pt", "report.json"}
     golden = version.golden_rows
     (rows,) = golden.tensors
