@@ -24,7 +24,7 @@ from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.fakes.lag import MemoryLag
 from flywheel_monitor.models.names import AlertName
 from flywheel_monitor.permissions import PERMISSIONS, SERVICE
-from flywheel_protos.monitor.v1 import distribution_pb2, explanation_pb2
+from flywheel_protos.monitor.v1 import distribution_pb2, explanation_pb2, replay_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
 from flywheel_protos.monitor.v1.feature_rule_pb2 import FeatureRule
 from tests.support.builders.monitor import (
@@ -395,10 +395,13 @@ async def test_a_timestamp_without_a_value_is_refused(stub: Any, method: str, fi
         "ExplainDrift": explanation_pb2.ExplainDriftRequest(name=V1),
         "GetPerformance": pb.GetPerformanceRequest(model_version=V1),
         "CompareVariants": comparison(),
+        "ReplayWindows": replay_pb2.ReplayWindowsRequest(model=MODEL),
     }
     request = requests[method]
     getattr(request, field).SetInParent()
-    assert "INVALID_ARGUMENT OUT_OF_RANGE" == await refused(getattr(stub, method)(request))
+    call = getattr(stub, method)(request)
+    # A stream fails at its first message.
+    assert "INVALID_ARGUMENT OUT_OF_RANGE" == await refused(call.read() if hasattr(call, "read") else call)
 
 
 async def test_distributions_and_the_list_of_reports_are_served(edge: LocalMonitor, stub: Any) -> None:
