@@ -26,6 +26,7 @@ DOCUMENTED = frozenset(
         "OK",
         "INVALID_ARGUMENT",
         "NOT_FOUND",
+        "PERMISSION_DENIED",
         "ALREADY_EXISTS",
         "FAILED_PRECONDITION",
         "ABORTED",
@@ -33,7 +34,8 @@ DOCUMENTED = frozenset(
         "UNAVAILABLE",
     }
 )
-"""The codes with which a method may answer a random request; DEADLINE_EXCEEDED is not one of them."""
+"""The codes with which a method may answer a random request; DEADLINE_EXCEEDED is not one of them.
+PERMISSION_DENIED is, for methods that only an attempt of a job may call."""
 _REASON = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")
 _MALFORMED = b"\xff\xff\xff\xff"
 _DEPTH = 4

@@ -131,9 +131,12 @@ async def test_a_replay_names_the_pane_and_the_report_that_differ(world: Monitor
         changed = await connection.fetchrow(
             """UPDATE pane SET predictions = predictions + 5 WHERE ctid IN (
                 SELECT p.ctid FROM pane p JOIN variant t ON t.id = p.variant_id AND t.role = 1
-                WHERE start_us >= $1 AND segment = '' AND width_us = 60000000 ORDER BY start_us LIMIT 1)
+                    JOIN model_version v ON v.id = t.model_version_id
+                WHERE v.name = $2 AND start_us >= $1 AND segment = '' AND width_us = 60000000
+                ORDER BY start_us LIMIT 1)
             RETURNING start_us""",
             third,
+            world.version_name(),
         )
         await connection.execute(
             "DELETE FROM pane WHERE start_us = $1 AND segment = 'JFK' AND width_us = 3600000000", third

@@ -20,7 +20,7 @@ from flywheel_local.postgres import Postgres
 from flywheel_local.ray import Ray
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
-from tests.integration.trainer.test_pipeline import request as pipeline_request
+from tests.robustness.trainer.test_pipeline import request as pipeline_request
 from tests.support.eventually import eventually
 from tests.support.peers.trainer import TRAINING_SET
 

@@ -18,6 +18,7 @@ import pytest
 from flywheel_job.environments import __main__ as driver_start
 from flywheel_job.environments.folder import (
     COMPLETE,
+    Environment,
     environments_folder,
     existing,
     key_of,
@@ -88,6 +89,23 @@ def test_equal_requirements_have_one_environment(root: Path, descriptors: None) 
         thread.join()
     assert [root / "k"] == builds
     assert key_of(b"a==1\n") == key_of(b"a==1\n") != key_of(b"a==2\n")
+
+
+def test_an_environment_that_another_process_built_meanwhile_is_used(
+    root: Path, descriptors: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provide(root, "k", empty)  # the lock of its user stays
+    early: list[None] = [None]
+
+    def asked(root: Path, key: str) -> Environment | None:
+        return early.pop() if early else existing(root, key)
+
+    monkeypatch.setattr("flywheel_job.environments.folder.existing", asked)
+
+    def build(folder: Path) -> None:
+        raise AssertionError("it is there")
+
+    assert root / "k" == provide(root, "k", build).folder
 
 
 def test_an_environment_that_cannot_be_made_leaves_nothing(root: Path) -> None:

@@ -14,6 +14,7 @@ import shutil
 import site
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ COMPLETE = "complete"
 """File in an environment that can be used."""
 KEPT = 8
 """Environments that are kept after their last use, the most recently used ones."""
+RETRY_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,14 @@ def provide(root: Path, key: str, build: Callable[[Path], None]) -> Environment:
             return found
         lock = _open_lock(root, key)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Not blocking: after another process has built it, its shared lock stays until that process ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             folder = root / key
             if not (folder / COMPLETE).exists():
                 _build(folder, build)
+        except BlockingIOError:
+            time.sleep(RETRY_SECONDS)
+            continue
         finally:
             os.close(lock)
         remove_unused(root, keep=key)
