@@ -1,5 +1,13 @@
 """Fixtures of the robustness tests of the feature service."""
 
-from tests.support.servers.feature import StreamWorkers, client, environment, server, workers
+from tests.support.servers.feature import (
+    StreamWorkers,
+    client,
+    environment,
+    server,
+    service_processes,
+    tables,
+    workers,
+)
 
-__all__ = ["StreamWorkers", "client", "environment", "server", "workers"]
+__all__ = ["StreamWorkers", "client", "environment", "server", "service_processes", "tables", "workers"]
