@@ -177,28 +177,16 @@ def _merged(batches: Sequence[PredictionColumns]) -> PredictionColumns:
 
 def rows_of(batch: PredictionColumns, keep: Mask) -> Rows:
     """The rows of a batch that `keep` selects."""
-    if keep.all():
-        return Rows(
-            event_times=batch.event_times,
-            scores=batch.scores,
-            outputs=batch.outputs,
-            decisions=batch.decisions,
-            sources=batch.sources,
-            latencies_ms=batch.latencies_ms,
-            costs=batch.costs,
-            failed=batch.failed,
-            segments=batch.segments,
-            features=batch.features,
-        )
-    return Rows(
-        event_times=batch.event_times[keep],
-        scores=batch.scores[keep],
-        outputs=batch.outputs[keep],
-        decisions=batch.decisions[keep],
-        sources=batch.sources[keep],
-        latencies_ms=batch.latencies_ms[keep],
-        costs=batch.costs[keep],
-        failed=batch.failed[keep],
-        segments=tuple(s for s, k in zip(batch.segments, keep.tolist(), strict=True) if k),
-        features={name: (values[keep], valid[keep]) for name, (values, valid) in batch.features.items()},
+    rows = Rows(
+        event_times=batch.event_times,
+        scores=batch.scores,
+        outputs=batch.outputs,
+        decisions=batch.decisions,
+        sources=batch.sources,
+        latencies_ms=batch.latencies_ms,
+        costs=batch.costs,
+        failed=batch.failed,
+        segments=batch.segments,
+        features=batch.features,
     )
+    return rows if keep.all() else rows.part(keep)

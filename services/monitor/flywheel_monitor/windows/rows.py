@@ -43,8 +43,12 @@ class Rows:
     segments: tuple[str, ...]
     features: Mapping[str, tuple[Array, Mask]]
 
-    def part(self, rows: slice) -> Rows:
-        """Some consecutive rows."""
+    def part(self, rows: slice | Mask) -> Rows:
+        """Some consecutive rows, or those that a mask selects."""
+        if isinstance(rows, slice):
+            segments = self.segments[rows]
+        else:
+            segments = tuple(s for s, keep in zip(self.segments, rows.tolist(), strict=True) if keep)
         return Rows(
             event_times=self.event_times[rows],
             scores=self.scores[rows],
@@ -54,7 +58,7 @@ class Rows:
             latencies_ms=self.latencies_ms[rows],
             costs=self.costs[rows],
             failed=self.failed[rows],
-            segments=self.segments[rows],
+            segments=segments,
             features={name: (values[rows], valid[rows]) for name, (values, valid) in self.features.items()},
         )
 
