@@ -15,13 +15,13 @@ from pathlib import Path
 import grpc
 
 from bench import measure
-from flywheel_local.backends import Backends
+from bench.inference.single_gateway import single_gateway
 from flywheel_local.layout import LOCAL
 from flywheel_protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from tests.support.eventually import eventually
-from tests.support.peers.inference import RegistryServicer, registry_server, want_large_model
+from tests.support.peers.inference import RegistryServicer, want_large_model
 from tests.support.prediction_load import outcomes, p99_ms, sent_in, separate_load
-from tests.support.servers.inference_processes import GatewayProcess, Peer, W
+from tests.support.servers.inference_processes import W
 
 RATE = 100.0
 ROUNDS, PHASE_SECONDS = 3, 4.0
@@ -46,26 +46,8 @@ async def _p99s(folder: Path) -> tuple[float, float]:
     registry = RegistryServicer()
     registry.chunk_bytes = 1024 * 1024
     registry.want(champion=registry.release(1, W))
-    server = registry_server(registry)
-    await server.start()
-    with Backends({"triton", "kafka", "redis"}, directory=folder, durable=False) as backends:
-        feature = Peer("feature", folder)
-        gateway = GatewayProcess(
-            "gateway",
-            folder,
-            registry_address=server.address,
-            feature_address=feature.address,
-            triton_url=backends.triton.grpc_url,
-            kafka_bootstrap=backends.kafka.bootstrap,
-            redis_url=backends.redis.url,
-        )
-        try:
-            await gateway.ready()
-            return await _measured(gateway.address, registry)
-        finally:
-            gateway.process.stop(5)
-            feature.process.kill()
-            await server.stop()
+    async with single_gateway(folder, registry) as (_, address):
+        return await _measured(address, registry)
 
 
 async def _measured(address: str, registry: RegistryServicer) -> tuple[float, float]:

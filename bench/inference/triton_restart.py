@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bench import measure
-from flywheel_local.backends import Backends
+from bench.inference.single_gateway import single_gateway
 from flywheel_local.layout import LOCAL
-from tests.support.peers.inference import RegistryServicer, registry_server, want_models
-from tests.support.servers.inference_processes import GatewayProcess, Peer, W
+from tests.support.peers.inference import RegistryServicer, want_models
+from tests.support.servers.inference_processes import W
 from tests.support.triton_restart import Restart, restart_triton
 
 MODELS = 60
@@ -38,24 +38,6 @@ def run(only: str) -> Iterable[measure.Row]:
 async def _restart(folder: Path) -> Restart:
     registry = RegistryServicer()
     names = want_models(registry, MODELS, W)
-    server = registry_server(registry)
-    await server.start()
-    with Backends({"triton", "kafka", "redis"}, directory=folder, durable=False) as backends:
-        feature = Peer("feature", folder)
-        gateway = GatewayProcess(
-            "gateway",
-            folder,
-            registry_address=server.address,
-            feature_address=feature.address,
-            triton_url=backends.triton.grpc_url,
-            kafka_bootstrap=backends.kafka.bootstrap,
-            redis_url=backends.redis.url,
-        )
-        try:
-            await gateway.ready()
-            busy = [names[number] for number in BUSY]
-            return await restart_triton(gateway.address, backends.triton, names, busy)
-        finally:
-            gateway.process.stop(5)
-            feature.process.kill()
-            await server.stop()
+    async with single_gateway(folder, registry) as (backends, address):
+        busy = [names[number] for number in BUSY]
+        return await restart_triton(address, backends.triton, names, busy)
