@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from tests.support.peers.trainer import TRAINING_SET
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(590)]
-Start = Callable[[dict[str, str]], Awaitable[Any]]
 CODE = """
 import torch
 from torch import nn
@@ -84,22 +82,6 @@ def look(ctx):
                 refused += 1
     ctx.log({"refused": refused}, 1)
 """
-
-
-@pytest.fixture
-async def client(
-    trainer_settings: dict[str, str],
-    with_peers: dict[str, str],
-    with_ray: dict[str, str],
-    start_trainer: Start,
-) -> Any:
-    """The SDK's client of a trainer with an experiment."""
-    settings = trainer_settings | with_peers | with_ray
-    await start_trainer(settings)
-    async with fw.Client(trainer=settings["FLYWHEEL_TRAINER_LISTEN"]) as client:
-        request = pb.CreateExperimentRequest(parent="projects/default", experiment_id="late")
-        await client.trainer.CreateExperiment(request)
-        yield client
 
 
 def job(folder: Path, function: str, **params: Any) -> fw.TrainJob:

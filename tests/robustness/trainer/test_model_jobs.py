@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,12 @@ import flywheel as fw
 from flywheel_common.config import S3Settings
 from flywheel_common.storage.s3 import object_store
 from flywheel_protos.registry.v1 import model_pb2
-from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import value_pb2
 from tests.support.builders.trainer import learnable_rows
 from tests.support.evaluation_models import linear, network
 from tests.support.peers.trainer import FEATURE_SET, MODEL, TRAINING_SET, Peers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(590)]
-Start = Callable[[dict[str, str]], Awaitable[Any]]
 SIGNATURE = model_pb2.Signature(
     inputs=[
         model_pb2.SignatureInput(name="v__z", data_type=value_pb2.DATA_TYPE_FLOAT64),
@@ -29,21 +26,6 @@ SIGNATURE = model_pb2.Signature(
     ]
 )
 WEIGHTS, OLD = np.array([[-0.8], [0.7]]), np.array([[-0.1], [-0.7]])
-
-
-@pytest.fixture
-async def client(
-    trainer_settings: dict[str, str],
-    with_peers: dict[str, str],
-    with_ray: dict[str, str],
-    start_trainer: Start,
-) -> Any:
-    settings = trainer_settings | with_peers | with_ray
-    await start_trainer(settings)
-    async with fw.Client(trainer=settings["FLYWHEEL_TRAINER_LISTEN"]) as client:
-        request = pb.CreateExperimentRequest(parent="projects/default", experiment_id="late")
-        await client.trainer.CreateExperiment(request)
-        yield client
 
 
 def add_champion(peers: Peers, graph: bytes) -> str:
