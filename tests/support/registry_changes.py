@@ -175,6 +175,6 @@ class Changes:
         while True:
             change = self._new("ABORT", model)
             request = registry_pb2.AbortRolloutRequest(name=rollout, reason=change.mark)
-            # A rollout that nobody aborts would block its model for the rest of the load.
+            # A rollout that is not aborted would block its model for the rest of the load.
             if (await self._make(change, self._stub.AbortRollout, request)).outcome != "UNKNOWN":
                 return
