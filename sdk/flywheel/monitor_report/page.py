@@ -146,14 +146,20 @@ def _timelines(reports: Sequence[monitor_pb2.DriftReport]) -> str:
 
 def _features(content: ReportContent) -> str:
     drift = {feature.feature: feature for feature in content.report.features}
-    found = {one.name: one for one in content.distributions.features}
+    found: dict[str, list[distribution_pb2.Distribution]] = {}
+    for one in content.distributions.features:
+        found.setdefault(one.vector or one.name, []).append(one)
     parts = []
     for name in [*drift, *(n for n in found if n not in drift)]:
         silenced = " (silenced)" if name in drift and drift[name].silenced else ""
         verdict = _verdict(drift[name].verdict) + silenced if name in drift else ""
         head = f"<h3>{escape(name)} {verdict}</h3>"
         numbers = _numbers(drift[name]) if name in drift else ""
-        parts.append(head + numbers + (_distribution(found[name]) if name in found else ""))
+        charts = [
+            (f"<h4>{escape(one.name)}</h4>" if one.vector else "") + _distribution(one)
+            for one in found.get(name, ())
+        ]
+        parts.append(head + numbers + "".join(charts))
     return "".join(parts) or '<p class="empty">the version has no reference profile</p>'
 
 
@@ -161,7 +167,12 @@ def _numbers(d: monitor_pb2.FeatureDrift) -> str:
     values = [f"PSI {d.psi_corrected:.4g}", f"p {d.adjusted_p_value:.3g}"]
     values += [
         f"{label} {getattr(d, name):.4g}"
-        for label, name in (("KS", "ks"), ("Cramér's V", "cramers_v"), ("mean shift", "mean_shift"))
+        for label, name in ((
+            ("KS", "ks"),
+            ("Cramér's V", "cramers_v"),
+            ("mean shift", "mean_shift"),
+            ("mean shift of a projection", "projection_shift"),
+        )
         if d.HasField(name)
     ]
     values.append(f"missing {d.null_rate:.2%} (reference {d.reference_null_rate:.2%})")

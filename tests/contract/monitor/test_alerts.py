@@ -14,7 +14,7 @@ from flywheel_monitor.alerts.alert import Alert
 from flywheel_monitor.alerts.drift_event import DriftAnnouncement
 from flywheel_monitor.alerts.filter import parse_filter
 from flywheel_monitor.alerts.lifecycle import AlertState, Kind
-from flywheel_monitor.drift.features import FeatureDrift
+from flywheel_monitor.drift.statistics import FeatureDrift
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.models.names import AlertName
 from tests.support.builders.monitor import (

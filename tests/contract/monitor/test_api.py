@@ -19,7 +19,7 @@ from flywheel_monitor.api.convert_comparison import comparison_to_proto
 from flywheel_monitor.api.convert_performance import performance_to_proto
 from flywheel_monitor.api.convert_policies import policy_to_proto
 from flywheel_monitor.api.convert_reports import report_to_proto
-from flywheel_monitor.drift.features import FeatureDrift
+from flywheel_monitor.drift.statistics import FeatureDrift
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.fakes.lag import MemoryLag
 from flywheel_monitor.models.names import AlertName

@@ -11,8 +11,8 @@ import pytest
 
 from flywheel_common.errors import InvalidPageToken, NotFound
 from flywheel_monitor.alerts.lifecycle import Kind
-from flywheel_monitor.drift.features import FeatureDrift
 from flywheel_monitor.drift.score_shift import ScoreShift
+from flywheel_monitor.drift.statistics import FeatureDrift
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.evaluation.ports import Frontier
 from flywheel_monitor.evaluation.report import Report

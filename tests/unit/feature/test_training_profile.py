@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -100,3 +102,34 @@ def test_content_hash_differs_for_every_change(change: dict[str, list[Any]]) -> 
     assert content_hash(frame()) != content_hash(frame(**change))
     assert content_hash(frame()) != content_hash(frame()[::-1])
     assert content_hash(frame()) != content_hash(frame().rename({"flag": "flog"}))
+
+
+def test_vectors_are_profiled_by_their_projections() -> None:
+    rows = np.random.default_rng(3).normal(size=(4000, 5)).astype(np.float32)
+    rows[10, 2] = np.inf
+    values = pl.Series("v__e", rows, dtype=pl.Array(pl.Float32, 5))
+    values = pl.concat([values, pl.Series("v__e", [None] * 7, dtype=pl.Array(pl.Float32, 5))])
+    profile = profile_column(values, DataType.FLOAT32_VECTOR)
+    assert (4007, 8, 5, 8) == (
+        profile.count,
+        profile.null_count,
+        profile.vector_size,
+        len(profile.projections),
+    )
+    seed = int.from_bytes(hashlib.sha256(b"v__e").digest()[:8], "little")
+    normal = np.random.default_rng(np.random.PCG64(seed)).standard_normal((8, 5))
+    finite = np.delete(rows, 10, axis=0).astype(np.float64)
+    for one, direction in zip(profile.projections, normal, strict=True):
+        expected = finite @ (direction / np.sqrt(np.sum(direction**2)))
+        assert (4007, 8, 3999) == (one.count, one.null_count, sum(one.bin_counts))
+        moments = [expected.mean(), expected.std(), expected.min(), expected.max()]
+        np.testing.assert_allclose([one.mean, one.stddev, one.min, one.max], moments, rtol=1e-5, atol=1e-6)
+        middle = np.sort(expected)[np.ceil(3999 * np.arange(1, 128) / 128).astype(int) - 1]
+        np.testing.assert_allclose(one.edges, middle, rtol=1e-5, atol=1e-6)
+
+
+def test_a_vector_column_without_values_has_empty_projections() -> None:
+    values = pl.Series("v__e", [None, None], dtype=pl.Array(pl.Float32, 5))
+    profile = profile_column(values, DataType.FLOAT32_VECTOR)
+    assert (2, 2, 5) == (profile.count, profile.null_count, profile.vector_size)
+    assert [(2, (0,))] * 8 == [(one.null_count, one.bin_counts) for one in profile.projections]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flywheel_monitor.drift.features import FeatureDrift
+from flywheel_monitor.drift.statistics import FeatureDrift
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.evaluation.report import Report, report_on
 from flywheel_monitor.models.policy import MonitorPolicy

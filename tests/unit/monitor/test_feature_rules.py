@@ -12,8 +12,9 @@ from scipy import stats
 from flywheel_common.event_time import EventTimeOutOfRange
 from flywheel_monitor.alerts.lifecycle import Kind
 from flywheel_monitor.api import convert_policies
-from flywheel_monitor.drift.features import FeatureDrift, judge_features, judge_window, measure
+from flywheel_monitor.drift.features import judge_features, judge_window
 from flywheel_monitor.drift.score_shift import ScoreShift
+from flywheel_monitor.drift.statistics import FeatureDrift, measure
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.evaluation.report import Report
 from flywheel_monitor.evaluation.verdicts import verdicts

@@ -8,17 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from flywheel_common.projections import PROJECTIONS, directions
 from flywheel_common.signature import OutputKind
 from flywheel_monitor.drift import psi
 from flywheel_monitor.drift.projections import ProjectionDrift, projection_drift
 from flywheel_monitor.windows.output import Output
-from flywheel_monitor.windows.projection import (
-    PROJECTION_BINS,
-    PROJECTIONS,
-    STEPS,
-    Projections,
-    directions,
-)
+from flywheel_monitor.windows.projection import PROJECTION_BINS, STEPS, Projections
 
 SEED = "projects/p/models/late/versions/3"
 

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from flywheel_monitor.drift import chi_square, psi
-from flywheel_monitor.drift.features import measure
 from flywheel_monitor.drift.score_shift import ScoreShift
+from flywheel_monitor.drift.statistics import measure
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.evaluation.report import Report, report_on
 from flywheel_monitor.models.errors import InvalidPolicy

@@ -15,7 +15,7 @@ from scipy.spatial.distance import jensenshannon
 from sklearn import metrics
 
 from flywheel_monitor.drift import chi_square, distances, ks, psi
-from flywheel_monitor.drift.features import FeatureDrift, measure
+from flywheel_monitor.drift.statistics import FeatureDrift, measure
 from flywheel_monitor.performance.quality import Quality, quality, with_exact_auc
 from flywheel_monitor.references.reference import Reference
 from flywheel_monitor.windows.bins import ColumnReference, FeatureBins

@@ -183,6 +183,8 @@ def _profile_to_proto(profile: ColumnProfile) -> ts.ColumnProfile:
         categories=profile.categories,
         category_counts=profile.category_counts,
         other_count=profile.other_count,
+        vector_size=profile.vector_size,
+        projections=[_profile_to_proto(p) for p in profile.projections],
     )
 
 

@@ -104,6 +104,8 @@ class ColumnProfile:
     categories: tuple[str, ...] = ()
     category_counts: tuple[int, ...] = ()
     other_count: int = 0
+    vector_size: int = 0
+    projections: tuple[ColumnProfile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from flywheel_common.arrays import Floats
+from flywheel_common.projections import PROJECTIONS, project
 from flywheel_feature.definitions.model import DataType, Field
 from flywheel_feature.offline.model import ColumnProfile
 
@@ -16,7 +17,7 @@ CATEGORIES = 100
 
 
 def profile_columns(frame: pl.DataFrame, fields: Sequence[Field]) -> tuple[ColumnProfile, ...]:
-    """One profile per field. NaN counts as null; lists, vectors, bytes and timestamps are only counted."""
+    """One profile per field. NaN counts as null; lists, bytes and timestamps are only counted."""
     return tuple(profile_column(frame.get_column(f.name), f.data_type) for f in fields)
 
 
@@ -26,6 +27,8 @@ def profile_column(values: pl.Series, data_type: DataType) -> ColumnProfile:
         return _numeric(values, data_type)
     if data_type in (DataType.STRING, DataType.BOOL):
         return _categorical(values, data_type)
+    if isinstance(values.dtype, pl.Array):
+        return _vector(values, data_type)
     return ColumnProfile(values.name, data_type, len(values), values.null_count())
 
 
@@ -59,6 +62,21 @@ def _numeric(values: pl.Series, data_type: DataType) -> ColumnProfile:
         max=float(finite[-1]) if present else 0.0,
         edges=tuple(edges.tolist()),
         bin_counts=tuple(counts.tolist()),
+    )
+
+
+def _vector(values: pl.Series, data_type: DataType) -> ColumnProfile:
+    """The profiles of the projections (`flywheel_common.projections`); their seed is the column's name."""
+    present = np.asarray(values.drop_nulls().to_numpy())
+    projected = np.full((len(values), PROJECTIONS), np.nan)
+    projected[: len(present)] = project(present, values.name)
+    return ColumnProfile(
+        name=values.name,
+        data_type=data_type,
+        count=len(values),
+        null_count=int(np.isnan(projected).any(axis=1).sum()),
+        vector_size=present.shape[1],
+        projections=tuple(_numeric(pl.Series(values.name, x), DataType.FLOAT64) for x in projected.T),
     )
 
 

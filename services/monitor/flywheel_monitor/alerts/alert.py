@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from flywheel_monitor.alerts.lifecycle import AlertState, Kind
-from flywheel_monitor.drift.features import FeatureDrift
+from flywheel_monitor.drift.statistics import FeatureDrift
 from flywheel_monitor.windows.span import Span
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from flywheel_common.kafka.envelope import build_event
 from flywheel_monitor.alerts.lifecycle import Kind
-from flywheel_monitor.drift.features import FeatureDrift
+from flywheel_monitor.drift.statistics import FeatureDrift
 from flywheel_monitor.windows.span import Span
 from flywheel_protos.events.v1 import lifecycle_pb2
 from flywheel_protos.events.v1.event_pb2 import Event

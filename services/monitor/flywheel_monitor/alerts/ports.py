@@ -12,7 +12,7 @@ from flywheel_monitor.alerts.drift_event import DriftAnnouncement
 from flywheel_monitor.alerts.filter import AlertFilter
 from flywheel_monitor.alerts.lifecycle import Kind
 from flywheel_monitor.alerts.silence import Silence
-from flywheel_monitor.drift.features import FeatureDrift
+from flywheel_monitor.drift.statistics import FeatureDrift
 from flywheel_monitor.models.names import AlertName
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.span import Span

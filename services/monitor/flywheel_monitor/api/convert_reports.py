@@ -7,7 +7,7 @@ from dataclasses import asdict
 from flywheel_monitor.api.convert_performance import estimate_to_proto
 from flywheel_monitor.api.timestamps import timestamp
 from flywheel_monitor.drift.distribution import Distribution
-from flywheel_monitor.drift.features import FeatureDrift
+from flywheel_monitor.drift.statistics import FeatureDrift
 from flywheel_monitor.evaluation.report import Report
 from flywheel_monitor.evaluation.report_lookup import Distributions
 from flywheel_protos.monitor.v1 import distribution_pb2, monitor_pb2, projection_drift_pb2
@@ -37,6 +37,7 @@ def feature_to_proto(d: FeatureDrift) -> monitor_pb2.FeatureDrift:
         reason=d.reason,
         cause=d.cause,
         silenced=d.silenced,
+        projection_shift=d.projection_shift,
     )
 
 
@@ -95,4 +96,5 @@ def _distribution(found: Distribution) -> distribution_pb2.Distribution:
         observed_missing=found.observed_missing,
         reference_unseen=found.reference_unseen,
         observed_unseen=found.observed_unseen,
+        vector=found.vector,
     )

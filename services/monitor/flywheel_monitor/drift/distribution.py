@@ -26,6 +26,7 @@ class Distribution:
     observed_missing: int = 0
     reference_unseen: int = 0
     observed_unseen: int = 0
+    vector: str = ""
 
 
 def of_feature(bins: FeatureBins, counts: Ints) -> Distribution:
@@ -41,6 +42,7 @@ def of_feature(bins: FeatureBins, counts: Ints) -> Distribution:
         observed_missing=missing(bins, counts),
         reference_unseen=int(reference[bins.regular + Special.UNSEEN]),
         observed_unseen=int(counts[bins.regular + Special.UNSEEN]),
+        vector=bins.reference.vector,
     )
 
 

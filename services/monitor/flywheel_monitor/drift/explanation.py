@@ -22,7 +22,7 @@ import numpy as np
 from flywheel_common.arrays import Floats, Ints
 from flywheel_monitor.drift import psi
 from flywheel_monitor.drift.distribution import coarse_edges
-from flywheel_monitor.drift.features import measure
+from flywheel_monitor.drift.statistics import measure
 from flywheel_monitor.windows.bins import FeatureBins
 
 SHOWN = 5

@@ -8,124 +8,26 @@ significantly, and in small windows PSI is large by chance, so each condition al
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from flywheel_common.arrays import Ints
-from flywheel_monitor.drift import chi_square as chi2
-from flywheel_monitor.drift import design_effect, distances, fdr, ks, psi
-from flywheel_monitor.drift.causes import cause_of
+from flywheel_monitor.drift import fdr
+from flywheel_monitor.drift.statistics import FeatureDrift
+from flywheel_monitor.drift.vectors import Columns, cause_of_feature, measure_feature
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.models.feature_rule import Direction, FeatureRule
 from flywheel_monitor.models.policy import MonitorPolicy
-from flywheel_monitor.windows.bins import FeatureBins, Special, null_rate, unseen_rate
+from flywheel_monitor.windows.bins import FeatureBins
+from flywheel_monitor.windows.vectors import by_feature
 
 MEAN_SHIFT_WARNING = 0.1
 """Mean shift in reference standard deviations that counts as a warning whatever the PSI: a shift of 0.3
 sigma has a PSI of only 0.09."""
 RATE_WARNING = 0.05
 """Rise of the share of missing, or of unseen and out-of-range, values that counts as a warning."""
-
-
-@dataclass(frozen=True)
-class FeatureDrift:
-    """Statistics and verdict of one feature of one window; see `FeatureDrift` of the API."""
-
-    feature: str
-    psi: float = 0.0
-    psi_corrected: float = 0.0
-    ks: float | None = None
-    ks_p_value: float | None = None
-    chi_square: float | None = None
-    chi_square_degrees: int = 0
-    chi_square_p_value: float | None = None
-    cramers_v: float | None = None
-    jensen_shannon: float = 0.0
-    wasserstein: float | None = None
-    effective_rows: float = 0.0
-    adjusted_p_value: float = 1.0
-    mean_shift: float | None = None
-    null_rate: float = 0.0
-    reference_null_rate: float = 0.0
-    unseen_rate: float = 0.0
-    reference_unseen_rate: float = 0.0
-    verdict: Verdict = Verdict.NO_DRIFT
-    reason: str = ""
-    cause: str = ""
-    silenced: bool = False
-
-
-def measure(
-    bins: FeatureBins,
-    counts: Ints,
-    mean_shift: float | None,
-    blocks: Ints | None = None,
-    reference_blocks: Ints | None = None,
-) -> tuple[FeatureDrift, float]:
-    """The statistics of one feature and its p-value before adjustment.
-
-    Numeric: KS of the finite values and chi-square of present against missing and out of range, the
-    smaller p doubled (Bonferroni), so that a null burst is as significant as a shift. Categorical:
-    chi-square over all bins. `blocks` [B, size]: the counts of consecutive parts of the window, from which
-    the design effect is estimated; None: rows are independent. `reference_blocks` are those of another
-    window, which the counts are compared with in place of the training set."""
-    reference = bins.reference_counts if reference_blocks is None else reference_blocks.sum(axis=0)
-    against = reference_blocks
-    window_coarse, reference_coarse = psi.coarse(bins, counts), psi.coarse(bins, reference)
-    found = FeatureDrift(
-        feature=bins.name,
-        psi=psi.psi(window_coarse, reference_coarse),
-        jensen_shannon=distances.jensen_shannon(window_coarse, reference_coarse),
-        null_rate=null_rate(bins, counts),
-        reference_null_rate=null_rate(bins, reference),
-        unseen_rate=unseen_rate(bins, counts),
-        reference_unseen_rate=unseen_rate(bins, reference),
-    )
-    if not bins.numeric:
-        effect, other = (1.0 if b is None else design_effect.of_shares(b) for b in (blocks, against))
-        test = chi2.chi_square(*chi2.pooled(counts, reference), effect, other)
-        found = replace(
-            found,
-            psi_corrected=psi.corrected(window_coarse, reference_coarse, effect, other),
-            chi_square=test.statistic,
-            chi_square_degrees=test.degrees,
-            chi_square_p_value=test.p_value,
-            cramers_v=test.cramers_v,
-            effective_rows=counts.sum() / effect,
-        )
-        return found, test.p_value
-    a, b = ks.ordered(bins, counts), ks.ordered(bins, reference)
-    effect, other = (
-        1.0 if rows is None else design_effect.of_order(ks.ordered(bins, rows)) for rows in (blocks, against)
-    )
-    statistic = ks.ks_statistic(a, b)
-    ks_p = ks.ks_p_value(statistic, float(a.sum()) / effect, float(b.sum()) / other)
-    kind_effects = (
-        1.0 if rows is None else design_effect.of_shares(_kinds(bins, rows)) for rows in (blocks, against)
-    )
-    kinds = chi2.chi_square(*chi2.pooled(_kinds(bins, counts), _kinds(bins, reference)), *kind_effects)
-    spread = bins.reference.stddev
-    found = replace(
-        found,
-        psi_corrected=psi.corrected(window_coarse, reference_coarse, effect, other),
-        ks=statistic,
-        ks_p_value=ks_p,
-        wasserstein=distances.wasserstein(a, b, bins.positions) / spread if spread > 0 else None,
-        mean_shift=mean_shift,
-        effective_rows=float(counts.sum()) / effect,
-    )
-    return found, min(1.0, 2 * min(ks_p, kinds.p_value))
-
-
-def _kinds(bins: FeatureBins, counts: Ints) -> Ints:
-    """Rows that are [present, missing, far] in the last axis. The KS test covers finite values only and does
-    not see these shares."""
-    s = counts[..., bins.regular :]
-    missing = s[..., Special.NULL] + s[..., Special.NON_FINITE] + s[..., Special.MALFORMED]
-    far = s[..., Special.FAR]
-    return np.stack([counts.sum(axis=-1) - missing - far, missing, far], axis=-1)
 
 
 def judge_features(
@@ -138,21 +40,21 @@ def judge_features(
     *,
     start_us: int = 0,
 ) -> list[FeatureDrift]:
-    """The verdict on every feature, most drifted first. Per feature name `counts` [size]; for the design
-    effect, `blocks` [B, size]; for the causes of bad data, `moments` (`WindowCounts.moments`). `start_us`:
-    the event time at which the window begins, which decides what is silenced."""
-    blocks, moments = blocks or {}, moments or {}
+    """The verdict on every feature, most drifted first. Per column, `counts` [size]; for the design effect,
+    `blocks` [B, size]; for the causes of bad data, `moments` (`WindowCounts.moments`). A vector is one
+    feature with a column for each projection. `start_us`: the event time at which the window begins, which
+    decides what is silenced."""
+    window = Columns(counts, blocks or {}, mean_shifts, moments or {})
     rules = policy.rules()
     measured = []
-    for bins in features:
-        found, p = measure(bins, counts[bins.name], mean_shifts.get(bins.name), blocks.get(bins.name))
-        rule = rules.get(bins.name) or policy.default_rule(bins.name)
-        measured.append((bins, replace(found, silenced=rule.silent(start_us)), p, rule))
+    for name, columns in by_feature(features).items():
+        found, p = measure_feature(columns, window)
+        rule = rules.get(name) or policy.default_rule(name)
+        measured.append((columns, replace(found, silenced=rule.silent(start_us)), p, rule))
     adjusted = adjusted_p_values([(found, p) for _, found, p, _ in measured])
     judged = []
-    for (bins, found, _, rule), q in zip(measured, adjusted, strict=True):
-        d = replace(found, adjusted_p_value=q)
-        judged.append(_judge(bins, counts[bins.name], d, policy, rule, moments.get(bins.name)))
+    for (columns, found, _, rule), q in zip(measured, adjusted, strict=True):
+        judged.append(_judge(columns, window, replace(found, adjusted_p_value=q), policy, rule))
     return sorted(judged, key=lambda d: (-d.psi_corrected, d.feature))
 
 
@@ -168,19 +70,18 @@ def adjusted_p_values(measured: Sequence[tuple[FeatureDrift, float]]) -> list[fl
 
 
 def _judge(
-    bins: FeatureBins,
-    counts: Ints,
+    columns: Sequence[FeatureBins],
+    window: Columns,
     d: FeatureDrift,
     policy: MonitorPolicy,
     rule: FeatureRule,
-    moments: tuple[float, float] | None,
 ) -> FeatureDrift:
-    rows = int(counts.sum())
+    rows = int(window.counts[columns[0].name].sum())
     if rows < policy.min_predictions:
         return replace(
             d, verdict=Verdict.INSUFFICIENT, reason=f"{rows} rows, {policy.min_predictions} needed"
         )
-    bad = cause_of(bins, counts, moments, policy.data_quality_rate)
+    bad = cause_of_feature(columns, window, policy.data_quality_rate)
     if bad is not None:
         return replace(d, verdict=Verdict.DATA_QUALITY, cause=bad[0].value, reason=bad[1])
     return judge_effect(d, policy, rule)
@@ -188,10 +89,12 @@ def _judge(
 
 def judge_effect(d: FeatureDrift, policy: MonitorPolicy, rule: FeatureRule) -> FeatureDrift:
     """The verdict on a feature with enough rows of good data: drift, some drift, or neither."""
-    shift = abs(d.mean_shift or 0.0)
-    numbers = f"PSI {d.psi_corrected:.3f}" + (
-        f", mean {d.mean_shift:+.2f} sigma" if d.mean_shift is not None else ""
-    )
+    shift = abs(d.mean_shift or d.projection_shift or 0.0)
+    numbers = f"PSI {d.psi_corrected:.3f}"
+    if d.mean_shift is not None:
+        numbers += f", mean {d.mean_shift:+.2f} sigma"
+    elif d.projection_shift is not None:
+        numbers += f", mean of a projection moved by {shift:.2f} sigma"
     if d.adjusted_p_value > policy.fdr:
         return replace(d, reason=f"not significant (p {d.adjusted_p_value:.3g}); {numbers}")
     large, moved = d.psi_corrected >= rule.psi_alert, d.psi_corrected >= rule.psi_warning

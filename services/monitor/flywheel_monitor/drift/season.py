@@ -12,14 +12,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from flywheel_monitor.drift import design_effect
-from flywheel_monitor.drift.causes import Cause, cause_of
-from flywheel_monitor.drift.features import FeatureDrift, adjusted_p_values, judge_effect, measure
+from flywheel_monitor.drift.causes import Cause
+from flywheel_monitor.drift.features import adjusted_p_values, judge_effect
 from flywheel_monitor.drift.score_shift import ScoreShift, score_shift
+from flywheel_monitor.drift.statistics import FeatureDrift
+from flywheel_monitor.drift.vectors import Columns, cause_of_feature, columns_of, measure_feature
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.references.reference import ScoreReference
 from flywheel_monitor.windows.bins import FeatureBins
 from flywheel_monitor.windows.counts import WindowCounts
+from flywheel_monitor.windows.vectors import by_feature
 
 CONFIRMED = (Verdict.WARNING, Verdict.DRIFT, Verdict.DATA_QUALITY)
 """Verdicts against the training reference that the earlier window may make milder."""
@@ -96,22 +99,15 @@ def _compared(
 ) -> dict[str, FeatureDrift]:
     """Feature → its verdict against the earlier window. All features are measured, because significance is
     adjusted over them."""
-    bins = {one.name: one for one in window.layout.features}
-    rules = policy.rules()
+    columns, rules = by_feature(window.layout.features), policy.rules()
+    before, now = columns_of(earlier), columns_of(window)
     measured = []
     for d in judged:
-        of = bins[d.feature]
-        found, p = measure(
-            of,
-            window.feature(of),
-            _mean_shift(of, earlier, window),
-            window.feature_blocks(of),
-            earlier.feature_blocks(of),
-        )
+        found, p = measure_feature(columns[d.feature], now, before)
         measured.append((replace(found, silenced=d.silenced), p))
     second = {}
     for (found, _), q in zip(measured, adjusted_p_values(measured), strict=True):
-        bad = _cause(bins[found.feature], earlier, window, policy)
+        bad = _cause(columns[found.feature], before, now, policy.data_quality_rate)
         if bad is not None:
             second[found.feature] = replace(found, verdict=Verdict.DATA_QUALITY, reason=bad[1])
             continue
@@ -121,23 +117,16 @@ def _compared(
 
 
 def _cause(
-    bins: FeatureBins, earlier: WindowCounts, window: WindowCounts, policy: MonitorPolicy
+    columns: Sequence[FeatureBins], earlier: Columns, window: Columns, rate: float
 ) -> tuple[Cause, str] | None:
     """What is wrong with a feature that was not wrong in the earlier window. A frozen or rescaled feature has
     no share of bad rows that could be compared: it is usual if the earlier window has the same cause."""
-    rate, before = policy.data_quality_rate, earlier.feature(bins)
-    found = cause_of(bins, window.feature(bins), window.moments(bins.name), rate, before)
+    found = cause_of_feature(columns, window, rate, earlier)
     if found is None:
         return None
-    usual = cause_of(bins, before, earlier.moments(bins.name), rate)
-    by_moments = cause_of(bins, window.feature(bins), None, rate, before) is None
+    usual = cause_of_feature(columns, earlier, rate)
+    by_moments = cause_of_feature(columns, window._replace(moments={}), rate, earlier) is None
     return None if by_moments and usual is not None and usual[0] == found[0] else found
-
-
-def _mean_shift(bins: FeatureBins, earlier: WindowCounts, window: WindowCounts) -> float | None:
-    """The difference of the means in standard deviations of the training reference."""
-    before, now = earlier.mean_shift(bins.name), window.mean_shift(bins.name)
-    return None if before is None or now is None else now - before
 
 
 def _milder(d: FeatureDrift, second: FeatureDrift, ago: str) -> FeatureDrift:

@@ -10,7 +10,7 @@ from flywheel_common.telemetry.logs import get_logger
 from flywheel_monitor.alerts.drift_event import DriftAnnouncement
 from flywheel_monitor.alerts.lifecycle import DRIFTED, Kind, alert_actions
 from flywheel_monitor.alerts.ports import Alerts
-from flywheel_monitor.drift.features import FeatureDrift
+from flywheel_monitor.drift.statistics import FeatureDrift
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.evaluation.ports import Reports
 from flywheel_monitor.evaluation.report import Report

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flywheel_common.arrays import Ints
 from flywheel_common.postgres.transactions import Store
@@ -17,6 +17,7 @@ from flywheel_monitor.evaluation.report_lookup import ReportRecords, read_span
 from flywheel_monitor.references.errors import NoPredictions, NoReference
 from flywheel_monitor.references.lookup import find_version
 from flywheel_monitor.windows.span import Span
+from flywheel_monitor.windows.vectors import by_feature
 
 SEGMENTS_READ = 50
 """Each segment is a read of its own; the rows of further ones are shown together."""
@@ -61,15 +62,20 @@ async def find_explanation(
         window = await records.window(version, span, segment)
     if window.predictions == 0:
         raise NoPredictions(f"{version.name} served no predictions in this range.")
-    importance, has_importance = importances(version.reference.metrics, [bins.name for bins in features])
-    explained = [
-        explain_feature(
-            bins,
-            window.feature(bins),
-            window.feature_blocks(bins),
-            {one: counts[bins.name] for one, counts in parts.items()},
-            importance[bins.name],
-        )
-        for bins in features
-    ]
+    columns = by_feature(features)
+    importance, has_importance = importances(version.reference.metrics, list(columns))
+    explained = []
+    for name, of_feature in columns.items():
+        found_columns = [
+            explain_feature(
+                bins,
+                window.feature(bins),
+                window.feature_blocks(bins),
+                {one: counts[bins.name] for one, counts in parts.items()},
+                importance[name],
+            )
+            for bins in of_feature
+        ]
+        # A vector is explained by its most drifted projection.
+        explained.append(replace(max(found_columns, key=lambda one: one.drift), feature=name))
     return Explanation(version.name, span, window.predictions, by_impact(explained), has_importance)

@@ -9,9 +9,11 @@ from typing import Any
 
 from flywheel_monitor.drift import design_effect
 from flywheel_monitor.drift.causes import Cause
-from flywheel_monitor.drift.features import FeatureDrift, feature_from_json, judge_features, judge_window
+from flywheel_monitor.drift.features import feature_from_json, judge_features, judge_window
 from flywheel_monitor.drift.score_shift import ScoreShift, score_shift, score_shift_from_json
 from flywheel_monitor.drift.season import confirm_against, confirm_score
+from flywheel_monitor.drift.statistics import FeatureDrift
+from flywheel_monitor.drift.vectors import columns_of
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.performance.estimate import Estimate, estimate_from_json, estimate_of
@@ -99,16 +101,14 @@ def report_on(
     """The report on a window from its counts; `quality` is empty while labels are not judged. `late`: how
     many predictions came after the window was judged. `earlier`: the counts that it is also compared with
     (`seasonal_window`)."""
-    layout = version.layout
-    shifts = {f.name: window.mean_shift(f.name) for f in layout.features}
-    moments = {f.name: window.moments(f.name) for f in layout.features}
+    layout, columns = version.layout, columns_of(window)
     features = judge_features(
         layout.features,
-        {f.name: window.feature(f) for f in layout.features},
-        {name: shift for name, shift in shifts.items() if shift is not None},
+        columns.counts,
+        columns.mean_shifts,
         policy,
-        {f.name: window.feature_blocks(f) for f in layout.features},
-        {name: found for name, found in moments.items() if found is not None},
+        columns.blocks,
+        columns.moments,
         start_us=span.start_us,
     )
     season = ""

@@ -16,7 +16,7 @@ from flywheel_monitor.alerts.filter import AlertFilter
 from flywheel_monitor.alerts.lifecycle import AlertState, Kind
 from flywheel_monitor.alerts.notification import SinkFormat, body_of, event_id
 from flywheel_monitor.alerts.silence import Silence
-from flywheel_monitor.drift.features import FeatureDrift
+from flywheel_monitor.drift.statistics import FeatureDrift
 from flywheel_monitor.fakes.data import Data
 from flywheel_monitor.models.names import AlertName, ModelName
 from flywheel_monitor.references.version import WatchedVersion

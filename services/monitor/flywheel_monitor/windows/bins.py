@@ -54,9 +54,21 @@ class ColumnReference:
     stddev: float = 0.0
     minimum: float = 0.0
     maximum: float = 0.0
+    vector: str = ""
+    """The vector that this is a projection of (`windows.vectors`); `width`: its size, `axis`: which one."""
+    width: int = 0
+    axis: int = 0
+
+    @property
+    def feature(self) -> str:
+        """The feature that the column belongs to: the vector, or the column itself."""
+        return self.vector or self.name
 
     def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
+        found = dict(vars(self))
+        if not self.vector:
+            del found["vector"], found["width"], found["axis"]
+        return found
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> ColumnReference:

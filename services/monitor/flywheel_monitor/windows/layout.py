@@ -20,11 +20,12 @@ from functools import cached_property
 
 import numpy as np
 
+from flywheel_common.projections import PROJECTIONS
 from flywheel_monitor.windows.bins import ColumnReference, FeatureBins
 from flywheel_monitor.windows.histograms import CALIBRATION_BINS, LATENCY_BINS
 from flywheel_monitor.windows.numeric_columns import NumericColumns
 from flywheel_monitor.windows.output import CLASS_BINS, Output
-from flywheel_monitor.windows.projection import PROJECTION_BINS, PROJECTIONS
+from flywheel_monitor.windows.projection import PROJECTION_BINS
 from flywheel_monitor.windows.rows import Source
 
 SOURCES = len(Source)
@@ -169,6 +170,11 @@ class Layout:
     def numeric_columns(self) -> NumericColumns:
         """The numeric features, in the order of their sums."""
         return NumericColumns(tuple(f for f in self.features if f.numeric))
+
+    @cached_property
+    def vector_projections(self) -> tuple[ColumnReference, ...]:
+        """The features that are projections of vectors."""
+        return tuple(f.reference for f in self.features if f.reference.vector)
 
     @property
     def common_sums(self) -> int:

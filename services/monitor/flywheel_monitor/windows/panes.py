@@ -24,6 +24,7 @@ from flywheel_monitor.windows.packing import pack, pack_sums, unpack, unpack_sum
 from flywheel_monitor.windows.projection import PROJECTION_BINS
 from flywheel_monitor.windows.rows import LabelledRows, PairedRows, Rows, Source, usable_scores
 from flywheel_monitor.windows.sums import EXACT_ROWS, LIMBS, carried, exact_terms, limbs_of
+from flywheel_monitor.windows.vectors import with_projections
 
 _Column: TypeAlias = tuple[int | Ints, Mask | None]
 """The index that each row counts at, and the rows that count or None for all."""
@@ -109,20 +110,21 @@ class PaneAccumulator:
     def _features(self, rows: Rows, by_model: Mask) -> tuple[list[_Column], list[tuple[int, Floats]]]:
         """The columns and the sums of the features, which count where the model was called."""
         layout, n = self._layout, len(rows.event_times)
+        features = with_projections(rows.features, layout.vector_projections)
         columns: list[_Column] = []
         sums: list[tuple[int, Floats]] = []
         where = None if by_model.all() else by_model
         numbers = [
             f.name
             for f in layout.features
-            if f.numeric and f.name in rows.features and is_number(rows.features[f.name][0])
+            if f.numeric and f.name in features and is_number(features[f.name][0])
         ]
         if numbers:
             together = layout.numeric_columns
             if len(numbers) < len(together.features):
                 together = together.only(numbers)
-            x = np.stack([rows.features[f.name][0] for f in together.features]).astype(np.float64, copy=False)
-            valid = np.stack([rows.features[f.name][1] for f in together.features])
+            x = np.stack([features[f.name][0] for f in together.features]).astype(np.float64, copy=False)
+            valid = np.stack([features[f.name][1] for f in together.features])
             offsets = np.array([layout.offsets[f.name] for f in together.features])
             columns += [(found, where) for found in together.assign(x, valid) + offsets[:, None]]
             raw, clipped = together.standardized(x, valid & by_model)
@@ -133,7 +135,7 @@ class PaneAccumulator:
                 sums += [(number, clipped[i]), (at, raw[i]), (at + 1, squared[i])]
         for bins in layout.features:
             if bins.name not in numbers:
-                values, valid = rows.features.get(bins.name, (None, np.zeros(n, np.bool_)))
+                values, valid = features.get(bins.name, (None, np.zeros(n, np.bool_)))
                 columns.append((layout.offsets[bins.name] + bins.assign(values, valid, n), where))
         return columns, sums
 

@@ -1,38 +1,19 @@
-"""Random projections of vectors, whose distributions stand for that of the vectors.
-
-The distribution of a vector is determined by those of its projections, and one random direction tells two
-distributions with all moments apart with probability 1 (Cuesta-Albertos, Fraiman and Ransford, "A sharp form
-of the Cramér-Wold theorem", J. Theor. Probab. 20, 2007). A few directions are used, because with one alone
-the power depends on its angle to the change.
-"""
+"""Bins of the random projections of a VECTOR output (`flywheel_common.projections`)."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from flywheel_common.arrays import Floats, Ints
+from flywheel_common.projections import directions
 
-PROJECTIONS = 8
 STEPS = 20
 """Bins of a projection per unit of asinh((x - center) / scale): a width of 5 % of the scale at the center."""
 REACH = 15 * STEPS
 """Bins on each side of the center: asinh of 1.6e6 is 15."""
 PROJECTION_BINS = 2 * REACH + 1
-
-
-@lru_cache(maxsize=64)
-def directions(seed: str, width: int) -> Floats:
-    """[PROJECTIONS, width] unit vectors, uniform on the sphere, fixed by the seed: normal coordinates
-    divided by their norm (Muller 1959)."""
-    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "little")
-    normal = np.random.Generator(np.random.PCG64(number)).standard_normal((PROJECTIONS, width))
-    found: Floats = normal / np.linalg.norm(normal, axis=1, keepdims=True)
-    found.flags.writeable = False
-    return found
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_monitor.references.errors import PeerFailed
 from flywheel_monitor.references.reference import Reference, reference_from_profile
 from flywheel_monitor.windows.bins import ColumnReference
+from flywheel_monitor.windows.vectors import projection_name
 from flywheel_protos.feature.v1 import feature_pb2, feature_pb2_grpc, training_set_pb2
 from flywheel_protos.registry.v1 import registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1 import value_pb2
@@ -79,29 +80,43 @@ _NUMERIC = {
 def column_references(
     profile: Sequence[training_set_pb2.ColumnProfile], inputs: set[str]
 ) -> list[ColumnReference]:
-    """The profiles of the model's inputs; columns of other types (lists, vectors, blobs) are not watched."""
+    """The profiles of the model's inputs, of vectors those of their projections; columns of other types
+    (lists, blobs) are not watched."""
     found = []
     for p in profile:
         if p.name not in inputs:
             continue
+        if p.projections:
+            found += [
+                replace(
+                    _column(one, numeric=True),
+                    name=projection_name(p.name, axis),
+                    vector=p.name,
+                    width=p.vector_size,
+                    axis=axis,
+                )
+                for axis, one in enumerate(p.projections)
+            ]
+            continue
         numeric = p.data_type in _NUMERIC or (
             p.data_type in _CATEGORICAL and bool(p.bin_counts) and not p.categories
         )
-        if not numeric and p.data_type not in _CATEGORICAL:
-            continue
-        found.append(
-            ColumnReference(
-                name=p.name,
-                numeric=numeric,
-                counts=tuple(p.bin_counts) if numeric else tuple(p.category_counts),
-                null_count=p.null_count,
-                edges=tuple(p.edges) if numeric else (),
-                categories=() if numeric else tuple(p.categories),
-                other_count=0 if numeric else p.other_count,
-                mean=p.mean,
-                stddev=p.stddev,
-                minimum=p.min,
-                maximum=p.max,
-            )
-        )
+        if numeric or p.data_type in _CATEGORICAL:
+            found.append(_column(p, numeric))
     return found
+
+
+def _column(p: training_set_pb2.ColumnProfile, numeric: bool) -> ColumnReference:
+    return ColumnReference(
+        name=p.name,
+        numeric=numeric,
+        counts=tuple(p.bin_counts) if numeric else tuple(p.category_counts),
+        null_count=p.null_count,
+        edges=tuple(p.edges) if numeric else (),
+        categories=() if numeric else tuple(p.categories),
+        other_count=0 if numeric else p.other_count,
+        mean=p.mean,
+        stddev=p.stddev,
+        minimum=p.min,
+        maximum=p.max,
+    )

@@ -20,7 +20,8 @@ from flywheel_monitor.alerts.filter import AlertFilter
 from flywheel_monitor.alerts.lifecycle import AlertState, Kind
 from flywheel_monitor.alerts.notification import SinkFormat, body_of, event_id
 from flywheel_monitor.alerts.silence import Silence
-from flywheel_monitor.drift.features import FeatureDrift, feature_from_json
+from flywheel_monitor.drift.features import feature_from_json
+from flywheel_monitor.drift.statistics import FeatureDrift
 from flywheel_monitor.models.names import AlertName, ModelName
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.span import Span
