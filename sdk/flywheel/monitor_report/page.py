@@ -167,7 +167,7 @@ def _numbers(d: monitor_pb2.FeatureDrift) -> str:
     values = [f"PSI {d.psi_corrected:.4g}", f"p {d.adjusted_p_value:.3g}"]
     values += [
         f"{label} {getattr(d, name):.4g}"
-        for label, name in ((
+        for label, name in (
             ("KS", "ks"),
             ("Cramér's V", "cramers_v"),
             ("mean shift", "mean_shift"),
