@@ -89,11 +89,11 @@ async def test_the_api_shows_a_vector_as_one_feature_with_projections(edge: Loca
         return at(at(request, "start_time", START_US), "end_time", START_US + MINUTE_US)
 
     async with served(edge.store) as stub:
-        report = await stub.GetDriftReport(span(monitor_pb2.GetDriftReportRequest(name=version_name())))
+        answer = await stub.GetDriftReport(span(monitor_pb2.GetDriftReportRequest(name=version_name())))
         request = distribution_pb2.GetDistributionsRequest(name=version_name())
         shown = await stub.GetDistributions(span(request))
         why = await stub.ExplainDrift(span(explanation_pb2.ExplainDriftRequest(name=version_name())))
-    first = report.features[0]
+    first = answer.report.features[0]
     assert (NAME, monitor_pb2.DRIFT_VERDICT_DRIFT) == (first.feature, first.verdict)
     assert not first.HasField("mean_shift")
     assert first.projection_shift > 1

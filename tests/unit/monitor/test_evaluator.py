@@ -346,6 +346,28 @@ async def test_gauges_show_the_newest_window_and_end_with_the_lease(traffic: Tra
     assert shift() is None, "an ex-leader exports no gauge"
 
 
+async def test_gauges_show_the_age_of_the_labels(traffic: Traffic) -> None:
+    registry = CollectorRegistry()
+    traffic.evaluator._metrics = EvaluationMetrics(registry)
+
+    def delay(quantile: str) -> float | None:
+        labels = {"model_version": VERSION, "quantile": quantile}
+        return registry.get_sample_value("flywheel_label_delay_seconds", labels)
+
+    await traffic.hour(10)
+    ids, times = [f"10-{i}" for i in range(200)], 10 * HOUR_US + np.arange(200) * (HOUR_US // 200)
+    after = np.where(np.arange(200) < 150, 100, 1000) * 1_000_000
+    async with traffic.store.transaction() as records:
+        await records.add_outcomes(0, [outcomes(ids, np.arange(200) % 2, times=times + after)])
+    for number in range(11, 16):
+        await traffic.hour(number)
+    await traffic.evaluator.pass_once()
+    assert delay("0.5") == pytest.approx(105, abs=5)
+    assert delay("0.9") == pytest.approx(1050, abs=50)
+    traffic.evaluator._metrics.stop()
+    assert delay("0.5") is None
+
+
 async def test_gauges_show_the_estimate_and_how_wrong_it_was(traffic: Traffic) -> None:
     registry = CollectorRegistry()
     traffic.evaluator._metrics = EvaluationMetrics(registry)

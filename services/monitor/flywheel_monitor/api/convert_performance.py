@@ -29,6 +29,8 @@ def performance_to_proto(p: ServedPerformance) -> monitor_pb2.Performance:
         average_precision=p.quality.average_precision,
         auc_error=p.quality.auc_error,
         log_loss_error=p.quality.log_loss_error,
+        label_delay_p50_seconds=p.quality.label_delay_p50_seconds,
+        label_delay_p90_seconds=p.quality.label_delay_p90_seconds,
         score_mean=p.score_mean,
         latency_p50_ms=p.latency_p50_ms,
         latency_p99_ms=p.latency_p99_ms,

@@ -36,6 +36,12 @@ class EvaluationMetrics:
             by_version,
             registry=registry,
         )
+        self._delay = Gauge(
+            "flywheel_label_delay_seconds",
+            "Time from prediction to outcome in the newest labelled window",
+            [*by_version, "quantile"],
+            registry=registry,
+        )
         self._estimated = Gauge(
             "flywheel_estimated_performance",
             "What the scores of the newest window promise without labels (CBPE)",
@@ -81,6 +87,7 @@ class EvaluationMetrics:
                 if value is not None:
                     self._newest_labelled[version] = report.span.end_us
                     gauge.labels(version).set(value)
+            self._show_delay(report)
             self._show_estimate_error(report)
         if report.span.end_us < self._newest.get(version, report.span.end_us):
             return
@@ -95,6 +102,16 @@ class EvaluationMetrics:
         if report.estimate is not None:
             for name, value in asdict(report.estimate.expected).items():
                 self._estimated.labels(version, name).set(value)
+
+    def _show_delay(self, report: Report) -> None:
+        found = report.quality
+        for quantile, seconds in (
+            ("0.5", found.label_delay_p50_seconds),
+            ("0.9", found.label_delay_p90_seconds),
+        ):
+            if seconds is not None:
+                self._newest_labelled[report.model_version] = report.span.end_us
+                self._delay.labels(report.model_version, quantile).set(seconds)
 
     def _show_estimate_error(self, report: Report) -> None:
         found = report.estimate
@@ -127,6 +144,7 @@ class EvaluationMetrics:
             self._shift,
             self._auc,
             self._log_loss,
+            self._delay,
             self._estimated,
             self._estimate_error,
             self._estimate_wrong,

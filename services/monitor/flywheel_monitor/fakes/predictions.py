@@ -289,7 +289,7 @@ def _is_of(prediction: StoredPrediction, name: VariantName) -> bool:
 
 
 def _known(stored: StoredLabel) -> Known:
-    return Known(stored.label.value, stored.label.class_name)
+    return Known(stored.label.value, stored.label.class_name, event_time=stored.label.event_time)
 
 
 def _is_pair(champion: StoredPrediction, shadow: StoredPrediction) -> bool:

@@ -29,11 +29,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Known:
-    """The label of an answer, and 1 if it is new or -1 if it is taken back."""
+    """The label of an answer, and 1 if it is new or -1 if it is taken back. `event_time` of the outcome,
+    where its delay counts."""
 
     value: float
     class_name: str = ""
     weight: int = 1
+    event_time: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ def labelled_rows(output: Output, answers: Sequence[tuple[Answer, Known]]) -> La
         outputs=outputs_of(output, [a for a, _ in kept]),
         labels=numbers[keep],
         weights=np.array([k.weight for _, k in kept], np.int64),
+        delays=np.array(
+            [np.nan if k.event_time is None else (k.event_time - a.event_time) / 1e6 for a, k in kept],
+            np.float64,
+        ),
     )
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from flywheel_common.arrays import Floats, Ints
 from flywheel_common.signature import OutputKind
 from flywheel_monitor.windows.counts import WindowCounts
-from flywheel_monitor.windows.histograms import CALIBRATION_BINS, SCORE_BINS
+from flywheel_monitor.windows.delays import DELAY_EDGES_SECONDS
+from flywheel_monitor.windows.histograms import CALIBRATION_BINS, SCORE_BINS, quantile
 from flywheel_monitor.windows.layout import Sums
 from flywheel_monitor.windows.losses import is_positive
 
@@ -45,13 +46,27 @@ class Quality:
     average_precision: float | None = None
     auc_error: float | None = None
     log_loss_error: float | None = None
+    label_delay_p50_seconds: float | None = None
+    """Of the labels known so far, from bins: at most 10 % too long."""
+    label_delay_p90_seconds: float | None = None
 
 
 def quality(window: WindowCounts) -> Quality:
     """The figures over all labelled rows of a window."""
-    kind, n = window.layout.output.kind, window.labelled
-    if n == 0 or kind is OutputKind.VECTOR:
+    if window.labelled == 0 or window.layout.output.kind is OutputKind.VECTOR:
         return Quality()
+    delays = window.label_delays
+    if not delays.any():
+        return _by_kind(window)
+    return replace(
+        _by_kind(window),
+        label_delay_p50_seconds=quantile(DELAY_EDGES_SECONDS, delays, 0.5),
+        label_delay_p90_seconds=quantile(DELAY_EDGES_SECONDS, delays, 0.9),
+    )
+
+
+def _by_kind(window: WindowCounts) -> Quality:
+    kind, n = window.layout.output.kind, window.labelled
     if kind is OutputKind.REGRESSION:
         return _regression(window, n)
     found = Quality(

@@ -12,7 +12,13 @@ from flywheel_monitor.performance.quality import Quality
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.counts import WindowCounts
 
-_ADDED = ("average_precision", "auc_error", "log_loss_error")
+_ADDED = (
+    "average_precision",
+    "auc_error",
+    "log_loss_error",
+    "label_delay_p50_seconds",
+    "label_delay_p90_seconds",
+)
 _OF_LABELS = ("quality", "label_shift", "estimate")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from flywheel_common.arrays import Floats, Ints
 from flywheel_monitor.windows.bins import FeatureBins, Special
+from flywheel_monitor.windows.delays import DELAY_BINS
 from flywheel_monitor.windows.histograms import LATENCY_BINS
 from flywheel_monitor.windows.layout import SOURCES, Extra, Layout, Sums
 from flywheel_monitor.windows.output import CLASS_BINS
@@ -158,8 +159,14 @@ class WindowCounts:
     def projection_blocks(self) -> Ints:
         """[B, projections, PROJECTION_BINS] rows by each projection of the output, in each block."""
         layout = self.layout
-        part = self.count_blocks[:, layout.projections : layout.size]
+        part = self.count_blocks[:, layout.projections : layout.delays]
         return part.reshape(len(part), layout.projected, PROJECTION_BINS)
+
+    @property
+    def label_delays(self) -> Ints:
+        """[DELAY_BINS] labels by their delay. Those that were counted before there were any are left out,
+        also where they are corrected."""
+        return np.maximum(self._part(self.layout.delays, DELAY_BINS), 0)
 
     def cost_mean(self) -> float | None:
         """Mean cost of the predictions whose cost was measured."""

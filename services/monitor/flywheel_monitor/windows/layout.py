@@ -4,7 +4,8 @@ All numbers are integers, so that adding panes is exact and any order gives the 
 order: the bins of every feature, scores, scores with a positive label, scores with another label, latencies,
 sources, failures (layout version 1 ends here), `Extra`, and for MULTICLASS the predicted classes, the
 confusion of true and predicted classes, and the bins of each class's probability (version 2 ends here), which
-of champion and shadow was right (version 3 ends here), and for VECTOR the bins of each projection.
+of champion and shadow was right (version 3 ends here), for VECTOR the bins of each projection (version 4
+ends here), and the delays of the labels.
 
 What "positive" means follows the kind: BINARY the label 1, MULTICLASS a correct class; for REGRESSION the
 labels themselves are counted in the two blocks, apart for scores above and not above them.
@@ -22,6 +23,7 @@ import numpy as np
 
 from flywheel_common.projections import PROJECTIONS
 from flywheel_monitor.windows.bins import ColumnReference, FeatureBins
+from flywheel_monitor.windows.delays import DELAY_BINS
 from flywheel_monitor.windows.histograms import CALIBRATION_BINS, LATENCY_BINS
 from flywheel_monitor.windows.numeric_columns import NumericColumns
 from flywheel_monitor.windows.output import CLASS_BINS, Output
@@ -157,9 +159,14 @@ class Layout:
         return PROJECTIONS if self.output.projections is not None else 0
 
     @property
+    def delays(self) -> int:
+        """[DELAY_BINS] labels by the time from the prediction to the outcome."""
+        return self.projections + self.projected * PROJECTION_BINS
+
+    @property
     def size(self) -> int:
         """Length of the counts."""
-        return self.projections + self.projected * PROJECTION_BINS
+        return self.delays + DELAY_BINS
 
     @cached_property
     def numeric(self) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 Version 1: the counts are u32 n, n u32 indices and n i32 values; the sums are int64. Version 2: the counts are
 u32 MARK | size << 16 | 2, u32 n, n u32 indices and n signed integers of `size` bytes, the smallest that hold
-the values; the sums have LIMBS int64 each (`windows.sums`). Versions 3 and 4 have the same bytes. The
+the values; the sums have LIMBS int64 each (`windows.sums`). Versions 3 to 5 have the same bytes. The
 layout of each version extends that of the one before at its end, so that indices keep their meaning.
 """
 
@@ -16,7 +16,7 @@ from flywheel_common.arrays import Ints
 from flywheel_monitor.windows.errors import UnknownLayout
 from flywheel_monitor.windows.sums import LIMBS
 
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 5
 _MARK = 1 << 31
 _SIZE_SHIFT = 16
 _VERSION_MASK = (1 << _SIZE_SHIFT) - 1

@@ -15,6 +15,7 @@ import numpy as np
 
 from flywheel_common.arrays import Floats, Ints, Mask
 from flywheel_common.signature import OutputKind
+from flywheel_monitor.windows.delays import delay_bins
 from flywheel_monitor.windows.histograms import calibration_bins, latency_bins
 from flywheel_monitor.windows.layout import SOURCES, Extra, Layout, Sums
 from flywheel_monitor.windows.losses import loss_terms
@@ -181,6 +182,9 @@ class PaneAccumulator:
             counted = layout.output.counted_class
             true, predicted = counted(rows.labels.astype(np.int64)), counted(rows.outputs.argmax(axis=1))
             columns.append((layout.confusion + true * layout.output.classes + predicted, None))
+        if rows.delays is not None:
+            known = np.isfinite(rows.delays)
+            columns.append((layout.delays + delay_bins(np.where(known, rows.delays, 0.0)), known))
         by_bin = None
         if layout.output.unit_interval:
             by_bin = base + Sums.CALIBRATION + calibration_bins(terms.bins), rows.scores

@@ -66,7 +66,8 @@ class Rows:
 @dataclass(frozen=True)
 class LabelledRows:
     """n predictions with usable scores and their labels: 0 or 1 (BINARY), the column of the true class
-    (MULTICLASS) or a number (REGRESSION). Weight -1 takes a corrected label back."""
+    (MULTICLASS) or a number (REGRESSION). Weight -1 takes a corrected label back. `delays` are the seconds
+    from the prediction to the outcome, NaN where unknown."""
 
     event_times: Ints
     segments: tuple[str, ...]
@@ -74,6 +75,7 @@ class LabelledRows:
     outputs: Floats
     labels: Floats
     weights: Ints
+    delays: Floats | None = None
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,8 @@ class IngestRows:
         labels: dict[tuple[int, str], Known] = {}
         if candidates:
             for row in await conn.fetch(_LABELS, [m for m, _ in candidates], [i for _, i in candidates]):
-                labels[row["model_id"], row["prediction_id"]] = Known(row["value"], row["class_name"])
+                found = Known(row["value"], row["class_name"], event_time=row["event_time"])
+                labels[row["model_id"], row["prediction_id"]] = found
         for batch, variant, new in zip(batches, variants, kept, strict=True):
             model_id, panes = variant.version.model_id, work.of(variant)
             tally = tallies.setdefault(model_id, _Tally())
@@ -361,7 +362,7 @@ class _Panes:
 
 
 def _known(label: Label) -> Known:
-    return Known(label.value, label.class_name)
+    return Known(label.value, label.class_name, event_time=label.event_time)
 
 
 def _fields(labels: dict[str, Label], ids: Sequence[str]) -> tuple[list[object], ...]:
