@@ -1,6 +1,6 @@
 """Three members of the monitor count a stream while one after the other is killed with SIGKILL.
 
-`make acceptance` kills 5 times; FLYWHEEL_SOAK_KILLS=20 kills 20 times. Every kill and every restart moves
+`make acceptance` kills 5 times, `make soak SUITE=monitor` 20 times (KILLS, by FLYWHEEL_SOAK_KILLS). Every kill and every restart moves
 partitions between the members; batches of predictions and labels are sent twice now and then, as gateways do
 after an unclear answer.
 """
