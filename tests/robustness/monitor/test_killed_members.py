@@ -1,8 +1,8 @@
 """Three members of the monitor count a stream while one after the other is killed with SIGKILL.
 
-`make acceptance` kills 5 times, `make soak SUITE=monitor` 20 times (KILLS, by FLYWHEEL_SOAK_KILLS). Every kill and every restart moves
-partitions between the members; batches of predictions and labels are sent twice now and then, as gateways do
-after an unclear answer.
+`make acceptance` kills 5 times, `make soak SUITE=monitor` 20 times (KILLS). Every kill and every restart
+moves partitions between the members; batches of predictions and labels are sent twice now and then, as
+gateways do after an unclear answer.
 """
 
 from __future__ import annotations
