@@ -53,9 +53,11 @@ def test_a_report_from_before_the_first_window_had_no_reference() -> None:
     assert "" == difference(Report.from_json(early.to_json()))
 
 
-@pytest.mark.parametrize("missing", ["estimate", "average_precision", "auc_error", "log_loss_error"])
+@pytest.mark.parametrize(
+    "missing", ["estimate", "average_precision", "auc_error", "log_loss_error", "brier_error"]
+)
 def test_a_report_from_before_a_figure_existed_does_not_differ(missing: str) -> None:
-    quality = replace(LABELLED, average_precision=0.5, auc_error=0.01, log_loss_error=0.02)
+    quality = replace(LABELLED, average_precision=0.5, auc_error=0.01, log_loss_error=0.02, brier_error=0.03)
     json = stored(quality).to_json()
     (json if missing == "estimate" else json["quality"]).pop(missing)
     assert "" == difference(Report.from_json(json), quality=quality)

@@ -249,6 +249,31 @@ def expected_calibration_error(scores: np.ndarray, labels: np.ndarray) -> float:
     return sum(len(s) * abs(s.mean() - y.mean()) for s, y in parts) / len(scores)
 
 
+def test_the_noise_of_the_calibration_error_is_that_of_simulations() -> None:
+    rng = np.random.default_rng(4)
+    scores = rng.beta(2, 3, 2000)
+    found = judged(scores, (rng.random(2000) < scores).astype(float))
+    drawn = [expected_calibration_error(scores, rng.random(2000) < scores) for _ in range(400)]
+    assert np.mean(drawn) == pytest.approx(found.calibration_error_by_chance, rel=0.05)
+    wrong = scores**2  # Far from calibrated: the signs of the differences do not change.
+    found = judged(scores, (rng.random(2000) < wrong).astype(float))
+    drawn = [expected_calibration_error(scores, rng.random(2000) < wrong) for _ in range(400)]
+    assert np.std(drawn) == pytest.approx(found.calibration_error_error, rel=0.15)
+
+
+def test_the_standard_error_of_the_average_precision_is_near_that_of_simulations() -> None:
+    rng = np.random.default_rng(4)
+    drawn, errors = [], []
+    for _ in range(60):
+        labels = (rng.random(1500) < 0.3).astype(float)
+        scores = np.clip(rng.normal(0.4 + 0.2 * labels, 0.15), 0, 1)
+        found = judged(scores, labels)
+        drawn.append(metrics.average_precision_score(labels, scores))
+        errors.append(found.average_precision_error)
+    # The binomial error is the conservative one of Boyd, Eng and Page.
+    assert 0.7 * np.std(drawn) <= np.mean(errors) <= 2 * np.std(drawn)
+
+
 def delong(scores: np.ndarray, labels: np.ndarray) -> float:
     """The standard error of the AUC from the matrix of all pairs."""
     wins = np.sign(scores[labels == 1][:, None] - scores[labels == 0][None, :]) / 2 + 0.5
@@ -270,6 +295,9 @@ def test_quality_equals_scikit_learn(name: str) -> None:
     assert labels.mean() == pytest.approx(found.label_mean, **EXACT)
     if len(labels) > 1:
         assert stats.sem(losses) == pytest.approx(found.log_loss_error, rel=1e-9, abs=1e-8)
+        # The rows of a bin of width 0.005 count in its middle.
+        squares = stats.sem((scores - labels) ** 2)
+        assert squares == pytest.approx(found.brier_error, abs=0.005 / math.sqrt(len(labels)))
     if len(set(labels)) < 2:
         assert (None, None, None) == (found.auc, found.average_precision, found.auc_error)
         return

@@ -220,6 +220,18 @@ def test_concept_drift_needs_labels_and_a_worse_model() -> None:
     assert judge_concept(replace(good, auc=0.70), promised, POLICY)[0] == Verdict.DRIFT
     assert judge_concept(replace(good, log_loss=0.60), promised, POLICY)[0] == Verdict.DRIFT
     assert judge_concept(replace(good, labelled=100, auc=0.5), promised, POLICY)[0] == Verdict.INSUFFICIENT
+    calibrated = replace(promised, brier=0.12, calibration_error=0.01)
+    same = replace(
+        good, brier=0.13, brier_error=0.01, calibration_error=0.04, calibration_error_by_chance=0.03
+    )
+    assert judge_concept(same, calibrated, POLICY)[0] == Verdict.NO_DRIFT
+    assert judge_concept(replace(same, brier=0.149), calibrated, POLICY)[0] == Verdict.NO_DRIFT, "by chance"
+    worse = replace(same, brier=0.151), replace(same, calibration_error=0.091)
+    for one, what in zip(worse, ("Brier score 0.151", "calibration error 0.091"), strict=True):
+        verdict, reason = judge_concept(one, calibrated, POLICY)
+        assert verdict == Verdict.DRIFT
+        assert what in reason
+    assert judge_concept(worse[1], promised, POLICY)[0] == Verdict.NO_DRIFT, "no held-out calibration"
     assert judge_labels(good, promised, POLICY)[0] == Verdict.NO_DRIFT
     assert judge_labels(replace(good, label_mean=0.45), promised, POLICY)[0] == Verdict.DRIFT
 

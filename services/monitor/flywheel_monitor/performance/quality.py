@@ -14,6 +14,12 @@ import numpy as np
 
 from flywheel_common.arrays import Floats, Ints
 from flywheel_common.signature import OutputKind
+from flywheel_monitor.performance.standard_errors import (
+    average_precision_error,
+    brier_error,
+    calibration_error_error,
+    chance_calibration_error,
+)
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.delays import DELAY_EDGES_SECONDS
 from flywheel_monitor.windows.histograms import CALIBRATION_BINS, SCORE_BINS, quantile
@@ -49,6 +55,11 @@ class Quality:
     label_delay_p50_seconds: float | None = None
     """Of the labels known so far, from bins: at most 10 % too long."""
     label_delay_p90_seconds: float | None = None
+    brier_error: float | None = None
+    average_precision_error: float | None = None
+    calibration_error_error: float | None = None
+    calibration_error_by_chance: float | None = None
+    """The mean of calibrated scores with these rows (`standard_errors`)."""
 
 
 def quality(window: WindowCounts) -> Quality:
@@ -69,17 +80,21 @@ def _by_kind(window: WindowCounts) -> Quality:
     kind, n = window.layout.output.kind, window.labelled
     if kind is OutputKind.REGRESSION:
         return _regression(window, n)
+    by_bin, sums = _calibration_counts(window)
     found = Quality(
         labelled=n,
         log_loss=window.total(Sums.LOSS) / n,
         brier=window.total(Sums.BRIER) / n,
-        calibration_error=_calibration_error(window),
+        calibration_error=calibration_error(*by_bin, sums),
+        calibration_error_error=calibration_error_error(*by_bin),
+        calibration_error_by_chance=chance_calibration_error(by_bin[0], sums),
         log_loss_error=_mean_error(window.total(Sums.LOSS), window.total(Sums.LOSS_SQUARED), n),
     )
     positives = int(window.positives.sum())
     if kind is OutputKind.BINARY:
         counts = window.positives, window.negatives
-        return replace(_ranked(found, *counts), label_mean=positives / n, accuracy=None)
+        ranked = _ranked(found, *counts)
+        return replace(ranked, label_mean=positives / n, brier_error=brier_error(*counts))
     confusion = window.confusion
     return replace(
         found,
@@ -91,10 +106,13 @@ def _by_kind(window: WindowCounts) -> Quality:
 
 def _ranked(found: Quality, positives: Floats | Ints, negatives: Floats | Ints) -> Quality:
     """The quality with the figures that depend on the order of the scores alone."""
+    precision = average_precision_from_counts(positives, negatives)
+    hits = float(positives.sum())
     return replace(
         found,
         auc=auc_from_counts(positives, negatives),
-        average_precision=average_precision_from_counts(positives, negatives),
+        average_precision=precision,
+        average_precision_error=None if precision is None else average_precision_error(precision, hits),
         auc_error=auc_standard_error(positives, negatives),
     )
 
@@ -128,14 +146,13 @@ def _macro_f1(confusion: Ints) -> float:
     return float((2 * hits[occurred > 0] / occurred[occurred > 0]).mean())
 
 
-def _calibration_error(window: WindowCounts) -> float | None:
+def _calibration_counts(window: WindowCounts) -> tuple[tuple[Ints, Ints], Floats]:
+    """((rows, positives), sum of the scores) per calibration bin."""
     positives, negatives = window.positives, window.negatives
     by_bin = (CALIBRATION_BINS, SCORE_BINS // CALIBRATION_BINS)
-    return calibration_error(
-        (positives + negatives).reshape(by_bin).sum(axis=1),
-        positives.reshape(by_bin).sum(axis=1),
-        np.array([window.total(Sums.CALIBRATION, b) for b in range(CALIBRATION_BINS)]),
-    )
+    rows = (positives + negatives).reshape(by_bin).sum(axis=1)
+    sums = np.array([window.total(Sums.CALIBRATION, b) for b in range(CALIBRATION_BINS)])
+    return (rows, positives.reshape(by_bin).sum(axis=1)), sums
 
 
 def with_exact_auc(found: Quality, scores: Floats, labels: Floats) -> Quality:

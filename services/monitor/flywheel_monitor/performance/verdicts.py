@@ -18,8 +18,8 @@ SIGNIFICANT_Z = 3.0
 def judge_concept(
     quality: Quality, reference: QualityReference, policy: MonitorPolicy
 ) -> tuple[Verdict, str]:
-    """Concept drift: a lower AUC, average precision or accuracy, or a higher log-loss or RMSE, than on
-    held-out rows."""
+    """Concept drift: a lower AUC, average precision or accuracy, or a higher log-loss, Brier score,
+    calibration error or RMSE, than on held-out rows."""
     if quality.labelled < policy.min_labels:
         return Verdict.INSUFFICIENT, f"{quality.labelled} labels, {policy.min_labels} needed"
     found = []
@@ -49,6 +49,23 @@ def judge_concept(
         found.append(
             f"average precision {quality.average_precision:.3f} against {reference.average_precision:.3f}"
         )
+    # Chance alone moves the Brier score by its standard error, and raises the calibration error of few
+    # labels.
+    chance = SIGNIFICANT_Z * (quality.brier_error or 0.0)
+    if (
+        quality.brier is not None
+        and reference.brier
+        and quality.brier > max(reference.brier * policy.log_loss_ratio, reference.brier + chance)
+    ):
+        found.append(f"Brier score {quality.brier:.3f} against {reference.brier:.3f}")
+    if (
+        quality.calibration_error is not None
+        and reference.calibration_error is not None
+        and quality.calibration_error - (quality.calibration_error_by_chance or 0.0)
+        > reference.calibration_error + policy.auc_drop
+    ):
+        numbers = f"{quality.calibration_error:.3f} against {reference.calibration_error:.3f}"
+        found.append(f"calibration error {numbers}")
     if quality.rmse is not None and reference.rmse and quality.rmse > reference.rmse * policy.log_loss_ratio:
         found.append(f"RMSE {quality.rmse:.4g} against {reference.rmse:.4g}")
     if found:
@@ -59,6 +76,8 @@ def judge_concept(
         (quality.accuracy, reference.accuracy),
         (quality.rmse, reference.rmse),
         (quality.average_precision, reference.average_precision),
+        (quality.brier, reference.brier),
+        (quality.calibration_error, reference.calibration_error),
     )
     if all(mine is None or held_out is None for mine, held_out in compared):
         return Verdict.INSUFFICIENT, "the version has no held-out quality to compare with"

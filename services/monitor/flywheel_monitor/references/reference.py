@@ -69,6 +69,8 @@ class QualityReference:
     rmse: float | None = None
     labels: tuple[int, ...] = ()
     average_precision: float | None = None
+    brier: float | None = None
+    calibration_error: float | None = None
 
 
 def reference_from_profile(columns: Sequence[ColumnReference]) -> Reference:

@@ -48,6 +48,8 @@ class WatchedVersion:
             rmse=metrics.get("rmse"),
             labels=self.first_labels,
             average_precision=metrics.get("average_precision"),
+            brier=metrics.get("brier"),
+            calibration_error=metrics.get("ece"),
         )
 
     @property

@@ -18,6 +18,10 @@ _ADDED = (
     "log_loss_error",
     "label_delay_p50_seconds",
     "label_delay_p90_seconds",
+    "brier_error",
+    "average_precision_error",
+    "calibration_error_error",
+    "calibration_error_by_chance",
 )
 _OF_LABELS = ("quality", "label_shift", "estimate")
 
