@@ -70,8 +70,8 @@ def test_binary_metrics_equal_scikit_learn(rng: np.random.Generator, weights: np
 def _ece(right: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float:
     """Bin by bin."""
     total = 0.0
-    for number in range(15):
-        inside = (scores >= number / 15) & (scores < (number + 1) / 15)
+    for number in range(10):
+        inside = (scores >= number / 10) & (scores < (number + 1) / 10)
         total += abs((weights * (right - scores))[inside].sum())
     return total / float(weights.sum())
 

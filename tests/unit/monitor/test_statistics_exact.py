@@ -14,6 +14,7 @@ from scipy import stats
 from scipy.spatial.distance import jensenshannon
 from sklearn import metrics
 
+from flywheel_job.evaluation import metrics as trainer
 from flywheel_monitor.drift import chi_square, distances, ks, psi
 from flywheel_monitor.drift.statistics import FeatureDrift, measure
 from flywheel_monitor.performance.quality import Quality, quality, with_exact_auc
@@ -284,7 +285,7 @@ def delong(scores: np.ndarray, labels: np.ndarray) -> float:
 def test_quality_equals_scikit_learn(name: str) -> None:
     scores, labels = SCORED[name][0], SCORED[name][1].astype(float)
     found = judged(scores, labels)
-    clipped = np.clip(scores, 1e-15, 1 - 1e-15)
+    clipped = np.clip(scores, 1e-7, 1 - 1e-7)
     losses = -np.log(np.where(labels == 1, clipped, 1 - clipped))
     assert losses.mean() == pytest.approx(found.log_loss, **EXACT)
     assert metrics.log_loss(labels, clipped, labels=[0, 1]) == pytest.approx(
@@ -293,6 +294,9 @@ def test_quality_equals_scikit_learn(name: str) -> None:
     assert metrics.brier_score_loss(labels, scores, pos_label=1) == pytest.approx(found.brier, **EXACT)
     assert expected_calibration_error(scores, labels) == pytest.approx(found.calibration_error, **EXACT)
     assert labels.mean() == pytest.approx(found.label_mean, **EXACT)
+    # The trainer's figures are the reference: equal rows must give equal ones.
+    held_out = trainer.log_loss(labels, scores), trainer.brier(labels, scores), trainer.ece(labels, scores)
+    assert held_out == pytest.approx((found.log_loss, found.brier, found.calibration_error), **EXACT)
     if len(labels) > 1:
         assert stats.sem(losses) == pytest.approx(found.log_loss_error, rel=1e-9, abs=1e-8)
         # The rows of a bin of width 0.005 count in its middle.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from flywheel_common.arrays import Floats, Ints
+from flywheel_common.probability import CALIBRATION_BINS
 from flywheel_common.signature import OutputKind
 from flywheel_monitor.performance.standard_errors import (
     average_precision_error,
@@ -22,7 +23,7 @@ from flywheel_monitor.performance.standard_errors import (
 )
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.delays import DELAY_EDGES_SECONDS
-from flywheel_monitor.windows.histograms import CALIBRATION_BINS, SCORE_BINS, quantile
+from flywheel_monitor.windows.histograms import SCORE_BINS, quantile
 from flywheel_monitor.windows.layout import Sums
 from flywheel_monitor.windows.losses import is_positive
 

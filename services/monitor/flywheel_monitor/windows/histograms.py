@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from flywheel_common.arrays import Floats, Ints
+from flywheel_common.probability import CALIBRATION_BINS
 
 SCORE_BINS = 200
 """Equal-width bins of [0, 1], right-open but for the last; a multiple of CALIBRATION_BINS."""
-CALIBRATION_BINS = 10
 LATENCY_BINS = 128
 LATENCY_LOWEST_MS = 0.1
 LATENCY_GROWTH = 1.1

@@ -21,10 +21,11 @@ from functools import cached_property
 
 import numpy as np
 
+from flywheel_common.probability import CALIBRATION_BINS
 from flywheel_common.projections import PROJECTIONS
 from flywheel_monitor.windows.bins import ColumnReference, FeatureBins
 from flywheel_monitor.windows.delays import DELAY_BINS
-from flywheel_monitor.windows.histograms import CALIBRATION_BINS, LATENCY_BINS
+from flywheel_monitor.windows.histograms import LATENCY_BINS
 from flywheel_monitor.windows.numeric_columns import NumericColumns
 from flywheel_monitor.windows.output import CLASS_BINS, Output
 from flywheel_monitor.windows.projection import PROJECTION_BINS

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from flywheel_common.arrays import Floats, Ints, Mask
+from flywheel_common.probability import SMALLEST_PROBABILITY
 from flywheel_common.signature import OutputKind
 from flywheel_monitor.windows.output import LARGEST_SCORE, Output
-
-SMALLEST_PROBABILITY = 1e-15
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ def is_positive(labels: Floats) -> Mask:
 
 
 def log_loss_terms(scores: Floats, labels: Floats) -> Floats:
-    """[n] -ln p(label), probabilities clipped to [1e-15, 1 - 1e-15]."""
+    """[n] -ln p(label), probabilities clipped to SMALLEST_PROBABILITY and 1 less that."""
     p = np.clip(scores, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
     return np.where(is_positive(labels), -np.log(p), -np.log1p(-p))
 

@@ -12,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from flywheel_common.arrays import Floats
+from flywheel_common.probability import CALIBRATION_BINS, SMALLEST_PROBABILITY
 from flywheel_job.evaluation.ranking import Ranking
 from flywheel_job.evaluation.thresholds import by_f_beta
 
-EPSILON = 1e-7
-"""Smallest distance of a probability from 0 and 1 in a logarithm; float32 scores resolve about 6e-8."""
-
-ECE_BINS = 15
+EPSILON = SMALLEST_PROBABILITY
+ECE_BINS = CALIBRATION_BINS
 
 Weights = npt.ArrayLike | None
 
