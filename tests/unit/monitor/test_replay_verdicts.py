@@ -29,6 +29,13 @@ def difference(report: Report, a: float = 1.0, quality: Quality = LABELLED) -> s
     return report_difference(report, KNOWN, window(a=a), quality, POLICY, window())
 
 
+def test_a_report_from_before_a_figure_of_features_existed_does_not_differ() -> None:
+    json = stored().to_json()
+    removed = [(f.pop("mean_shift_z"), f.pop("psi_epsilon")) for f in json["features"]]
+    assert any(z is not None and psi is not None for z, psi in removed)
+    assert "" == difference(Report.from_json(json))
+
+
 def test_an_equal_report_has_no_difference() -> None:
     assert "" == difference(stored())
     assert "" == difference(stored(late=7)), "how many were late is no function of the records"

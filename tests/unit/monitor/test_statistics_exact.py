@@ -131,6 +131,10 @@ def test_statistics_of_numbers_equal_those_of_the_rows(name: str) -> None:
     assert jensenshannon(*deciles, base=2) == pytest.approx(found.jensen_shannon, **EXACT)
     shift = (np.clip(window, 0, 9).mean() - reference.mean()) / reference.std()
     assert shift == pytest.approx(found.mean_shift, **EXACT)
+    assert shift / math.sqrt(1 / n + 1 / m) == pytest.approx(found.mean_shift_z, **EXACT)
+    used = deciles[0] + deciles[1] > 0
+    p, q = (np.maximum(side[used] / side.sum(), 1e-4) for side in deciles)
+    assert float(np.sum((p - q) * np.log(p / q))) == pytest.approx(found.psi_epsilon, **EXACT)
     assert np.isnan(case.window).mean() == pytest.approx(found.null_rate, **EXACT)
     assert np.isnan(case.reference).mean() == pytest.approx(found.reference_null_rate, **EXACT)
     outside = ((window < 0) | (window > 9)).sum() / len(case.window)

@@ -38,6 +38,8 @@ def feature_to_proto(d: FeatureDrift) -> monitor_pb2.FeatureDrift:
         cause=d.cause,
         silenced=d.silenced,
         projection_shift=d.projection_shift,
+        mean_shift_z=d.mean_shift_z,
+        psi_epsilon=d.psi_epsilon,
     )
 
 

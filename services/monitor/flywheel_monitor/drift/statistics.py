@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,6 +41,8 @@ class FeatureDrift:
     cause: str = ""
     silenced: bool = False
     projection_shift: float | None = None
+    mean_shift_z: float | None = None
+    psi_epsilon: float | None = None
 
 
 def measure(
@@ -62,6 +65,7 @@ def measure(
     found = FeatureDrift(
         feature=bins.name,
         psi=psi.psi(window_coarse, reference_coarse),
+        psi_epsilon=psi.psi(window_coarse, reference_coarse, psi.Smoothing.EPSILON),
         jensen_shannon=distances.jensen_shannon(window_coarse, reference_coarse),
         null_rate=null_rate(bins, counts),
         reference_null_rate=null_rate(bins, reference),
@@ -99,9 +103,18 @@ def measure(
         ks_p_value=ks_p,
         wasserstein=distances.wasserstein(a, b, bins.positions) / spread if spread > 0 else None,
         mean_shift=mean_shift,
+        mean_shift_z=_mean_z(mean_shift, float(a.sum()) / effect, float(b.sum()) / other),
         effective_rows=float(counts.sum()) / effect,
     )
     return found, min(1.0, 2 * min(ks_p, kinds.p_value))
+
+
+def _mean_z(mean_shift: float | None, n: float, m: float) -> float | None:
+    """The shift of the mean over its standard error without drift, when both sides have the standard
+    deviation of the reference."""
+    if mean_shift is None or not (n > 0 and m > 0):
+        return None
+    return mean_shift / math.sqrt(1 / n + 1 / m)
 
 
 def _kinds(bins: FeatureBins, counts: Ints) -> Ints:

@@ -67,6 +67,7 @@ def _largest(
     return FeatureDrift(
         feature=columns[0].reference.vector,
         psi=max(one.psi for one in found),
+        psi_epsilon=max(one.psi_epsilon or 0.0 for one in found),
         psi_corrected=max(one.psi_corrected for one in found),
         ks=max(one.ks or 0.0 for one in found),
         ks_p_value=min(1.0, k * min(1.0 if one.ks_p_value is None else one.ks_p_value for one in found)),

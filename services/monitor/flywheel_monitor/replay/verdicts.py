@@ -23,6 +23,7 @@ _ADDED = (
     "calibration_error_error",
     "calibration_error_by_chance",
 )
+_ADDED_TO_FEATURES = ("mean_shift_z", "psi_epsilon")
 _OF_LABELS = ("quality", "label_shift", "estimate")
 
 
@@ -68,4 +69,8 @@ def _parts(stored: Report, computed: Report) -> list[str]:
     for name in _ADDED:  # Reports from before these figures do not have them.
         if one["quality"][name] is None:
             other["quality"][name] = None
+    for mine, theirs in zip(one["features"], other["features"], strict=False):
+        for name in _ADDED_TO_FEATURES:
+            if mine[name] is None:
+                theirs[name] = None
     return [name for name in one if one[name] != other[name]]
