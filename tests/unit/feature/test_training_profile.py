@@ -128,8 +128,17 @@ def test_vectors_are_profiled_by_their_projections() -> None:
         np.testing.assert_allclose(one.edges, middle, rtol=1e-5, atol=1e-6)
 
 
-def test_a_vector_column_without_values_has_empty_projections() -> None:
-    values = pl.Series("v__e", [None, None], dtype=pl.Array(pl.Float32, 5))
-    profile = profile_column(values, DataType.FLOAT32_VECTOR)
-    assert (2, 2, 5) == (profile.count, profile.null_count, profile.vector_size)
-    assert [(2, (0,))] * 8 == [(one.null_count, one.bin_counts) for one in profile.projections]
+def test_vectors_stored_as_lists_have_the_same_profile() -> None:
+    rows = np.random.default_rng(3).normal(size=(300, 5)).astype(np.float32)
+    found = [
+        profile_column(pl.Series("v__e", [*rows.tolist(), None], dtype=kind), DataType.FLOAT32_VECTOR)
+        for kind in (pl.Array(pl.Float32, 5), pl.List(pl.Float32))
+    ]
+    assert found[0] == found[1]
+    assert 8 == len(found[0].projections)
+
+
+@pytest.mark.parametrize("kind", [pl.Array(pl.Float32, 5), pl.List(pl.Float32), pl.Null])
+def test_a_vector_column_without_values_is_only_counted(kind: Any) -> None:
+    profile = profile_column(pl.Series("v__e", [None, None], dtype=kind), DataType.FLOAT32_VECTOR)
+    assert (2, 2, 0, ()) == (profile.count, profile.null_count, profile.vector_size, profile.projections)

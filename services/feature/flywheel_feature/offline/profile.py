@@ -27,7 +27,7 @@ def profile_column(values: pl.Series, data_type: DataType) -> ColumnProfile:
         return _numeric(values, data_type)
     if data_type in (DataType.STRING, DataType.BOOL):
         return _categorical(values, data_type)
-    if isinstance(values.dtype, pl.Array):
+    if data_type.is_vector:
         return _vector(values, data_type)
     return ColumnProfile(values.name, data_type, len(values), values.null_count())
 
@@ -67,15 +67,20 @@ def _numeric(values: pl.Series, data_type: DataType) -> ColumnProfile:
 
 def _vector(values: pl.Series, data_type: DataType) -> ColumnProfile:
     """The profiles of the projections (`flywheel_common.projections`); their seed is the column's name."""
-    present = np.asarray(values.drop_nulls().to_numpy())
+    present = values.drop_nulls()
+    if present.is_empty():
+        return ColumnProfile(values.name, data_type, len(values), values.null_count())
+    if isinstance(present.dtype, pl.List):  # As Parquet files of other writers have them.
+        present = present.list.to_array(len(present[0]))
+    vectors = np.asarray(present.to_numpy())
     projected = np.full((len(values), PROJECTIONS), np.nan)
-    projected[: len(present)] = project(present, values.name)
+    projected[: len(vectors)] = project(vectors, values.name)
     return ColumnProfile(
         name=values.name,
         data_type=data_type,
         count=len(values),
         null_count=int(np.isnan(projected).any(axis=1).sum()),
-        vector_size=present.shape[1],
+        vector_size=vectors.shape[1],
         projections=tuple(_numeric(pl.Series(values.name, x), DataType.FLOAT64) for x in projected.T),
     )
 
