@@ -346,7 +346,7 @@ async def test_gauges_show_the_newest_window_and_end_with_the_lease(traffic: Tra
     assert shift() is None, "an ex-leader exports no gauge"
 
 
-async def test_gauges_show_the_age_of_the_labels(traffic: Traffic) -> None:
+async def test_gauges_show_the_quality_and_age_of_the_labels(traffic: Traffic) -> None:
     registry = CollectorRegistry()
     traffic.evaluator._metrics = EvaluationMetrics(registry)
 
@@ -364,6 +364,17 @@ async def test_gauges_show_the_age_of_the_labels(traffic: Traffic) -> None:
     await traffic.evaluator.pass_once()
     assert delay("0.5") == pytest.approx(105, abs=5)
     assert delay("0.9") == pytest.approx(1050, abs=50)
+
+    def quality(metric: str) -> float | None:
+        labels = {"model_version": VERSION, "metric": metric}
+        return registry.get_sample_value("flywheel_window_quality", labels)
+
+    scores = np.random.default_rng(10).uniform(0.05, 0.95, 200)
+    assert quality("brier") == pytest.approx(((scores - np.arange(200) % 2) ** 2).mean(), abs=1e-8)
+    assert (1.0, 200.0, None) == (quality("coverage"), quality("labelled"), quality("rmse"))
+    feature = {"model_version": VERSION, "feature": "v__x"}
+    assert registry.get_sample_value("flywheel_feature_missing_rate", feature) == 0
+    assert registry.get_sample_value("flywheel_window_predictions", {"model_version": VERSION}) == 200
     traffic.evaluator._metrics.stop()
     assert delay("0.5") is None
 

@@ -10,6 +10,19 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 from flywheel_monitor.evaluation.report import Report
 
 FEATURES_SHOWN = 50
+QUALITY_SHOWN = (
+    "labelled",
+    "average_precision",
+    "brier",
+    "calibration_error",
+    "label_mean",
+    "accuracy",
+    "macro_f1",
+    "rmse",
+    "mean_absolute_error",
+    "r2",
+)
+"""Figures of `Quality` besides those with a gauge of their own."""
 
 
 class EvaluationMetrics:
@@ -34,6 +47,21 @@ class EvaluationMetrics:
             "flywheel_window_log_loss",
             "Log-loss of the newest labelled window",
             by_version,
+            registry=registry,
+        )
+        self._quality = Gauge(
+            "flywheel_window_quality",
+            "Figures of the newest labelled window, `coverage` the share of predictions with a label",
+            [*by_version, "metric"],
+            registry=registry,
+        )
+        self._predictions = Gauge(
+            "flywheel_window_predictions", "Predictions of the newest window", by_version, registry=registry
+        )
+        self._missing = Gauge(
+            "flywheel_feature_missing_rate",
+            "Share of missing values of a feature",
+            [*by_version, "feature"],
             registry=registry,
         )
         self._delay = Gauge(
@@ -87,31 +115,42 @@ class EvaluationMetrics:
                 if value is not None:
                     self._newest_labelled[version] = report.span.end_us
                     gauge.labels(version).set(value)
-            self._show_delay(report)
+            self._show_quality(report)
             self._show_estimate_error(report)
         if report.span.end_us < self._newest.get(version, report.span.end_us):
             return
         self._newest[version] = report.span.end_us
-        shown = {d.feature: d.psi_corrected for d in report.features[:FEATURES_SHOWN]}
+        shown = {d.feature: d for d in report.features[:FEATURES_SHOWN]}
         for feature in self._shown.get(version, set()) - shown.keys():
             self._psi.remove(version, feature)
-        for feature, value in shown.items():
-            self._psi.labels(version, feature).set(value)
+            self._missing.remove(version, feature)
+        for feature, d in shown.items():
+            self._psi.labels(version, feature).set(d.psi_corrected)
+            self._missing.labels(version, feature).set(d.null_rate)
+        self._predictions.labels(version).set(report.predictions)
         self._shown[version] = set(shown)
         self._shift.labels(version).set(report.score.shift)
         if report.estimate is not None:
             for name, value in asdict(report.estimate.expected).items():
                 self._estimated.labels(version, name).set(value)
 
-    def _show_delay(self, report: Report) -> None:
-        found = report.quality
+    def _show_quality(self, report: Report) -> None:
+        found, version = report.quality, report.model_version
+        if found.labelled == 0:
+            return
+        self._newest_labelled[version] = report.span.end_us
+        for name in QUALITY_SHOWN:
+            value = getattr(found, name)
+            if value is not None:
+                self._quality.labels(version, name).set(value)
+        if report.predictions:
+            self._quality.labels(version, "coverage").set(found.labelled / report.predictions)
         for quantile, seconds in (
             ("0.5", found.label_delay_p50_seconds),
             ("0.9", found.label_delay_p90_seconds),
         ):
             if seconds is not None:
-                self._newest_labelled[report.model_version] = report.span.end_us
-                self._delay.labels(report.model_version, quantile).set(seconds)
+                self._delay.labels(version, quantile).set(seconds)
 
     def _show_estimate_error(self, report: Report) -> None:
         found = report.estimate
@@ -145,6 +184,9 @@ class EvaluationMetrics:
             self._auc,
             self._log_loss,
             self._delay,
+            self._quality,
+            self._predictions,
+            self._missing,
             self._estimated,
             self._estimate_error,
             self._estimate_wrong,
