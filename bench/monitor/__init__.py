@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.monitor import against_evidently, calibration, experiments, fifty_models, reads, throughput
+from bench.monitor import (
+    against_evidently,
+    calibration,
+    experiments,
+    fifty_models,
+    reads,
+    throughput,
+    vector_calibration,
+)
 
 Part = Callable[[str], Iterable[measure.Row]]
 PARTS: dict[str, Part] = {
     "calibration": calibration.run,
+    "vectors": vector_calibration.run,
     "experiments": experiments.run,
     "evidently": against_evidently.run,
     "fifty_models": fifty_models.run,
