@@ -32,6 +32,7 @@ from flywheel_feature.api.convert_training_sets import (
     training_set_handler,
 )
 from flywheel_feature.api.servicer import FeatureServicer, add_to_server
+from flywheel_feature.api.tensor_encoding import TensorEncoder
 from flywheel_feature.apply.applied import AppliedDefinitions
 from flywheel_feature.apply.lineage import Models
 from flywheel_feature.config import FeatureSettings, MaterializeSettings
@@ -175,6 +176,7 @@ def wire(settings: FeatureSettings, ports: Ports) -> Server:
         models=ports.models,
         idempotency=ports.idempotency,
         online=OnlineFeatures(ports.definitions, ports.online, AnswerEncoder),
+        tensors=OnlineFeatures(ports.definitions, ports.online, TensorEncoder),
         freshness=freshness,
         pushing=Pusher(
             ports.topics,
