@@ -1,6 +1,6 @@
 """The feature service over gRPC: contracts of feature sets, and online features.
 
-Features are read as one float32 matrix if float32 holds every value of their types, else in columns (ADR 0087).
+They are read as one float32 matrix if float32 holds every value of their types, else in columns (ADR 0087).
 """
 
 from __future__ import annotations
@@ -130,15 +130,12 @@ def _views(
     found: list[FeatureColumn] = []
     start = 0
     for feature, mask in zip(features, valid, strict=True):
-        values: Array
-        if feature.vector_size:
-            values = matrix[:, start : start + feature.vector_size]
-        else:
-            values = matrix[:, start]
+        end = start + (feature.vector_size or 1)
+        values: Array = matrix[:, start:end] if feature.vector_size else matrix[:, start]
         if feature.data_type == BOOL:
             values = values > 0  # False for NaN
         found.append(FeatureColumn(feature.name, feature.data_type, values, mask))
-        start += feature.vector_size or 1
+        start = end
     return tuple(found)
 
 
