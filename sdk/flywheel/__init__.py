@@ -33,6 +33,7 @@ from flywheel.errors import FlywheelError, JobFailedError, NotFound, SourceError
 from flywheel.experiments import Experiment, Latency, Metric, cost_per_prediction, error_rate
 from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.model_watch import Activity, ModelWatch
+from flywheel.online_matrix import OnlineMatrix
 from flywheel.pipeline_builder import PipelineBuilder, compile_pipeline, pipeline
 from flywheel.pipeline_values import Step as PipelineStep
 from flywheel.recipes import TransformerRecipe
@@ -105,6 +106,7 @@ __all__ = [
     "ModelWatch",
     "NotFound",
     "OnDemandView",
+    "OnlineMatrix",
     "ParquetSource",
     "PipelineBuilder",
     "PipelineStep",
