@@ -93,12 +93,12 @@ def to_block(response: pb.GetOnlineFeaturesResponse, contract: FeatureSetContrac
     is in a training set."""
     in_tensor = response.HasField("tensor")
     features = len(contract.features) if in_tensor else len(response.features.columns)
-    if len(response.statuses) != features * rows:
+    received = response.statuses
+    if len(received) != features * rows:
         raise Internal(
-            f"The feature service returned {len(response.statuses)} statuses "
-            f"for {features} features of {rows} rows."
+            f"The feature service returned {len(received)} statuses for {features} features of {rows} rows."
         )
-    statuses = np.frombuffer(response.statuses, np.uint8).reshape(features, rows)
+    statuses = np.frombuffer(received, np.uint8).reshape(features, rows)
     matrix = _matrix(response, contract, rows) if in_tensor else None
     return FeatureBlock(
         response.feature_set or contract.feature_set,
@@ -127,11 +127,12 @@ def _views(
     matrix: npt.NDArray[np.float32], features: Sequence[FieldSpec], valid: Mask
 ) -> tuple[FeatureColumn, ...]:
     """The columns of the matrix without copies, except of truth values."""
+    elements: list[Array] = list(matrix.T)
     found: list[FeatureColumn] = []
     start = 0
     for feature, mask in zip(features, valid, strict=True):
         end = start + (feature.vector_size or 1)
-        values: Array = matrix[:, start:end] if feature.vector_size else matrix[:, start]
+        values = matrix[:, start:end] if feature.vector_size else elements[start]
         if feature.data_type == BOOL:
             values = values > 0  # False for NaN
         found.append(FeatureColumn(feature.name, feature.data_type, values, mask))
@@ -149,6 +150,8 @@ def _valid_only(
 
 
 def _columns(received: Sequence[column_pb2.Column], rows: int) -> tuple[FeatureColumn, ...]:
+    if not received:
+        return ()
     found = columns.all_to_numpy(received, rows)
     return tuple(
         [
