@@ -30,7 +30,7 @@ STORED: dict[str, pl.Series] = {
     "null": pl.Series([None, None]),
     "date": pl.Series([dt.date(2024, 5, 1)] * 2),
     "time": pl.Series([dt.time(5)] * 2),
-    "naive datetime": pl.Series([dt.datetime(2024, 5, 1)] * 2),  # noqa: DTZ001
+    "naive datetime": pl.Series([dt.datetime(2024, 5, 1)] * 2),
     "duration": pl.Series([dt.timedelta(1)] * 2),
     "list of texts": pl.Series([["a"], None]),
     "list of integers": pl.Series([[0, 3], [1]]),
@@ -90,7 +90,7 @@ async def test_a_column_of_any_stored_type_is_compared_or_refused_by_name(column
             named = column.removeprefix("entity__").removeprefix("request__")
             if isinstance(error, Internal) or named not in error.message:
                 failures.append(f"{kind}: {error!r} {error.message}")
-        except Exception as error:  # noqa: BLE001 - the job would end as INTERNAL
+        except Exception as error:  # the job would end as INTERNAL
             failures.append(f"{kind}: {type(error).__name__} {str(error)[:200]}")
         else:
             assert 2 == report.predictions
