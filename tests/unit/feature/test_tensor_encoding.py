@@ -49,6 +49,10 @@ def plan_of(*types: tuple[DataType, int]) -> ReadPlan:
     )
 
 
+def mostly(usual: Any, *rare: Any) -> st.SearchStrategy[Any]:
+    return st.sampled_from([*[usual] * 8, *rare])
+
+
 @st.composite
 def answers(draw: st.DrawFn) -> tuple[ReadPlan, Answer]:
     """Rows of numeric features that are PRESENT, NULL, NOT_FOUND, STALE or NOT_YET_VALID."""
@@ -63,15 +67,15 @@ def answers(draw: st.DrawFn) -> tuple[ReadPlan, Answer]:
     for i, (data_type, size) in enumerate(types):
         cell = st.lists(VALUES[data_type], min_size=size, max_size=size) if size else VALUES[data_type]
         found = draw(st.lists(cell, min_size=rows, max_size=rows))
-        valid = draw(st.lists(st.booleans(), min_size=rows, max_size=rows))
+        valid = draw(st.lists(mostly(True, False), min_size=rows, max_size=rows))
         stored[f"f{i}"] = np.array(found, NUMPY[data_type]), np.array(valid, np.bool_)
-    events = np.array(
-        draw(st.lists(st.sampled_from([NOW - TTL - 1, NOW - 1, NOW + 1]), min_size=rows, max_size=rows))
-    )
+    times = mostly(NOW - 1, NOW - TTL - 1, NOW + 1)
+    events = np.array(draw(st.lists(times, min_size=rows, max_size=rows)))
     view_features = tuple(Feature(f"f{i}", t, size) for i, (t, size) in enumerate(types))
     blobs: list[bytes | None] = [*RowLayout(view_features).encode(stored, events, events)]
-    for row in draw(st.sets(st.integers(0, rows - 1))):
-        blobs[row] = None
+    for row, found in enumerate(draw(st.lists(mostly(True, False), min_size=rows, max_size=rows))):
+        if not found:
+            blobs[row] = None
     as_of = np.full(rows, NOW, np.int64)
     return plan, plan.decode(blobs, as_of, {}, as_of)
 
@@ -140,6 +144,27 @@ def test_a_batch_is_split_into_the_rows_of_each_request(
     for size, part in zip((cut, rows - cut), encoder.encode_parts(answer, [cut, rows - cut]), strict=True):
         assert encoder.encode_parts(answer.rows(low, low + size), [size]) == [part]
         low += size
+
+
+@pytest.mark.parametrize(
+    ("data_type", "values", "expected"),
+    [
+        (T.INT64, [1, -7, 2**24 + 1, 2**24 + 3, -(2**63)], [1, -7, 2**24, 2**24 + 4, -(2**63)]),
+        (T.FLOAT64, [0.5, 0.1, 1e300, -1e300, 1e-46], [0.5, np.float32(0.1), np.inf, -np.inf, 0]),
+        (T.FLOAT32, [0.5, 1e-45, -0.0, np.inf, 3.4e38], [0.5, 1e-45, -0.0, np.inf, 3.4e38]),
+        (T.BOOL, [True, False, True, True, False], [1, 0, 1, 1, 0]),
+    ],
+)
+def test_a_value_is_rounded_to_the_nearest_float32(
+    data_type: DataType, values: list[Any], expected: list[Any]
+) -> None:
+    plan = plan_of((data_type, 0))
+    stored = {"f0": (np.array(values, NUMPY[data_type]), np.ones(len(values), np.bool_))}
+    events = np.full(len(values), NOW - 1)
+    blobs = RowLayout((Feature("f0", data_type),)).encode(stored, events, events)
+    (encoded,) = TensorEncoder(plan).encode_parts(plan.decode(blobs, events, {}), [len(values)])
+    matrix = np.frombuffer(pb.GetOnlineFeaturesResponse.FromString(encoded).tensor.values, "<f4")
+    assert np.array(expected, "<f4").tobytes() == matrix.tobytes()
 
 
 def test_float32_columns_and_booleans_keep_their_bits() -> None:
