@@ -3,10 +3,22 @@
 import flywheel as fw
 """
 
+from flywheel.aggregations import (
+    Aggregation,
+    approx_distinct,
+    count,
+    first,
+    last,
+    last_n,
+    maximum,
+    mean,
+    minimum,
+    std,
+    total,
+)
 from flywheel.client import Client
 from flywheel.connection import now, timestamp
 from flywheel.definitions import (
-    Aggregation,
     BatchView,
     DeltaSource,
     Entity,
@@ -16,23 +28,14 @@ from flywheel.definitions import (
     RequestSource,
     StreamSource,
     StreamView,
-    approx_distinct,
     compile_definitions,
-    count,
-    first,
-    last,
-    last_n,
     load_module,
-    maximum,
-    mean,
-    minimum,
-    std,
-    total,
 )
 from flywheel.errors import FlywheelError, JobFailedError, NotFound, SourceError, Unavailable
 from flywheel.experiments import Experiment, Latency, Metric, cost_per_prediction, error_rate
 from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.model_watch import Activity, ModelWatch
+from flywheel.online_matrix import OnlineMatrix
 from flywheel.pipeline_builder import PipelineBuilder, compile_pipeline, pipeline
 from flywheel.pipeline_values import Step as PipelineStep
 from flywheel.recipes import TransformerRecipe
@@ -105,6 +108,7 @@ __all__ = [
     "ModelWatch",
     "NotFound",
     "OnDemandView",
+    "OnlineMatrix",
     "ParquetSource",
     "PipelineBuilder",
     "PipelineStep",

@@ -15,8 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from google.protobuf.duration_pb2 import Duration
-
+from flywheel.aggregations import Aggregation, duration_message
 from flywheel.errors import DefinitionError
 from flywheel.source_location import (
     caller_location,
@@ -158,79 +157,6 @@ class RequestSource(Source):
 
 
 @dataclass(frozen=True)
-class Aggregation:
-    """One windowed feature, made by the functions below."""
-
-    function: int
-    field: str
-    window: str | timedelta
-    name: str = ""
-    limit: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_created_at", caller_location())
-
-    def proto(self) -> pb.Aggregation:
-        return pb.Aggregation(
-            name=self.name,
-            function=self.function,  # type: ignore[arg-type]
-            field=self.field,
-            window=_duration(self.window),
-            limit=self.limit,
-        )
-
-
-def count(window: str, field: str = "", name: str = "") -> Aggregation:
-    """Number of events in the window, or of non-null values of a field; 0 without any."""
-    return Aggregation(pb.AGGREGATION_FUNCTION_COUNT, field, window, name)
-
-
-def total(field: str, window: str, name: str = "") -> Aggregation:
-    """Sum of a field. This and the functions below give null when the window has no value."""
-    return Aggregation(pb.AGGREGATION_FUNCTION_SUM, field, window, name)
-
-
-def mean(field: str, window: str, name: str = "") -> Aggregation:
-    """Arithmetic mean of a field."""
-    return Aggregation(pb.AGGREGATION_FUNCTION_MEAN, field, window, name)
-
-
-def minimum(field: str, window: str, name: str = "") -> Aggregation:
-    """Smallest value of a field."""
-    return Aggregation(pb.AGGREGATION_FUNCTION_MIN, field, window, name)
-
-
-def maximum(field: str, window: str, name: str = "") -> Aggregation:
-    """Largest value of a field."""
-    return Aggregation(pb.AGGREGATION_FUNCTION_MAX, field, window, name)
-
-
-def std(field: str, window: str, name: str = "") -> Aggregation:
-    """Population standard deviation of a field."""
-    return Aggregation(pb.AGGREGATION_FUNCTION_STD, field, window, name)
-
-
-def last(field: str, window: str, name: str = "") -> Aggregation:
-    """Latest value of a field by event time."""
-    return Aggregation(pb.AGGREGATION_FUNCTION_LAST, field, window, name)
-
-
-def first(field: str, window: str, name: str = "") -> Aggregation:
-    """Earliest value of a field by event time."""
-    return Aggregation(pb.AGGREGATION_FUNCTION_FIRST, field, window, name)
-
-
-def approx_distinct(field: str, window: str, name: str = "") -> Aggregation:
-    """Estimated number of distinct values (HyperLogLog: standard error 2.3 %, nearly exact if few)."""
-    return Aggregation(pb.AGGREGATION_FUNCTION_APPROX_DISTINCT, field, window, name)
-
-
-def last_n(field: str, n: int, window: str, name: str = "") -> Aggregation:
-    """The latest `n` values of a field, latest first."""
-    return Aggregation(pb.AGGREGATION_FUNCTION_LAST_N, field, window, name, limit=n)
-
-
-@dataclass(frozen=True)
 class View(Metadata):
     """A named group of features. Values older than `ttl` are stale; `freshness_sla` is the promised lag."""
 
@@ -241,9 +167,9 @@ class View(Metadata):
     def proto(self, project: str) -> pb.View:
         result = pb.View(name=f"projects/{project}/views/{self.name}", **self.metadata())
         if self.ttl is not None:
-            result.ttl.CopyFrom(_duration(self.ttl))
+            result.ttl.CopyFrom(duration_message(self.ttl))
         if self.freshness_sla is not None:
-            result.freshness_sla.CopyFrom(_duration(self.freshness_sla))
+            result.freshness_sla.CopyFrom(duration_message(self.freshness_sla))
         return result
 
 
@@ -289,7 +215,7 @@ class StreamView(View):
         result.stream.aggregations.extend(a.proto() for a in self.aggregations)
         result.stream.filter = self.where
         if self.tile is not None:
-            result.stream.tile.CopyFrom(_duration(self.tile))
+            result.stream.tile.CopyFrom(duration_message(self.tile))
         return result
 
 
@@ -398,9 +324,3 @@ def load_module(path: str | Path) -> ModuleType:
             f"{location_of_error(str(file), error)}: {type(error).__name__}: {error}"
         ) from error
     return module
-
-
-def _duration(value: str | timedelta) -> Duration:
-    result = Duration()
-    result.FromTimedelta(duration(value))
-    return result

@@ -11,6 +11,7 @@ import grpc
 
 from flywheel.connection import Connection, request_id
 from flywheel.event_ids import event_ids
+from flywheel.online_matrix import OnlineMatrix
 from flywheel.tables import to_arrow, to_table
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.value import from_python
@@ -143,10 +144,34 @@ class FeatureCalls(Connection):
         readable: bool = False,
     ) -> feature_pb2.GetOnlineFeaturesResponse:
         """Feature values of one or more entities. `entities` is a frame or a dict join key → values."""
+        layout = feature_pb2.ANSWER_LAYOUT_ROWS if readable else feature_pb2.ANSWER_LAYOUT_COLUMNS
+        return await self._read_online(feature_set, entities, request_fields, as_of, layout)
+
+    async def online_matrix(
+        self,
+        feature_set: str,
+        entities: Any,
+        request_fields: Any = None,
+        *,
+        as_of: datetime | None = None,
+    ) -> OnlineMatrix:
+        """Numeric features of one or more entities as one float32 matrix with statuses, for models.
+
+        Raises InvalidArgument WRONG_TYPE for a feature set with texts, times or lists.
+        """
+        layout = feature_pb2.ANSWER_LAYOUT_TENSOR
+        return OnlineMatrix.of(await self._read_online(feature_set, entities, request_fields, as_of, layout))
+
+    async def _read_online(
+        self,
+        feature_set: str,
+        entities: Any,
+        request_fields: Any,
+        as_of: datetime | None,
+        layout: feature_pb2.AnswerLayout,
+    ) -> feature_pb2.GetOnlineFeaturesResponse:
         request = feature_pb2.GetOnlineFeaturesRequest(
-            feature_set=self.path("featureSets", feature_set),
-            entities=to_table(entities),
-            layout=feature_pb2.ANSWER_LAYOUT_ROWS if readable else feature_pb2.ANSWER_LAYOUT_COLUMNS,
+            feature_set=self.path("featureSets", feature_set), entities=to_table(entities), layout=layout
         )
         if request_fields is not None:
             request.request_fields.CopyFrom(to_table(request_fields))

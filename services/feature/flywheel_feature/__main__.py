@@ -12,7 +12,8 @@ from flywheel_common.postgres.pool import create_pool
 from flywheel_common.process import runtime
 from flywheel_common.telemetry.logs import configure_logs
 from flywheel_feature.config import FeatureSettings, MaterializeSettings
-from flywheel_feature.server import MIGRATIONS, build, build_worker
+from flywheel_feature.ports import MIGRATIONS
+from flywheel_feature.server import build, build_worker
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 

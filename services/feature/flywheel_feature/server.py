@@ -1,28 +1,20 @@
-"""The composition root: builds the gRPC service and the stream worker from their settings."""
+"""The composition root: puts the gRPC service and the stream worker on their adapters (`ports`)."""
 
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from pathlib import Path
 
 from flywheel_common.clock import SystemClock
 from flywheel_common.errors import FlywheelError
 from flywheel_common.event_time import EventTimeBound
-from flywheel_common.grpc.channel import channel
 from flywheel_common.grpc.server import Server
 from flywheel_common.ids import SystemIds
 from flywheel_common.kafka.claimed_consumer import ClaimedConsumer
-from flywheel_common.kafka.producer import Producer
 from flywheel_common.postgres.idempotency import Idempotency
-from flywheel_common.postgres.migrate import migrate
-from flywheel_common.postgres.pool import Pool, create_pool
+from flywheel_common.postgres.pool import Pool
 from flywheel_common.process.worker import Worker
-from flywheel_common.ray.jobs import ray_jobs
-from flywheel_common.storage.s3 import S3ObjectStore, arrow_filesystem, object_store
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.api.answer_encoding import AnswerEncoder
 from flywheel_feature.api.convert_training_sets import (
@@ -32,8 +24,7 @@ from flywheel_feature.api.convert_training_sets import (
     training_set_handler,
 )
 from flywheel_feature.api.servicer import FeatureServicer, add_to_server
-from flywheel_feature.apply.applied import AppliedDefinitions
-from flywheel_feature.apply.lineage import Models
+from flywheel_feature.api.tensor_encoding import TensorEncoder
 from flywheel_feature.config import FeatureSettings, MaterializeSettings
 from flywheel_feature.encoding.event_payloads import encode_event
 from flywheel_feature.erasure.erase_job import KIND as ERASE
@@ -59,64 +50,18 @@ from flywheel_feature.jobs.runner import JobRunner
 from flywheel_feature.offline.build import TrainingSetBuilder
 from flywheel_feature.offline.leftovers import Leftovers
 from flywheel_feature.offline.partitioned.build import MEBIBYTE, JoinLimits
-from flywheel_feature.offline.ports import PartitionEngine
 from flywheel_feature.offline.skew import SkewCheck
 from flywheel_feature.online.features import OnlineFeatures
 from flywheel_feature.permissions import PERMISSIONS, SERVICE
-from flywheel_feature.store.engines.process import PartitionProcess
-from flywheel_feature.store.engines.ray import PartitionRay
+from flywheel_feature.ports import Ports, StreamPorts, open_ports, open_worker_ports
 from flywheel_feature.store.event_history import EventHistory
-from flywheel_feature.store.grpc.model_uses import NoModels, RegistryModels
-from flywheel_feature.store.kafka.source_topics import SourceTopics, topic_name, topic_spec
-from flywheel_feature.store.postgres.archive import PostgresArchive
-from flywheel_feature.store.postgres.definitions import PostgresDefinitions
-from flywheel_feature.store.postgres.generations import PostgresGenerations
-from flywheel_feature.store.postgres.jobs import PostgresJobs
-from flywheel_feature.store.postgres.materialized import PostgresMaterialized
-from flywheel_feature.store.postgres.push_log import PostgresPushLog
-from flywheel_feature.store.postgres.tombstones import PostgresTombstones
-from flywheel_feature.store.postgres.training_sets import PostgresTrainingSets
-from flywheel_feature.store.redis.cluster import ClusterPipe
-from flywheel_feature.store.redis.connection import RedisPipe
-from flywheel_feature.store.redis.online_store import OnlineStore
-from flywheel_feature.store.s3.deletion import S3Deletion
-from flywheel_feature.store.s3.table_files import S3TableFiles
+from flywheel_feature.store.kafka.source_topics import topic_spec
 
 log = get_logger(__name__)
 
-MIGRATIONS = Path(__file__).parent / "migrations"
 GROUP = "flywheel-feature-materialize"
 """Under this name the stream workers share the partitions, and their poison records are parked."""
 HOUSEKEEPING_SECONDS = 3600.0
-
-
-@dataclass(frozen=True)
-class StreamPorts:
-    """The adapters of the stream worker. One adapter may implement several ports."""
-
-    pool: Pool
-    definitions: AppliedDefinitions
-    online: OnlineStore
-    archive: PostgresArchive
-    generations: PostgresGenerations
-    tombstones: PostgresTombstones
-    tables: S3TableFiles
-    objects: S3ObjectStore
-
-
-@dataclass(frozen=True)
-class Ports(StreamPorts):
-    """The adapters of the gRPC service."""
-
-    topics: SourceTopics
-    push_log: PostgresPushLog
-    materialized: PostgresMaterialized
-    training_sets: PostgresTrainingSets
-    engines: list[PartitionEngine]
-    """Where joins can run, the default first."""
-    jobs: PostgresJobs
-    idempotency: Idempotency
-    models: Models
 
 
 async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
@@ -124,32 +69,9 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     return wire(settings, await open_ports(settings, stack))
 
 
-async def open_ports(settings: FeatureSettings, stack: AsyncExitStack) -> Ports:
-    """The adapters of the gRPC service."""
-    pool = await _database(settings, stack, "flywheel-feature")
-    shared = await _stream_ports(settings, stack, pool)
-    return Ports(
-        **vars(shared),
-        topics=await _topics(settings, stack),
-        push_log=PostgresPushLog(pool),
-        materialized=PostgresMaterialized(pool),
-        training_sets=PostgresTrainingSets(pool),
-        engines=await _partition_engines(settings, stack),
-        jobs=PostgresJobs(pool),
-        idempotency=Idempotency(pool),
-        models=await _models(settings, stack),
-    )
-
-
 async def build_worker(settings: MaterializeSettings, stack: AsyncExitStack) -> Worker:
     """The stream worker; `stack` closes what it opened, in reverse."""
     return wire_worker(settings, await open_worker_ports(settings, stack))
-
-
-async def open_worker_ports(settings: MaterializeSettings, stack: AsyncExitStack) -> StreamPorts:
-    """The adapters of the stream worker."""
-    pool = await _database(settings, stack, "flywheel-feature-materialize")
-    return await _stream_ports(settings, stack, pool)
 
 
 def wire(settings: FeatureSettings, ports: Ports) -> Server:
@@ -175,6 +97,7 @@ def wire(settings: FeatureSettings, ports: Ports) -> Server:
         models=ports.models,
         idempotency=ports.idempotency,
         online=OnlineFeatures(ports.definitions, ports.online, AnswerEncoder),
+        tensors=OnlineFeatures(ports.definitions, ports.online, TensorEncoder),
         freshness=freshness,
         pushing=Pusher(
             ports.topics,
@@ -336,89 +259,6 @@ def _consumer(settings: MaterializeSettings, stream: StreamWorker, pool: Pool) -
     )
     stream.attach(consumer)
     return consumer
-
-
-async def _stream_ports(settings: FeatureSettings, stack: AsyncExitStack, pool: Pool) -> StreamPorts:
-    """The adapters that the service and the worker share; definitions and tombstones are read."""
-    ports = StreamPorts(
-        pool=pool,
-        definitions=AppliedDefinitions(PostgresDefinitions(pool)),
-        online=await _online_store(settings, stack),
-        archive=PostgresArchive(pool, settings.s3_bucket),
-        generations=PostgresGenerations(pool),
-        tombstones=PostgresTombstones(pool),
-        tables=S3TableFiles.from_settings(settings),
-        objects=await stack.enter_async_context(object_store(settings)),
-    )
-    await ports.definitions.refresh()
-    await ports.tombstones.refresh()
-    return ports
-
-
-async def _database(settings: FeatureSettings, stack: AsyncExitStack, name: str) -> Pool:
-    pool = await stack.enter_async_context(
-        create_pool(
-            settings.dsn,
-            application_name=name,
-            max_size=settings.postgres_pool_size,
-            statement_timeout_seconds=settings.postgres_statement_timeout_seconds,
-        )
-    )
-    await migrate(pool, MIGRATIONS)
-    return pool
-
-
-async def _online_store(settings: FeatureSettings, stack: AsyncExitStack) -> OnlineStore:
-    clustered = settings.redis.split("://", 1)[0].endswith("+cluster")
-    pipe = ClusterPipe(settings.redis) if clustered else RedisPipe(settings.redis)
-    stack.push_async_callback(pipe.close)
-    return OnlineStore(pipe)
-
-
-async def _topics(settings: FeatureSettings, stack: AsyncExitStack) -> SourceTopics:
-    producer = Producer(settings.kafka_bootstrap, client_id="flywheel-feature")
-    stack.push_async_callback(producer.close)
-    topics = SourceTopics(
-        settings.kafka_bootstrap,
-        producer,
-        topic_of=lambda p, s: settings.topic_prefix + topic_name(p, s),
-        partitions=settings.kafka_partitions,
-    )
-    stack.push_async_callback(topics.close)
-    return topics
-
-
-async def _models(settings: FeatureSettings, stack: AsyncExitStack) -> Models:
-    if not settings.registry_address:
-        return NoModels()
-    token = settings.service_token.get_secret_value()
-    opened = channel(settings.registry_address, client_name="flywheel-feature", token=token)
-    return RegistryModels(await stack.enter_async_context(opened))
-
-
-async def _partition_engines(settings: FeatureSettings, stack: AsyncExitStack) -> list[PartitionEngine]:
-    environment = {
-        "FLYWHEEL_FEATURE_S3_ENDPOINT": settings.s3_endpoint,
-        "FLYWHEEL_FEATURE_S3_ACCESS_KEY": settings.s3_access_key.get_secret_value(),
-        "FLYWHEEL_FEATURE_S3_SECRET_KEY": settings.s3_secret_key.get_secret_value(),
-        "FLYWHEEL_FEATURE_S3_BUCKET": settings.s3_bucket,
-        "FLYWHEEL_FEATURE_S3_REGION": settings.s3_region,
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_REQUIRED",
-    }
-    spill = settings.spill_directory or str(Path(tempfile.gettempdir()) / "flywheel-feature")
-    engines: list[PartitionEngine] = [PartitionProcess(spill, environment)]
-    if settings.ray_address:
-        token = settings.ray_auth_token.get_secret_value()
-        ray = PartitionRay(
-            await stack.enter_async_context(ray_jobs(settings.ray_address, token)),
-            python=settings.ray_python,
-            files=arrow_filesystem(settings),
-            deletion=S3Deletion.from_settings(settings),
-            root=f"{settings.s3_bucket}/joins",
-            environment=environment,
-        )
-        engines.append(ray)
-    return engines
 
 
 async def _trim_periodically(idempotency: Idempotency) -> None:

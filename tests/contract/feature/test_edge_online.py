@@ -7,10 +7,12 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 
 import flywheel as fw
 from flywheel.tables import to_dict, to_table
+from flywheel_common.errors import InvalidArgument
 from flywheel_feature.api import convert_definitions
 from flywheel_feature.definitions.model import (
     DataType,
@@ -69,6 +71,49 @@ async def test_rows_are_returned_in_the_order_of_the_request(client: fw.Client) 
     assert [100.0] == await read(keys[:1]), "a row that was known earlier changes nothing"
     await push([300.0], T0, later)
     assert [300.0] == await read(keys[:1]), "of rows with equal times the last one is kept"
+
+
+async def test_a_matrix_has_the_values_and_statuses_of_the_columns(client: fw.Client) -> None:
+    features = {
+        "x": fw.FLOAT64,
+        "n": fw.INT64,
+        "ok": fw.BOOL,
+        "f": fw.FLOAT32,
+        "e": fw.vector(2),
+        "t": fw.STRING,
+    }
+    source = fw.ParquetSource(
+        "numbers", {"k": fw.STRING, "at": fw.TIMESTAMP, **features}, timestamp="at", uri="s3://nowhere/rows/"
+    )
+    view = fw.BatchView("v", fw.Entity("thing", {"k": fw.STRING}), source, features, ttl=timedelta(days=1))
+    numeric, texts = (
+        fw.FeatureSet("numeric", ["v:f", "v:x", "v:e", "v:ok", "v:n"]),
+        fw.FeatureSet("all", ["v:*"]),
+    )
+    await client.apply(fw.compile_definitions([view, numeric, texts], "default"))
+    rows = {
+        "k": ["full", "null", "old", "later"],
+        "at": [T0, T0, T0 - timedelta(days=2), T0 + timedelta(days=2)],
+        "x": [0.1, None, 1.0, 1.0],
+        "n": [2**24 + 1, None, 1, 1],
+        "ok": [True, None, True, True],
+        "f": [0.5, None, 1.0, 1.0],
+        "e": [[0.1, 2.0], None, [1.0, 1.0], [1.0, 1.0]],
+        "t": ["a", "b", "c", "d"],
+    }
+    await client.push("views/v", rows, source.schema, to=pb.PUSH_TARGET_ONLINE)
+    keys = {"k": ["later", "full", "absent", "old", "null"]}
+    matrix = await client.online_matrix("numeric", keys, as_of=T0)
+    assert ("v__f", "v__x", "v__e", "v__ok", "v__n") == matrix.names
+    nan = float("nan")
+    expected = np.array([[nan] * 6, [0.5, 0.1, 0.1, 2, 1, 2**24], *[[nan] * 6] * 3], np.float32)
+    np.testing.assert_array_equal(expected, matrix.values)
+    assert [[5, 1, 3, 4, 2]] * 5 == matrix.statuses.tolist()
+    in_columns = await client.online_features("numeric", keys, as_of=T0)
+    assert in_columns.statuses == matrix.statuses.tobytes()
+    with pytest.raises(InvalidArgument) as caught:
+        await client.online_matrix("all", keys, as_of=T0)
+    assert ("WRONG_TYPE", "v__t") == (caught.value.reason, caught.value.metadata["column"])
 
 
 async def test_pushes_in_any_order_give_the_windows_of_all_events(

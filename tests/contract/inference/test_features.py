@@ -28,6 +28,11 @@ CONTRACT = FeatureSetContract(
     FEATURE_SET,
     (FieldSpec("carrier", DATA_TYPE_STRING),),
     (FieldSpec("miles", DATA_TYPE_FLOAT64), FieldSpec("origin", DATA_TYPE_STRING)),
+    (
+        FieldSpec("hist__delay", DATA_TYPE_FLOAT64),
+        FieldSpec("trip__miles", DATA_TYPE_FLOAT64),
+        FieldSpec("route__origin", DATA_TYPE_STRING),
+    ),
 )
 
 
@@ -82,7 +87,7 @@ async def delays(features: Adapter, carriers: list[str]) -> tuple[list[float | N
     return values, block.statuses[place].tolist()
 
 
-async def test_contract_returns_join_keys_and_request_fields(features: Adapter) -> None:
+async def test_contract_returns_join_keys_request_fields_and_features(features: Adapter) -> None:
     assert await features.port.contract(FEATURE_SET) == CONTRACT
     with pytest.raises(NotFound):
         await features.port.contract("projects/test/featureSets/unknown/versions/1")

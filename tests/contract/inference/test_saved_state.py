@@ -20,6 +20,7 @@ CONTRACT = FeatureSetContract(
     "projects/p/featureSets/f/versions/2",
     (FieldSpec("tail", 5), FieldSpec("day", 2)),
     (FieldSpec("miles", 4), FieldSpec("embedding", 8, 16)),
+    (FieldSpec("v__x", 3), FieldSpec("v__e", 24, 4)),
 )
 Boot = Callable[[], Any]
 

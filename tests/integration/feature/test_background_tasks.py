@@ -13,7 +13,8 @@ import flywheel as fw
 from flywheel.tables import to_dict
 from flywheel_common.process.worker import Worker
 from flywheel_feature.config import FeatureSettings, MaterializeSettings
-from flywheel_feature.server import open_ports, open_worker_ports, wire, wire_worker
+from flywheel_feature.ports import open_ports, open_worker_ports
+from flywheel_feature.server import wire, wire_worker
 from tests.support.background_faults import Faults
 from tests.support.servers.feature import events_archived
 

@@ -48,13 +48,16 @@ class FeatureBlock:
     """The features of a batch, from one feature set version.
 
     `statuses` [features, rows] holds the status of each value (`STATUS_NAMES`). `applied` holds the stream
-    offsets that the features contain (lists: partition, next offset, …), for the prediction log.
+    offsets that the features contain (lists: partition, next offset, …), for the prediction log. `matrix`
+    [rows, elements]: the columns side by side as float32, in C order, NaN for nulls; None if float32 does not
+    hold each of them exactly, or if the block has only columns.
     """
 
     feature_set: str
     columns: tuple[FeatureColumn, ...]
     statuses: npt.NDArray[np.uint8]
     applied: tuple[FeatureColumn, ...] = ()
+    matrix: npt.NDArray[np.float32] | None = None
 
     @property
     def rows(self) -> int:
@@ -80,6 +83,7 @@ class FeatureBlock:
             tuple(c.take(rows) for c in self.columns),
             self.statuses[:, rows],
             tuple(c.take(rows) for c in self.applied),
+            None if self.matrix is None else self.matrix[rows],
         )
 
 
@@ -87,11 +91,13 @@ def concatenate_blocks(blocks: Sequence[FeatureBlock]) -> FeatureBlock:
     """The rows of several blocks of one feature set, one after the other."""
     if len(blocks) == 1:
         return blocks[0]
+    matrices = [block.matrix for block in blocks if block.matrix is not None]
     return FeatureBlock(
         blocks[0].feature_set,
         concatenate_columns([block.columns for block in blocks]),
         np.concatenate([block.statuses for block in blocks], axis=1),
         concatenate_columns([block.applied for block in blocks]),
+        np.concatenate(matrices) if len(matrices) == len(blocks) else None,
     )
 
 

@@ -73,6 +73,12 @@ class TensorBuilder:
     def __init__(self, signature: Signature) -> None:
         self._inputs = signature.inputs
         self._plans = tuple(_plan(signature, tensor) for tensor in signature.input_tensors)
+        self._takes_matrix = (
+            len(self._plans) == 1
+            and self._plans[0].spec.data_type == FLOAT32
+            and not any(spec.vocabulary for spec in self._inputs)
+        )
+        """The model has one FLOAT32 tensor, which is the matrix of a block whose columns are the inputs."""
         self._names: list[str] = []
         self._places: list[int] = []
 
@@ -93,6 +99,10 @@ class TensorBuilder:
     def build(self, block: FeatureBlock) -> ModelInputs:
         """The tensors in C order. Raises MissingFeature."""
         places = self.places(block)
+        if block.matrix is not None and self._takes_matrix and places == list(range(len(block.columns))):
+            (plan,) = self._plans
+            if block.matrix.shape[1] == plan.elements:
+                return ModelInputs({plan.spec.name: block.matrix.reshape(block.rows, *plan.spec.shape)}, {})
         unfit: dict[int, str] = {}
         tensors: dict[str, Array] = {}
         for plan in self._plans:

@@ -56,7 +56,8 @@ def treat(policies: Sequence[FeaturePolicy], block: FeatureBlock) -> Treated:
                 filled |= rows
         if filled.any():
             columns[place] = _filled(columns[place], filled, policy.default)
-    return Treated(replace(block, columns=tuple(columns)), missing_rows, stale_rows)
+    treated = replace(block, columns=tuple(columns), matrix=None)
+    return Treated(treated, missing_rows, stale_rows)
 
 
 def _filled(column: FeatureColumn, rows: Mask, default: Any) -> FeatureColumn:

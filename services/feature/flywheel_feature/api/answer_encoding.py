@@ -42,9 +42,15 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _prefix(field: Any, length: int) -> bytes:
+def prefix(field: Any, length: int) -> bytes:
     """Tag and length of a length-delimited field."""
     return varint(field.number << 3 | 2) + varint(length)
+
+
+def applied_field(applied: Sequence[AppliedOffsets]) -> bytes:
+    """The field applied_offsets of a response."""
+    table = applied_table(applied).SerializeToString()
+    return prefix(_RESPONSE["applied_offsets"], len(table)) + table
 
 
 class _Layout:
@@ -73,11 +79,11 @@ class _Layout:
             width = 0 if has_variable_length(field) else rows * DTYPES[field.data_type].itemsize
             data_type = int(field.data_type)
             column = column_pb2.Column(name=field.name, data_type=data_type)  # type: ignore[arg-type]
-            head = column.SerializeToString() + _prefix(_COLUMN["validity"], self.bitmap)
-            between = _prefix(_COLUMN["packed"], width)
+            head = column.SerializeToString() + prefix(_COLUMN["validity"], self.bitmap)
+            between = prefix(_COLUMN["packed"], width)
             length = len(head) + self.bitmap + len(between) + width
             self.parts += (
-                _prefix(_TABLE["columns"], length) + head,
+                prefix(_TABLE["columns"], length) + head,
                 bytes(self.bitmap),
                 between,
                 bytes(width),
@@ -86,8 +92,8 @@ class _Layout:
         variable = any(has_variable_length(f) for f in plan.fields)
         self.length = 0 if variable else len(self.row_count) + sum(map(len, self.parts))
         """Bytes of the table; 0 when they depend on the values."""
-        self.statuses = _prefix(_RESPONSE["statuses"], len(plan.fields) * rows)
-        self.event_times = _prefix(_RESPONSE["event_times"], len(plan.stored) * rows * 8)
+        self.statuses = prefix(_RESPONSE["statuses"], len(plan.fields) * rows)
+        self.event_times = prefix(_RESPONSE["event_times"], len(plan.stored) * rows * 8)
         self.tail = pb.GetOnlineFeaturesResponse(
             view_versions=plan.view_versions, feature_set=plan.feature_set
         ).SerializeToString()
@@ -100,7 +106,7 @@ class _Layout:
     def enclose(self, columns: Sequence[bytes], statuses: bytes, event_times: bytes) -> bytes:
         """The response with these columns."""
         length = self.length or len(self.row_count) + sum(map(len, columns))
-        head = _prefix(_RESPONSE["features"], length)
+        head = prefix(_RESPONSE["features"], length)
         tail = (self.statuses, statuses, self.event_times, event_times, self.tail)
         return b"".join((head, self.row_count, *columns, *tail))
 
@@ -248,8 +254,7 @@ class AnswerEncoder:
 
     def encode_applied(self, applied: Sequence[AppliedOffsets]) -> bytes:
         """The field applied_offsets; appended to a response, it becomes part of that message."""
-        table = applied_table(applied).SerializeToString()
-        return _prefix(_RESPONSE["applied_offsets"], len(table)) + table
+        return applied_field(applied)
 
     def encode(self, answer: Answer) -> bytes:
         """The answer as one message."""
@@ -295,7 +300,7 @@ class AnswerEncoder:
         values, valid = column
         if has_variable_length(field):
             message = to_column(field, values, valid).SerializeToString()
-            return [_prefix(_TABLE["columns"], len(message)), message, b"", b""]
+            return [prefix(_TABLE["columns"], len(message)), message, b"", b""]
         packed = np.where(valid, values, values.dtype.type(0)).astype(DTYPES[field.data_type], copy=False)
         return [*parts[:3], packed.tobytes()]
 

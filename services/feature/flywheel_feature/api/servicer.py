@@ -68,6 +68,7 @@ class FeatureServicer(
         models: Models,
         idempotency: Idempotency,
         online: OnlineFeatures,
+        tensors: OnlineFeatures,
         freshness: FreshnessReader,
         pushing: Pusher,
         materializing: MaterializeJob,
@@ -81,6 +82,7 @@ class FeatureServicer(
         self._models = models
         self._idempotency = idempotency
         self._online = online
+        self._tensors = tensors
         self._freshness = freshness
         self._pushing = pushing
         self._materializing = materializing
@@ -93,25 +95,27 @@ class FeatureServicer(
     async def GetOnlineFeatures(
         self, request: pb.GetOnlineFeaturesRequest, context: Any
     ) -> pb.GetOnlineFeaturesResponse | bytes:
-        shared = self._online.recent(request.feature_set)
+        reads = self._tensors if request.layout == pb.ANSWER_LAYOUT_TENSOR else self._online
+        shared = reads.recent(request.feature_set)
         if shared is None or request.features:
-            shared = await self._shared_read(request)
+            shared = await _shared_read(reads, request)
         lookup = convert_online.to_lookup(request, shared.plan)
         if request.layout == pb.ANSWER_LAYOUT_ROWS:
             return convert_online.answer_to_proto(await shared.answer(lookup), shared.plan, request.layout)
         return await shared.read(lookup)
 
-    async def _shared_read(self, request: pb.GetOnlineFeaturesRequest) -> SharedRead:
-        if not request.feature_set:
-            return await self._online.of_features(parse_project(request.parent), tuple(request.features))
-        if request.features:
-            raise InvalidRequest("Set feature_set or features, not both.", field="features")
-        name = versioned_name(request.feature_set, FEATURE_SET, FEATURE_SET_VERSION)
-        shared = await self._online.of_set(*name)
-        self._online.remember(request.feature_set, shared)
-        return shared
-
     async def GetFreshness(self, request: pb.GetFreshnessRequest, context: Any) -> pb.GetFreshnessResponse:
         catalog = self._definitions.catalog(parse_project(request.parent))
         freshness = map(convert_online.freshness_to_proto, await self._freshness.read(catalog))
         return pb.GetFreshnessResponse(freshness=freshness)
+
+
+async def _shared_read(reads: OnlineFeatures, request: pb.GetOnlineFeaturesRequest) -> SharedRead:
+    if not request.feature_set:
+        return await reads.of_features(parse_project(request.parent), tuple(request.features))
+    if request.features:
+        raise InvalidRequest("Set feature_set or features, not both.", field="features")
+    name = versioned_name(request.feature_set, FEATURE_SET, FEATURE_SET_VERSION)
+    shared = await reads.of_set(*name)
+    reads.remember(request.feature_set, shared)
+    return shared

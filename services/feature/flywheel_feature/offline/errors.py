@@ -20,7 +20,7 @@ class DuplicateColumn(InvalidArgument):
 
 
 class WrongArchive(FailedPrecondition):
-    """The prediction archive lacks a column without which its features cannot be recomputed."""
+    """The prediction archive lacks a column that the check needs, or stores one in another type."""
 
     reason = "WRONG_ARCHIVE"
     remedy = "Give the address of an archive that this platform wrote."

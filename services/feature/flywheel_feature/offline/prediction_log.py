@@ -55,7 +55,7 @@ def _answers(tables: Tables, file: Piece, where: Between) -> pl.DataFrame:
         raise WrongArchive(f"{file.uri} is not a prediction archive: it has no column {missing[0]!r}.")
     columns = sorted(c for c in stored if c in (*required, _SOURCE, NOT_YET_VALID) or "__" in c)
     frame = read_columns(tables, file, columns, where)
-    for name in (PREDICTION_ID, FEATURE_SET, _SOURCE):
+    for name in (PREDICTION_ID, FEATURE_SET, _SOURCE, NOT_YET_VALID):
         if name in columns and not _is_text(frame.schema[name]):
             raise WrongArchive(
                 f"{file.uri} is not a prediction archive: column {name!r} is stored as {frame.schema[name]}."

@@ -206,10 +206,24 @@ def _parts(
     """(rows to recompute together, applied offsets per stream view; empty if they are not logged)."""
     if exact.any():
         part = rows.filter(exact)
-        lists = {ref: part.get_column(c).cast(pl.List(pl.Int64)) for ref, c in _applied_columns(plan).items()}
+        lists = {ref: _offsets(part.get_column(c)) for ref, c in _applied_columns(plan).items()}
         yield part, lists
     if not exact.all():
         yield rows.filter(~exact), {}
+
+
+def _offsets(logged: pl.Series) -> pl.Series:
+    """Applied offsets as lists of INT64: partition, next offset, … Raises WrongArchive for anything else."""
+    kind = logged.dtype
+    if not isinstance(kind, pl.List | pl.Array) or not (_inner(kind).is_integer() or _inner(kind) == pl.Null):
+        raise WrongArchive(f"The predictions store {logged.name!r} as {kind}, not as lists of offsets.")
+    lists = logged.cast(pl.List(pl.Int64), strict=False)
+    numbers = lists.list.explode(keep_nulls=True, empty_as_null=False)
+    if (lists.list.len() % 2 == 1).any() or numbers.null_count() or (numbers < 0).any():
+        raise WrongArchive(
+            f"The predictions have a list in {logged.name!r} that is not partition, next offset, partition, …"
+        )
+    return lists
 
 
 def _spine(rows: pl.DataFrame, plan: JoinPlan) -> pl.DataFrame:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from flywheel_common.arrays import Array, Floats, Mask
 from flywheel_common.scoring.calibration import Calibration, Identity
 from flywheel_common.scoring.decision import decisions, scores
 from flywheel_common.scoring.feature_policy import FeaturePolicy
-from flywheel_common.signature import Signature
+from flywheel_common.signature import BOOL, FLOAT32, FLOAT32_VECTOR, Signature
 from flywheel_inference.releases.serving_policy import ServingPolicy
+
+_EXACT_IN_FLOAT32 = frozenset({BOOL, FLOAT32, FLOAT32_VECTOR})
+"""Data types of which float32 holds every value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +27,25 @@ class FieldSpec:
     vector_size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FeatureSetContract:
-    """What a caller must send for a feature set: join keys in key order, and request fields."""
+    """What a caller must send for a feature set: join keys in key order, and request fields.
+
+    `features`: what it returns, in order; empty if `feature_set` does not name a version, or if the contract
+    was saved by a gateway that did not read them.
+    """
 
     feature_set: str
     join_keys: tuple[FieldSpec, ...]
     request_fields: tuple[FieldSpec, ...]
+    features: tuple[FieldSpec, ...] = ()
+
+    @cached_property
+    def float32_elements(self) -> int:
+        """Elements of a row of all features as float32; 0 if a type is not exact in it."""
+        if any(feature.data_type not in _EXACT_IN_FLOAT32 for feature in self.features):
+            return 0
+        return sum(feature.vector_size or 1 for feature in self.features)
 
 
 @dataclass(frozen=True, slots=True)

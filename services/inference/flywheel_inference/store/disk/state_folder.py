@@ -79,6 +79,7 @@ class StateFolder:
             "feature_set": contract.feature_set,
             "join_keys": [astuple(field) for field in contract.join_keys],
             "request_fields": [astuple(field) for field in contract.request_fields],
+            "features": [astuple(field) for field in contract.features],
         }
         _write(self._contract_file(contract.feature_set), json.dumps(content).encode())
 
@@ -89,6 +90,7 @@ class StateFolder:
                 feature_set=feature_set,
                 join_keys=tuple(FieldSpec(*field) for field in content["join_keys"]),
                 request_fields=tuple(FieldSpec(*field) for field in content["request_fields"]),
+                features=tuple(FieldSpec(*field) for field in content.get("features", ())),
             )
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
