@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.signature import OutputKind, OutputSpec
 from flywheel_job.artifacts import artifact_key
 from flywheel_job.launch import Segment, TrialGate
 from flywheel_job.outcome import Artifact, Outcome
@@ -287,8 +288,8 @@ async def test_an_attempt_lists_only_the_trials_of_its_job(tuned: MemoryTrainer)
     assert (await failure(tuned.stub.ListBestTrials(best)))[0] == "FAILED_PRECONDITION NO_TUNE_JOB"
 
 
-async def exported(trainer: MemoryTrainer) -> Outcome:
-    """The outcome of a trial that exported a model with two golden rows."""
+async def exported(trainer: MemoryTrainer, **fields: Any) -> Outcome:
+    """The outcome of a trial that exported a model with two golden rows; `fields` are those of its report."""
     rows = np.zeros((2, 1), dtype="<f4").tobytes()
     report = {
         "framework": "torch",
@@ -301,6 +302,7 @@ async def exported(trainer: MemoryTrainer) -> Outcome:
             "inputs": base64.b64encode(rows).decode(),
             "scores": base64.b64encode(rows).decode(),
         },
+        **fields,
     }
     artifacts = []
     for name, content in (("model.onnx", b"onnx"), ("report.json", json.dumps(report).encode())):
@@ -329,6 +331,40 @@ async def test_the_best_trial_is_registered_on_request(
     assert registry.versions[version]["training_run"] == f"{P}/runs/run-1-0"
     assert {"importance{feature=v__x}": 0.125} == registry.versions[version]["metrics"]
     assert registry.files[version, "model.onnx"] == b"onnx"
+
+
+@pytest.mark.parametrize(
+    ("fields", "output"),
+    [
+        ({"task": "regression"}, OutputSpec(OutputKind.REGRESSION)),
+        ({"outputs": 3}, OutputSpec(OutputKind.MULTICLASS, class_names=("0", "1", "2"))),
+        (
+            {"outputs": 2, "task": "multiclass", "classes": ["on time", "late"]},
+            OutputSpec(OutputKind.MULTICLASS, class_names=("on time", "late")),
+        ),
+    ],
+)
+async def test_a_trial_of_each_kind_of_model_is_registered(
+    tuned: MemoryTrainer,
+    add_model: Callable[[MemoryTrainer], Any],
+    fields: dict[str, Any],
+    output: OutputSpec,
+) -> None:
+    registry = add_model(tuned)
+    await record(tuned, RUNNING)
+    await record(tuned, SUCCEEDED, (await exported(tuned, **fields)).to_json())
+    version = (await register(tuned, f"{JOB}/trials/0")).model_version
+    assert output == registry.versions[version]["output"]
+
+
+async def test_a_trial_whose_report_contradicts_itself_is_refused(
+    tuned: MemoryTrainer, add_model: Callable[[MemoryTrainer], Any]
+) -> None:
+    registry = add_model(tuned)
+    await record(tuned, RUNNING)
+    await record(tuned, SUCCEEDED, (await exported(tuned, outputs=3, task="binary")).to_json())
+    status, _ = await failure(register(tuned, f"{JOB}/trials/0"))
+    assert ("FAILED_PRECONDITION UNSUPPORTED_MODEL", {}) == (status, registry.versions)
 
 
 async def test_a_trial_without_a_model_cannot_be_registered(tuned: MemoryTrainer) -> None:
