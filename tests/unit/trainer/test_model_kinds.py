@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -222,7 +223,7 @@ def test_what_a_model_cannot_have_is_refused_before_it_is_trained(
 ) -> None:
     spec = build.pipeline_spec(**fields)
     tabular = replace(spec.train, hyperparameters=replace(spec.train.hyperparameters, task=task))
-    code = CodeRecipe(ESTIMATOR, params={"library": "sklearn", "task": task})
+    code = CodeRecipe(ESTIMATOR, params_json=json.dumps({"library": "sklearn", "task": task}))
     for train in (tabular, replace(spec.train, code=code)):
         with pytest.raises(InvalidSpec, match=problem):
             check_pipeline(replace(spec, train=train), "p")
