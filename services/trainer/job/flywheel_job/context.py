@@ -60,8 +60,8 @@ class Context:
         stop: threading.Event | None = None,
         until_step: int = 0,
     ) -> None:
-        """`until_step` is the last step of the segment of the schedule that this call belongs to; 0: none."""
-        self._until_step = until_step
+        self.until_step = until_step
+        """Last step of the segment of the schedule that this call belongs to; 0: the job has no schedule."""
         self.spec, self.store = spec, store
         self.rank, self.world_size = rank, world_size
         self.device = device or torch.device("cpu")
@@ -160,7 +160,7 @@ class Context:
         positions = {name: [shard.rank, shard.position()] for name, shard in self._shards.items()}
         metrics = self._last_metrics if step == self._last_step else {}
         self._checkpoints.save(step, model, optimizer, state, positions, metrics)
-        if 0 < self._until_step <= step:
+        if 0 < self.until_step <= step:
             raise SegmentEnded
 
     def restore(
