@@ -77,9 +77,8 @@ async def client(
 async def relabel(settings: S3Settings, task: str) -> None:
     """Give the rows of the training set a label of this task."""
     rows = learnable_rows(4000)
-    signal = (
-        0.2 * (rows["v__x"].fill_null(20.0) - 20) - rows["v__z"] + (rows["v__c"] == "AA").cast(pl.Float64)
-    )
+    known = rows.with_columns(pl.col("v__x").fill_null(20.0), pl.col("v__c").fill_null("CC"))
+    signal = 0.2 * (known["v__x"] - 20) - known["v__z"] + (known["v__c"] == "AA").cast(pl.Float64)
     values = np.asarray(signal)
     label = np.digitize(values, [-1.0, 0.0]) if task == "multiclass" else 30 * values
     content = io.BytesIO()

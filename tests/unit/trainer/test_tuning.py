@@ -19,6 +19,7 @@ from flywheel_job.artifacts import artifact_key
 from flywheel_job.launch import Segment, TrialGate
 from flywheel_job.outcome import Artifact, Outcome
 from flywheel_job.tuning.launch import TuneLaunch
+from flywheel_job.tuning.settings import Population
 from flywheel_job.tuning.trial import Trial
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.trainer.v1 import tuning_pb2 as tuning
@@ -128,8 +129,27 @@ async def test_a_tune_job_is_stored_as_it_was_submitted(trainer: MemoryTrainer) 
             "population_based.population must be between 2",
         ),
         (
-            {"population_based": {"population": 4, "interval_steps": 1, "generations": 1}, "max_trials": 0},
-            "needs training code",
+            {
+                "population_based": {"population": 4, "interval_steps": 1, "generations": 1},
+                "max_trials": 0,
+                "space": [RATE, *choices("[8]", "[16]")],
+            },
+            "space.hidden_sizes cannot be tuned with population_based",
+        ),
+        (
+            {
+                "population_based": {"population": 4, "interval_steps": 1, "generations": 1},
+                "max_trials": 0,
+                "space": [RATE, *parameter("epochs", fixed_json="3")],
+            },
+            "space.epochs cannot be tuned with population_based",
+        ),
+        (
+            {
+                "population_based": {"population": 4, "interval_steps": 1000, "generations": 101},
+                "max_trials": 0,
+            },
+            "epochs must be between 1 and 100000",
         ),
     ],
 )
@@ -167,9 +187,8 @@ async def test_a_schedule_must_ascend(trainer: MemoryTrainer) -> None:
     assert (status, "ascending" in message) == ("INVALID_ARGUMENT INVALID_SPEC", True)
 
 
-KIND = TuneKind(
-    TrainKind(None, None, None, None, TrainSettings("b", "python", "h:1", 1.5))  # type: ignore[arg-type]
-)
+TRAIN = TrainKind(None, None, None, None, TrainSettings("b", "python", "h:1", 1.5))  # type: ignore[arg-type]
+KIND = TuneKind(TRAIN)
 DETAILS = {"uri": "s3://b/t", "columns": [["v__x", "FLOAT64"]], "warm_start": None}
 
 
@@ -208,6 +227,61 @@ def test_the_launch_names_what_a_trial_runs() -> None:
     assert type(spec).from_json(spec.to_json()) == spec
     part = replace(spec, schedule=(Segment(3, {"a": 1}),), gate=TrialGate("g", 4, "val_auc"))
     assert type(spec).from_json(part.to_json()) == part
+
+
+def test_a_member_of_a_population_trains_all_its_generations() -> None:
+    population = replace(build.TUNE_SPEC.settings, algorithm=Population(4, 3, 5), max_trials=0)
+    spec = replace(build.TUNE_SPEC, settings=population)
+    details = {"uri": "s3://b/t", "columns": [["v__x", "FLOAT64"]], "warm_start": None}
+    launch = KIND.launch(replace(build.tune_job(), spec=spec), details, 1)
+    base = TuneLaunch.from_json(launch.files["spec.json"]).base
+    assert (base.params["epochs"], base.schedule) == (15, ())
+
+
+SCHEDULE = [
+    pb.ScheduleSegment(until_step=2, params_json='{"learning_rate": 0.1}'),
+    pb.ScheduleSegment(until_step=4, params_json='{"learning_rate": 0.01, "dropout": 0.25}'),
+]
+
+
+def scheduled(segments: list[pb.ScheduleSegment], **fields: Any) -> pb.SubmitJobRequest:
+    spec = train_spec()
+    spec.tabular.MergeFrom(pb.TabularRecipe(**{"epochs": 4, **fields}))
+    spec.tabular.schedule.extend(segments)
+    return pb.SubmitJobRequest(parent=P, job=pb.Job(train=spec))
+
+
+async def test_a_schedule_of_the_tabular_recipe_is_stored_and_launched(trainer: MemoryTrainer) -> None:
+    job = (await trainer.stub.SubmitJob(scheduled(SCHEDULE))).job
+    assert list(job.train.tabular.schedule) == SCHEDULE
+    stored = await trainer.ports.jobs.get(JobName.parse(job.name))
+    assert stored is not None
+    details = {"uri": "s3://b/t", "columns": [["v__x", "FLOAT64"]], "warm_start": None}
+    launch = TRAIN.launch_spec(stored, stored.spec, details, 1)
+    assert launch.schedule == (
+        Segment(2, {"learning_rate": 0.1}),
+        Segment(4, {"learning_rate": 0.01, "dropout": 0.25}),
+    )
+    assert type(launch).from_json(launch.to_json()) == launch
+
+
+@pytest.mark.parametrize(
+    ("segments", "fields", "message"),
+    [
+        (SCHEDULE[::-1], {}, "with ascending until_step"),
+        (SCHEDULE, {"epochs": 5}, "epochs must be the last until_step"),
+        ([pb.ScheduleSegment(until_step=4, params_json="[]")], {}, "JSON objects"),
+        ([pb.ScheduleSegment(until_step=4, params_json='{"momentum": 1}')], {}, "momentum is unknown"),
+        ([pb.ScheduleSegment(until_step=4, params_json='{"hidden_sizes": [3]}')], {}, "changes hidden_sizes"),
+        ([pb.ScheduleSegment(until_step=4, params_json='{"learning_rate": -1.0}')], {}, "must be above 0"),
+    ],
+)
+async def test_a_schedule_that_the_recipe_cannot_follow_is_refused(
+    trainer: MemoryTrainer, segments: list[pb.ScheduleSegment], fields: dict[str, Any], message: str
+) -> None:
+    status, found = await failure(trainer.stub.SubmitJob(scheduled(segments, **fields)))
+    assert status == "INVALID_ARGUMENT INVALID_SPEC"
+    assert message in found
 
 
 async def test_progress_counts_trials_that_have_ended() -> None:
