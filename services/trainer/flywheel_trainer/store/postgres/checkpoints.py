@@ -16,7 +16,7 @@ _RUN = "SELECT run_id FROM job WHERE id = $1 AND project = $2"
 _REMOVE = "DELETE FROM checkpoint WHERE job_id = $1 AND folder = $2 AND name <> ALL($3::text[])"
 _INSERT = """
 INSERT INTO checkpoint (job_id, folder, name, step, attempt, world_size, size_bytes, created_at, metrics)
-VALUES ($1, $2, $3, $4, $5, $6, $7, least($8, $9), $10) ON CONFLICT DO NOTHING
+VALUES ($1, $2, $3, $4, $5, $6, $7, least($8::timestamptz, $9::timestamptz), $10) ON CONFLICT DO NOTHING
 """
 _LIST = """
 SELECT folder, name, step, attempt, world_size, size_bytes, created_at, metrics FROM checkpoint
