@@ -201,3 +201,20 @@ def test_markers_of_older_versions_are_reported(tmp_path: Path, recorder: tuple[
     [one] = service.received[-1].checkpoints
     assert (one.step, one.attempt, dict(one.metrics)) == (1, 1, {})
     assert one.created_at.seconds > 0
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_a_marker_that_cannot_be_read_delays_the_records_only(
+    tmp_path: Path, recorder: tuple[Recorder, str], content: str
+) -> None:
+    service, address = recorder
+    train(tmp_path, "", [1], attempt=1)
+    [marker] = (tmp_path / "b/checkpoints").rglob("complete.json")
+    marker.write_text(content)
+    spec = launch_spec("unused:unused", attempt=2)
+    with MetricReporter(address, spec.run) as reporter:
+        ctx = Context(spec, fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), reporter)
+        for step in (2, 3):
+            ctx.save(step, nn.Linear(2, 1))
+    # The second save leaves the newest two, whose markers can be read.
+    assert [[one.step for one in request.checkpoints] for request in service.received] == [[2, 3]]

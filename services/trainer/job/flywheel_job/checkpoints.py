@@ -175,13 +175,16 @@ class Checkpoints:
         return complete[-1], json.loads(objects.read(self._store, f"{complete[-1]}/{MARKER}"))
 
     def _tell(self, complete: list[str]) -> None:
-        """Report the complete checkpoints."""
+        """Report the complete checkpoints; nothing if a marker cannot be read, since training goes on."""
         if self._report is None:
             return
-        for prefix in complete:
-            if prefix not in self._known:
-                marker = json.loads(objects.read(self._store, f"{prefix}/{MARKER}"))
-                self._known[prefix] = Saved.of(prefix, marker)
+        try:
+            for prefix in complete:
+                if prefix not in self._known:
+                    marker = json.loads(objects.read(self._store, f"{prefix}/{MARKER}"))
+                    self._known[prefix] = Saved.of(prefix, marker)
+        except (OSError, ValueError, KeyError, TypeError):
+            return
         self._known = {prefix: self._known[prefix] for prefix in complete}
         self._report(list(self._known.values()))
 
