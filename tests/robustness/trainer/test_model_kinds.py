@@ -111,7 +111,9 @@ async def test_a_regression_passes_the_standard_pipeline_and_is_compared(
     client: fw.Client, registry: Any, peers: Peers, s3_settings: S3Settings
 ) -> None:
     await relabel(s3_settings, "regression")
-    tabular = pb.TabularRecipe(epochs=3, hidden_sizes=[16], learning_rate=3e-3, task="regression")
+    tabular = pb.TabularRecipe(
+        epochs=3, hidden_sizes=[16], batch_size=128, learning_rate=3e-3, task="regression"
+    )
     train = pb.TrainSpec(experiment="projects/default/experiments/late", tabular=tabular, workers=1)
     started = spec(train, model_pb2.Fallback(default_score=-12.5))
     run = await finished(client, started, "first")
