@@ -10,13 +10,14 @@ from typing import Any
 from flywheel.bulk_predictions import BulkPredictions, Priority
 from flywheel.connection import request_id, timestamp
 from flywheel.model_jobs import EvaluateJob, ExportJob
+from flywheel.paging import list_items
 from flywheel.score_job import ScoreJob, score_spec
 from flywheel.source_archive import SourceArchive
 from flywheel.train_job import PackedJob, TrainJob, pack_job, train_spec
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
-from flywheel_protos.trainer.v1 import trainer_pb2
+from flywheel_protos.trainer.v1 import checkpoint_pb2, trainer_pb2
 
 SOURCE_PART_BYTES = 512 * 1024
 UPLOAD_SECONDS = 300.0
@@ -130,6 +131,11 @@ class ModelCalls(BulkPredictions):
             parent=self.parent, job=message, request_id=request or request_id()
         )
         return (await self.trainer.SubmitJob(submit)).job
+
+    async def checkpoints(self, job: str) -> list[checkpoint_pb2.Checkpoint]:
+        """The complete checkpoints of a job and its trials, as its attempts reported them; oldest first."""
+        request = checkpoint_pb2.ListCheckpointsRequest(parent=self.path("jobs", job))
+        return (await list_items(self.trainer.ListCheckpoints, request, "checkpoints")).items
 
     async def _job_message(self, job: AnyJob) -> trainer_pb2.Job:
         """The message of a job, whose source archive is stored."""

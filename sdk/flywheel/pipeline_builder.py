@@ -206,7 +206,10 @@ class PipelineBuilder:
         segment_keys: Sequence[str] = (),
         **options: Unpack[Options],
     ) -> Step:
-        """Creates a release of a version that the gate passed. Outputs: `release`, `threshold`."""
+        """Creates a release of a version that the gate passed.
+
+        Outputs: `release`, and `threshold` if it has one; a regression has none.
+        """
         message = pb.ReleaseStep(threshold=threshold, fallback=fallback, segment_keys=segment_keys)
         values = {"model_version": registered["model_version"], "run": trained[trained.run_output]}
         options["when"] = (registered["passed"].equals(True), *options.get("when", ()))

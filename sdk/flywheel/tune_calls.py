@@ -101,6 +101,10 @@ class TuneCalls(ModelCalls):
                     getattr(spec.tabular, key)[:] = value
                 else:
                     setattr(spec.tabular, key, value)
+            if trial.segments:
+                trials = {one.number: one for one in await self.trials(name)}
+                spec.tabular.schedule.extend(schedule(trials, trial.number))
+                spec.tabular.epochs = spec.tabular.schedule[-1].until_step
         elif trial.segments:
             trials = {one.number: one for one in await self.trials(name)}
             spec.code.schedule.extend(schedule(trials, trial.number))

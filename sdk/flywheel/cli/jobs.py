@@ -14,7 +14,7 @@ from flywheel.errors import JobFailedError
 from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.score_job import ScoreJob
 from flywheel.train_job import TrainJob
-from flywheel_protos.trainer.v1 import trainer_pb2
+from flywheel_protos.trainer.v1 import checkpoint_pb2, trainer_pb2
 from flywheel_protos.types.v1 import job_pb2
 
 KINDS: tuple[type[TrainJob | EvaluateJob | ExportJob | ScoreJob], ...] = (
@@ -66,6 +66,18 @@ def show_job(job: str) -> None:
 
     async def work(client: Client) -> None:
         show((await client.trainer.GetJob(trainer_pb2.GetJobRequest(name=client.path("jobs", job)))).job)
+
+    call(work)
+
+
+@jobs.command("checkpoints")
+def checkpoints(job: str, limit: Limit = DEFAULT_LIMIT) -> None:
+    """List the complete checkpoints of a job and of its trials, oldest first."""
+
+    async def work(client: Client) -> None:
+        request = checkpoint_pb2.ListCheckpointsRequest(parent=client.path("jobs", job))
+        columns = ["step", "attempt", "world_size", "size_bytes", "created_at", "metrics", "uri"]
+        await show_list(client.trainer.ListCheckpoints, request, "checkpoints", columns, limit)
 
     call(work)
 

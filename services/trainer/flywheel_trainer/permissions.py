@@ -34,6 +34,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "ListPipelines",
         "ExplainModelVersion",
         "ListBestTrials",
+        "ListCheckpoints",
         "DownloadRunArtifact",
     ),
     WRITE: (
@@ -57,7 +58,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
     REPORT: ("LogMetrics",),
     OPERATE: ("SetRetrainingPolicy", "ApprovePipelineStep", "PurgeRuns"),
     RESUME: ("ListTrials",),
-    ATTEMPT: ("RecordTrial", "SignObjectRequests"),
+    ATTEMPT: ("RecordTrial", "RecordCheckpoints", "SignObjectRequests"),
 }
 
 PERMISSIONS: Permissions = {

@@ -34,6 +34,8 @@ from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 from flywheel_trainer.api.attempt_tokens import WithAttemptTokens
 from flywheel_trainer.api.drift_events import DriftHandler
 from flywheel_trainer.api.servicer import TrainerServicer
+from flywheel_trainer.checkpoints.ports import CheckpointStore
+from flywheel_trainer.checkpoints.use_cases import JobCheckpoints
 from flywheel_trainer.config import TrainerSettings
 from flywheel_trainer.encoding.specs import spec_from_step, spec_to_json
 from flywheel_trainer.jobs.engine import Engine
@@ -83,6 +85,7 @@ from flywheel_trainer.store.grpc.registry import GrpcRegistry
 from flywheel_trainer.store.grpc.releases import RegisteredReleases
 from flywheel_trainer.store.grpc.weights import RegisteredWeights
 from flywheel_trainer.store.postgres.attempt_access import PostgresAttemptAccess
+from flywheel_trainer.store.postgres.checkpoints import PostgresCheckpoints
 from flywheel_trainer.store.postgres.connection import prepare
 from flywheel_trainer.store.postgres.jobs import PostgresJobs
 from flywheel_trainer.store.postgres.pipeline_definitions import PostgresPipelineDefinitions
@@ -124,6 +127,7 @@ class Ports:
     step_cache: StepCache
     policies: PolicyStore
     trials: TrialStore
+    checkpoints: CheckpointStore
     access: AttemptAccess
     signer: Signer
     engine: Engine
@@ -193,6 +197,7 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         step_cache=PostgresPipelines(pool),
         policies=PostgresPolicies(pool),
         trials=PostgresTrials(pool),
+        checkpoints=PostgresCheckpoints(pool),
         access=PostgresAttemptAccess(pool),
         signer=signer,
         engine=RayEngine(ray, installation.id),
@@ -291,6 +296,7 @@ async def wire(
         policies,
         origins,
         trials,
+        checkpoints=JobCheckpoints(ports.checkpoints, jobs, settings.s3_bucket, clock),
         run_editing=RunEditing(ports.run_edits, clock),
         run_artifacts=RunArtifacts(
             ports.runs, ports.run_edits, ports.objects, settings.s3_bucket, ids, clock

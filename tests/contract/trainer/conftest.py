@@ -19,7 +19,9 @@ from flywheel_common.postgres.pool import create_pool, transaction
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.events.v1.lifecycle_pb2 import DriftDetected, TrainingCompleted
 from flywheel_trainer.api.drift_events import DriftHandler
+from flywheel_trainer.checkpoints.ports import CheckpointStore
 from flywheel_trainer.fakes.attempt_access import MemoryAttemptAccess
+from flywheel_trainer.fakes.checkpoints import MemoryCheckpoints
 from flywheel_trainer.fakes.jobs import MemoryJobs
 from flywheel_trainer.fakes.pipeline_definitions import MemoryPipelineDefinitions
 from flywheel_trainer.fakes.pipelines import MemoryPipelines
@@ -40,6 +42,7 @@ from flywheel_trainer.policies.ports import PolicyStore
 from flywheel_trainer.runs.ports import RunEdits, RunStore
 from flywheel_trainer.server import MIGRATIONS
 from flywheel_trainer.store.postgres.attempt_access import PostgresAttemptAccess
+from flywheel_trainer.store.postgres.checkpoints import PostgresCheckpoints
 from flywheel_trainer.store.postgres.connection import prepare
 from flywheel_trainer.store.postgres.jobs import PostgresJobs
 from flywheel_trainer.store.postgres.pipeline_definitions import PostgresPipelineDefinitions
@@ -70,6 +73,7 @@ class Stores:
     supervise: Callable[[], Awaitable[Supervision]]
     """Takes the lease of the supervisor from its holder."""
     trials: TrialStore
+    checkpoints: CheckpointStore
     access: AttemptAccess
 
 
@@ -112,6 +116,7 @@ def memory_stores() -> Stores:
         completed,
         supervise,
         trials,
+        MemoryCheckpoints(tracking),
         MemoryAttemptAccess(tracking),
     )
 
@@ -158,6 +163,7 @@ async def postgres_stores(stack: AsyncExitStack, dsn: str) -> Stores:
         completed,
         supervise,
         trials,
+        PostgresCheckpoints(pool),
         PostgresAttemptAccess(pool),
     )
 

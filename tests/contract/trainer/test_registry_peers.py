@@ -18,9 +18,16 @@ from flywheel_common.errors import (
     Unavailable,
 )
 from flywheel_common.fakes.objects import MemoryObjectStore
+from flywheel_common.signature import OutputKind, OutputSpec
 from flywheel_job.artifacts import MODEL as MODEL_FILE
 from flywheel_job.artifacts import WEIGHTS
-from flywheel_job.evaluation.calibration import Platt
+from flywheel_job.evaluation.calibration import (
+    Calibration,
+    Isotonic,
+    Platt,
+    Temperature,
+    calibration_to_json,
+)
 from flywheel_job.signature import Input
 from flywheel_protos.registry.v1 import registry_pb2_grpc
 from flywheel_trainer.fakes.registry import MemoryRegistry, MemoryWeights
@@ -49,6 +56,7 @@ def model_version(**fields: Any) -> dict[str, Any]:
             {"name": "v__x", "data_type": "FLOAT64", "vocabulary": []},
             {"name": "v__c", "data_type": "STRING", "vocabulary": ["AA", "BB"]},
         ],
+        "output": OutputSpec(),
         "artifacts": [(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in files],
         "golden_rows": 1,
         "golden_inputs": b"i",
@@ -65,8 +73,7 @@ def release_of(version: str, **fields: Any) -> dict[str, Any]:
     return {
         "model_version": version,
         "feature_set": FEATURE_SET,
-        "slope": 1.5,
-        "intercept": -0.25,
+        "calibration": {"platt": {"slope": 1.5, "intercept": -0.25}},
         "threshold": 0.5,
         "fallback": None,
         "segment_keys": ["carrier"],
@@ -145,6 +152,29 @@ async def test_the_first_release_serves_and_the_next_one_waits(registry: Registr
     _, state = await registry.peer.start_rollout(MODEL, release, "why", "second:rollout")
     assert "PENDING_LOAD" == state
     assert champion == await registry.peer.champion(MODEL)
+
+
+@pytest.mark.parametrize(
+    ("output", "calibration"),
+    [
+        (OutputSpec(OutputKind.REGRESSION), None),
+        (OutputSpec(OutputKind.MULTICLASS, class_names=("a", "b", "c")), None),
+        (OutputSpec(OutputKind.MULTICLASS, class_names=("a", "b", "c")), Temperature(1.5)),
+        (OutputSpec(), Isotonic((0.25, 0.5), (0.0, 1.0))),
+    ],
+)
+async def test_a_champion_has_its_output_and_calibration(
+    registry: Registry, output: OutputSpec, calibration: Calibration | Temperature | None
+) -> None:
+    declared = model_version(output=output)
+    version = await registry.peer.create_version(MODEL, declared, "r:register")
+    await registry.peer.upload(version, MODEL_FILE, GRAPH)
+    fields = {"calibration": calibration_to_json(calibration) if calibration else {}, "threshold": None}
+    release = await registry.peer.create_release(MODEL, release_of(version, **fields), "r:release")
+    await registry.peer.start_rollout(MODEL, release, "why", "r:rollout")
+    champion = await registry.peer.champion(MODEL)
+    assert champion is not None
+    assert (output, calibration) == (champion.output, champion.calibration)
 
 
 async def test_repeated_mutations_return_the_first_result(registry: Registry) -> None:

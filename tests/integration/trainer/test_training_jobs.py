@@ -21,6 +21,7 @@ from flywheel_common.storage.s3 import object_store
 from flywheel_job.recipes.dataset import encode
 from flywheel_job.recipes.tabular.network import Scorer, TabularNet
 from flywheel_job.signature import Input
+from flywheel_protos.trainer.v1 import checkpoint_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from tests.support.builders.trainer import learnable_rows
@@ -73,6 +74,7 @@ async def test_two_workers_train_through_a_restart_of_the_trainer(
         run = (await stub.GetRun(pb.GetRunRequest(name=job.run))).run
         losses = await stub.ListMetricPoints(pb.ListMetricPointsRequest(run=job.run, key="train_loss"))
         reason = await submit_unknown_training_set(stub)
+        listed = await stub.ListCheckpoints(checkpoint_pb2.ListCheckpointsRequest(parent=job.name))
 
     assert "epoch 4/4" in log
     assert list(losses.steps) == [1, 2, 3, 4]
@@ -80,6 +82,9 @@ async def test_two_workers_train_through_a_restart_of_the_trainer(
     assert run.params["workers"] == "2"
     assert run.metrics["auc"] > 0.7
     assert reason == "UNKNOWN_TRAINING_SET"
+    last = listed.checkpoints[-1]
+    assert (last.step, last.world_size) == (4, 2)
+    assert last.metrics["train_loss"] == losses.values[-1]
 
     async with object_store(s3_settings) as store:
         files = {a.name: await store.get(a.uri.removeprefix(f"s3://{bucket}/")) for a in run.artifacts}

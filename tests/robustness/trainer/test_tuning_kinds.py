@@ -95,6 +95,33 @@ async def test_a_replay_of_the_winner_of_a_killed_population_has_its_score(
     assert run.metrics["loss"] == best.values[0] == min(one.values[0] for one in trials)
 
 
+async def test_a_population_of_networks_is_replayed_with_its_score(client: fw.Client) -> None:
+    base = pb.TrainSpec(
+        experiment=client.path("experiments", "late"),
+        training_set=TRAINING_SET,
+        tabular=pb.TabularRecipe(hidden_sizes=[8], seed=3),
+        cpus_per_worker=0.5,
+    )
+    result = await client.tune(
+        fw.TuneJob(
+            base,
+            space={"learning_rate": fw.FloatRange(1e-4, 0.1, log=True), "dropout": fw.FloatRange(0, 0.5)},
+            minimize="val_loss",
+            algorithm=fw.PopulationBased(population=3, interval_steps=2, generations=2),
+            parallel_trials=2,
+            seed=5,
+        )
+    )
+    trials = await client.trials(result.job.name)
+    assert [[one.until_step for one in trial.segments] for trial in trials] == [[2, 4]] * 3
+    steps = {one.step for one in await client.checkpoints(result.job.name)}
+    assert steps == {4}, "the checkpoints of the first generation are deleted"
+    [best] = result.best
+    run = await client.replay_trial(best)
+    assert run.metrics["val_loss"] == best.values[0] == min(one.values[0] for one in trials)
+    assert run.params["epochs"] == "4"
+
+
 async def test_trials_of_two_workers_are_exported_and_registered(client: fw.Client, peers: Peers) -> None:
     spec = pb.TrainSpec(
         experiment=client.path("experiments", "late"),

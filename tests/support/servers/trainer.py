@@ -26,6 +26,7 @@ from flywheel_common.ids import SequentialIds
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 from flywheel_trainer.config import TrainerSettings
 from flywheel_trainer.fakes.attempt_access import MemoryAttemptAccess, MemorySigner
+from flywheel_trainer.fakes.checkpoints import MemoryCheckpoints
 from flywheel_trainer.fakes.engine import MemoryEngine
 from flywheel_trainer.fakes.feature import MemoryFeature
 from flywheel_trainer.fakes.jobs import MemoryJobs
@@ -159,6 +160,7 @@ def memory_ports() -> Ports:
         step_cache=pipelines,
         policies=policies,
         trials=MemoryTrials(tracking),
+        checkpoints=MemoryCheckpoints(tracking),
         access=MemoryAttemptAccess(tracking),
         signer=MemorySigner(),
         engine=engine,

@@ -12,6 +12,8 @@ import pytest
 import flywheel as fw
 from flywheel_job.outcome import Outcome
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
+from flywheel_trainer.checkpoints.checkpoint import Checkpoint
+from flywheel_trainer.jobs.attempt import engine_id
 from flywheel_trainer.jobs.job import JobName, JobState
 from flywheel_trainer.jobs.ports import TrainingSet
 from tests.support.builders.trainer import AT, EXPERIMENT, TRAINING_SET
@@ -74,6 +76,23 @@ async def test_the_log_of_a_failed_job_ends_with_its_reason(trainer: MemoryTrain
     await supervision.end(name, JobState.FAILED, Outcome(False, "JOB_CRASHED", "it failed"), AT)
     followed = await cli(trainer, "jobs", "logs", job.name)
     assert (1, True) == (followed.exit_code, "JOB_CRASHED: it failed" in followed.output)
+
+
+async def test_the_checkpoints_of_a_job_are_listed(trainer: MemoryTrainer, file: str) -> None:
+    await cli(trainer, "jobs", "run", file, "--detach")
+    [job] = (await trainer.stub.ListJobs(pb.ListJobsRequest(parent="projects/p"))).jobs
+    name = JobName.parse(job.name)
+    assert await trainer.ports.supervision(1_000_000).begin_attempt(name, AT) is not None
+    record = Checkpoint("", "000000000007-000001", 7, 1, 2, 4096, AT, {"loss": 0.5})
+    await trainer.ports.checkpoints.replace(name, "", [record], engine_id(name.job, 1), AT)
+    listed = await cli(trainer, "jobs", "checkpoints", name.job)
+    assert listed.exit_code == 0, listed.output
+    for shown in ("4096", "loss: 0.5", "2026-01-01"):
+        assert shown in listed.output
+    async with fw.Client("p", trainer=trainer.address) as client:
+        [found] = await client.checkpoints(name.job)
+    assert (found.step, found.world_size, dict(found.metrics)) == (7, 2, {"loss": 0.5})
+    assert found.uri.endswith(f"/{name.job}/checkpoints/000000000007-000001")
 
 
 async def test_a_file_without_exactly_one_job_is_refused(trainer: MemoryTrainer, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -17,13 +18,15 @@ from flywheel.errors import SourceError
 from flywheel.tune_calls import schedule
 from flywheel.tune_job import settings_message
 from flywheel_job.outcome import Outcome
-from flywheel_job.tuning.trial import Trial, TrialState
+from flywheel_job.tuning.trial import Segment, Trial, TrialState
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.trainer.v1 import tuning_pb2
+from flywheel_trainer.jobs.attempt import engine_id
 from flywheel_trainer.jobs.job import JobName, JobState
 from flywheel_trainer.jobs.ports import TrainingSet
 from tests.support.builders.trainer import AT, EXPERIMENT, TRAINING_SET
 from tests.support.commands import flywheel
+from tests.support.eventually import eventually
 from tests.support.servers.trainer import MemoryTrainer, serve_in_memory
 
 JOB_FILE = """
@@ -154,3 +157,41 @@ def test_a_replay_follows_the_sources_of_the_segments() -> None:
         (20, '{"of": 1}'),
         (30, '{"of": 0}'),
     ]
+
+
+async def test_a_member_of_a_population_of_networks_is_replayed(trainer: MemoryTrainer) -> None:
+    base = pb.TrainSpec(
+        experiment="projects/p/experiments/late", training_set=TRAINING_SET, tabular=pb.TabularRecipe(seed=7)
+    )
+    population = fw.TuneJob(
+        base,
+        space={"learning_rate": fw.FloatRange(0.001, 0.1), "hidden_sizes": [8]},
+        minimize="val_loss",
+        algorithm=fw.PopulationBased(population=2, interval_steps=3, generations=2),
+    )
+    params = [f'{{"hidden_sizes": [8], "learning_rate": {rate}}}' for rate in (0.05, 0.04)]
+    segments = tuple(
+        Segment(number, 0 if number else None, text, 3 * (number + 1), 0.5)
+        for number, text in enumerate(params)
+    )
+    async with fw.Client("p", trainer=trainer.address) as client:
+        job = await client.start_tuning(population)
+        name = JobName.parse(job.name)
+        supervision = trainer.ports.supervision(1_000_000)
+        await supervision.begin_attempt(name, AT)
+        trial = Trial(0, params[1], TrialState.SUCCEEDED, values=(0.5,), violations=(), segments=segments)
+        await trainer.ports.trials.record(name, trial, Outcome(True), engine_id(name.job, 1), AT)
+        [stored] = await client.trials(job.name)
+        waiting = asyncio.create_task(client.replay_trial(stored))
+
+        async def submitted() -> list[pb.Job]:
+            jobs = (await client.trainer.ListJobs(pb.ListJobsRequest(parent="projects/p"))).jobs
+            return [one for one in jobs if one.kind == "TRAIN"]
+
+        [replay] = await eventually(submitted, within=30)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    recipe = replay.train.tabular
+    assert (recipe.epochs, recipe.seed, list(recipe.hidden_sizes)) == (6, 7, [8])
+    assert [(one.until_step, one.params_json) for one in recipe.schedule] == [(3, params[0]), (6, params[1])]

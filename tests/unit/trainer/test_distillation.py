@@ -19,6 +19,7 @@ from pyarrow import fs
 from sklearn import metrics as sk
 
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.signature import OutputSpec
 from flywheel_job import objects
 from flywheel_job.artifacts import MODEL, REPORT
 from flywheel_job.launch import Column, LaunchSpec
@@ -329,5 +330,5 @@ async def test_the_job_of_a_student_reads_the_file_of_its_teacher(peers: MemoryT
 
 def test_a_version_names_its_teacher() -> None:
     report = {"framework": "torch", "inputs": [], "golden": {"row_count": 0, "inputs": "", "scores": ""}}
-    assert version_fields(report | {"teacher": TEACHER}, {})["tags"] == {"teacher": TEACHER}
-    assert version_fields(report, {})["tags"] == {}
+    assert version_fields(report | {"teacher": TEACHER}, OutputSpec(), {})["tags"] == {"teacher": TEACHER}
+    assert version_fields(report, OutputSpec(), {})["tags"] == {}

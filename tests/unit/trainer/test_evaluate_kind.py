@@ -38,6 +38,7 @@ from flywheel_trainer.runs.run import Run, RunName, RunState
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import AT, TRAINING_SET
 from tests.support.builders.trainer_requests import P
+from tests.support.granted_addresses import refused_addresses
 from tests.support.servers.trainer import MemoryTrainer
 
 VERSION, CHAMPION, OTHER = (f"{P}/models/late/versions/{number}" for number in (2, 1, 3))
@@ -300,6 +301,7 @@ async def test_the_launched_specification_has_models_and_rows(
     assert launched.data["rows"].name == TRAINING_SET
     assert launch.command[-1] == "s3://b/jobs/p/job-1/attempts/2/spec.json"
     assert kind.launch(job, details, 2) == launch
+    assert refused_addresses(job.name, 2, launch) == []
     assert kind.progress(job, {"scored_rows": 50}) == {"done": 50, "total": 0, "unit": "row"}
     assert kind.progress(job, {"scored_rows": 50, "sample": 7})["done"] == 7
 

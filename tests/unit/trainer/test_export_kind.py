@@ -26,6 +26,7 @@ from flywheel_trainer.jobs.train import TrainSettings
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import TRAINING_SET
 from tests.support.builders.trainer_requests import P
+from tests.support.granted_addresses import refused_addresses
 from tests.support.servers.trainer import MemoryTrainer
 
 VERSION, TWO = f"{P}/models/late/versions/1", f"{P}/models/late/versions/2"
@@ -141,7 +142,9 @@ async def test_the_launched_specification_has_model_rows_and_policy(trainer: Mem
     spec = spec_of(export(seed=7, policy=POLICY(max_flip_share=0.5)).job)
     details = json.loads(json.dumps(await kind.validate(spec)))  # type: ignore[arg-type]
     job = replace(build.job(), spec=spec, kind="EXPORT")
-    launched = LaunchSpec.from_json(kind.launch(job, details, 1).files["spec.json"])
+    launch = kind.launch(job, details, 1)
+    assert refused_addresses(job.name, 1, launch) == []
+    launched = LaunchSpec.from_json(launch.files["spec.json"])
     params = ExportParams.of(launched.params)
     assert (params.format, params.policy) == ("INT8_STATIC", ExportPolicy(max_flip_share=0.5))
     assert ModelFile.from_json(launched.models["model"]) == MODEL

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
 
 from flywheel_job.model_file import BINARY, ModelFile
+from flywheel_job.recipes.sequence import params as sequence
+from flywheel_job.tuning.settings import Population, Tpe
 from flywheel_protos.trainer.v1 import object_access_pb2 as pb
+from flywheel_trainer.jobs.code import CodeRecipe
 from flywheel_trainer.jobs.errors import ForeignObject, InvalidObjectRequest
 from flywheel_trainer.jobs.object_access import Access, ObjectMethod, ObjectRequest
 from flywheel_trainer.jobs.tokens import AttemptTokens
 from flywheel_trainer.jobs.train import TrainKind, TrainSettings
+from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.jobs.tune import TuneKind
+from flywheel_trainer.jobs.tune_spec import TuneSpec
 from tests.support.builders import trainer as build
+from tests.support.builders.trainer import TRAINING_SET
+from tests.support.granted_addresses import refused_addresses
 from tests.support.servers.trainer import MemoryTrainer
 
 DIGEST = "ab" * 32
@@ -129,3 +138,23 @@ def test_a_tabular_job_reads_its_warm_start_and_its_teacher() -> None:
     launch = kind.launch(build.job(), details, 1)
     expected = {"s3://sets/p/one/", "s3://b/artifacts/aa/teacher", "s3://b/artifacts/bb/weights"}
     assert expected == set(launch.reads)
+    assert refused_addresses(build.job().name, 1, launch) == []
+    # The neighbour of an attempt may not use its files.
+    assert "s3://b/jobs/p/job-1/attempts/1/outcome.json" in refused_addresses(build.job().name, 2, launch)
+
+
+@pytest.mark.parametrize("algorithm", [None, Tpe(), Population(4, 1, 3)])
+def test_a_transformer_and_its_trials_read_their_rows(algorithm: Any) -> None:
+    kind = TrainKind(None, None, None, None, TrainSettings("b", "python", "", 1.0))  # type: ignore[arg-type]
+    code = CodeRecipe(sequence.TRAIN, training_sets={"train": TRAINING_SET}, export=sequence.EXPORT)
+    spec = TrainSpec("late", "", code=code)
+    details = {"data": {"train": {"uri": "s3://sets/p/one/", "columns": [], "content_hash": ""}}}
+    if algorithm is None:
+        job = replace(build.job(), spec=spec)
+        launch = kind.launch(job, details, 2)
+    else:
+        settings = replace(build.TUNE_SETTINGS, algorithm=algorithm)
+        job = replace(build.tune_job(), spec=TuneSpec(spec, settings))
+        launch = TuneKind(kind).launch(job, details, 2)
+    assert refused_addresses(job.name, 2, launch) == []
+    assert "s3://sets/p/one/" in launch.reads

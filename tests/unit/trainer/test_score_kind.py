@@ -32,6 +32,7 @@ from flywheel_trainer.jobs.scoring_ports import (
 from flywheel_trainer.jobs.train import TrainSettings
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import AT
+from tests.support.granted_addresses import refused_addresses
 
 RELEASE = "projects/p/models/late/releases/3"
 FEATURE_SET = "projects/p/featureSets/late/versions/1"
@@ -171,6 +172,7 @@ async def test_the_launch_has_no_secret_in_its_files() -> None:
     launch = world.kind.launch(job(), details, 2)
     content = json.loads(launch.files["spec.json"])
     assert "secret" not in launch.files["spec.json"].decode()
+    assert refused_addresses(job().name, 2, launch) == []
     assert launch.environment == {CACHE_URL: "redis://:secret@r:6379/0"}
     assert content["params"]["predictions_uri"] == "s3://b/predictions/p/job-1/"
     assert content["params"]["carried"] == ["carrier", "event_timestamp", "id", "miles", "at"]

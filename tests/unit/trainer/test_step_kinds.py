@@ -157,7 +157,15 @@ async def test_a_champion_with_weights_can_be_started_from(world: World) -> None
     [
         (CODE_REPORT, {}, "MISSING_ARTIFACT"),
         (None, {"model_onnx": b"graph"}, "MISSING_ARTIFACT"),
-        (CODE_REPORT | {"outputs": 3}, {"model_onnx": b"graph"}, "UNSUPPORTED_MODEL"),
+        (CODE_REPORT | {"outputs": 3, "task": "binary"}, {"model_onnx": b"graph"}, "UNSUPPORTED_MODEL"),
+        (CODE_REPORT | {"task": "multiclass"}, {"model_onnx": b"graph"}, "UNSUPPORTED_MODEL"),
+        (CODE_REPORT | {"task": "ranking"}, {"model_onnx": b"graph"}, "UNSUPPORTED_MODEL"),
+        (CODE_REPORT | {"outputs": 2, "classes": ["a", "a"]}, {"model_onnx": b"graph"}, "UNSUPPORTED_MODEL"),
+        (
+            CODE_REPORT | {"task": "regression", "calibration": {"slope": 1.0, "intercept": 0.0}},
+            {"model_onnx": b"graph"},
+            "UNSUPPORTED_MODEL",
+        ),
     ],
 )
 async def test_a_run_without_a_registrable_model_is_refused(

@@ -27,7 +27,7 @@ from flywheel_job.recipes.dataset import (
     split_by_time,
 )
 from flywheel_job.recipes.tabular.export import check_parity, to_onnx, torch_scores
-from flywheel_job.recipes.tabular.network import TabularNet
+from flywheel_job.recipes.tabular.network import Activation, TabularNet, renamed_layers
 from flywheel_job.recipes.tabular.spec import Hyperparameters, TabularSpec, WarmStart
 from flywheel_job.recipes.tabular.training import shard
 from flywheel_job.scoring import onnx_scores, open_session
@@ -162,6 +162,31 @@ def test_the_exported_graph_scores_like_torch_for_any_row_count(sizes: list[int 
             onnx_scores(session, rows[:count]), torch_scores(network, rows[:count]), atol=1e-6
         )
     assert check_parity(network, model, rows) <= 1e-6
+
+
+def test_weights_of_a_network_with_dropout_fit_one_without() -> None:
+    torch.manual_seed(2)
+    source = TabularNet([None, 3], [4, 5], dropout=0.5)
+    target = TabularNet([None, 3], [4, 5], dropout=0.0)
+    assert source.state_dict().keys() == target.state_dict().keys()
+    # Versions before this one had a layer for the dropout.
+    older = {
+        name.replace("layers.2.", "layers.3.").replace("layers.4.", "layers.6."): value
+        for name, value in source.state_dict().items()
+    }
+    for state in (older, dict(source.state_dict())):
+        target.load_state_dict(renamed_layers(state))
+        rows = random_rows(20, 1)[:, :2]
+        np.testing.assert_array_equal(torch_scores(target, rows), torch_scores(source, rows))
+
+
+def test_dropout_is_used_in_training_only() -> None:
+    torch.manual_seed(2)
+    network, values = Activation(0.5), torch.full((1000,), 3.0)
+    dropped = network.train()(values)
+    assert set(dropped.tolist()) == {0.0, 6.0}
+    assert 400 < int((dropped == 0).sum()) < 600
+    assert torch.equal(network.eval()(torch.tensor([-1.0, 2.0])), torch.tensor([0.0, 2.0]))
 
 
 async def test_challenger_and_champion_are_compared_on_the_same_rows() -> None:

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.signature import OutputKind, OutputSpec
 from flywheel_job.artifacts import artifact_key
 from flywheel_job.launch import Segment, TrialGate
 from flywheel_job.outcome import Artifact, Outcome
 from flywheel_job.tuning.launch import TuneLaunch
+from flywheel_job.tuning.settings import Population
 from flywheel_job.tuning.trial import Trial
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.trainer.v1 import tuning_pb2 as tuning
@@ -127,8 +129,27 @@ async def test_a_tune_job_is_stored_as_it_was_submitted(trainer: MemoryTrainer) 
             "population_based.population must be between 2",
         ),
         (
-            {"population_based": {"population": 4, "interval_steps": 1, "generations": 1}, "max_trials": 0},
-            "needs training code",
+            {
+                "population_based": {"population": 4, "interval_steps": 1, "generations": 1},
+                "max_trials": 0,
+                "space": [RATE, *choices("[8]", "[16]")],
+            },
+            "space.hidden_sizes cannot be tuned with population_based",
+        ),
+        (
+            {
+                "population_based": {"population": 4, "interval_steps": 1, "generations": 1},
+                "max_trials": 0,
+                "space": [RATE, *parameter("epochs", fixed_json="3")],
+            },
+            "space.epochs cannot be tuned with population_based",
+        ),
+        (
+            {
+                "population_based": {"population": 4, "interval_steps": 1000, "generations": 101},
+                "max_trials": 0,
+            },
+            "epochs must be between 1 and 100000",
         ),
     ],
 )
@@ -166,9 +187,8 @@ async def test_a_schedule_must_ascend(trainer: MemoryTrainer) -> None:
     assert (status, "ascending" in message) == ("INVALID_ARGUMENT INVALID_SPEC", True)
 
 
-KIND = TuneKind(
-    TrainKind(None, None, None, None, TrainSettings("b", "python", "h:1", 1.5))  # type: ignore[arg-type]
-)
+TRAIN = TrainKind(None, None, None, None, TrainSettings("b", "python", "h:1", 1.5))  # type: ignore[arg-type]
+KIND = TuneKind(TRAIN)
 DETAILS = {"uri": "s3://b/t", "columns": [["v__x", "FLOAT64"]], "warm_start": None}
 
 
@@ -207,6 +227,61 @@ def test_the_launch_names_what_a_trial_runs() -> None:
     assert type(spec).from_json(spec.to_json()) == spec
     part = replace(spec, schedule=(Segment(3, {"a": 1}),), gate=TrialGate("g", 4, "val_auc"))
     assert type(spec).from_json(part.to_json()) == part
+
+
+def test_a_member_of_a_population_trains_all_its_generations() -> None:
+    population = replace(build.TUNE_SPEC.settings, algorithm=Population(4, 3, 5), max_trials=0)
+    spec = replace(build.TUNE_SPEC, settings=population)
+    details = {"uri": "s3://b/t", "columns": [["v__x", "FLOAT64"]], "warm_start": None}
+    launch = KIND.launch(replace(build.tune_job(), spec=spec), details, 1)
+    base = TuneLaunch.from_json(launch.files["spec.json"]).base
+    assert (base.params["epochs"], base.schedule) == (15, ())
+
+
+SCHEDULE = [
+    pb.ScheduleSegment(until_step=2, params_json='{"learning_rate": 0.1}'),
+    pb.ScheduleSegment(until_step=4, params_json='{"learning_rate": 0.01, "dropout": 0.25}'),
+]
+
+
+def scheduled(segments: list[pb.ScheduleSegment], **fields: Any) -> pb.SubmitJobRequest:
+    spec = train_spec()
+    spec.tabular.MergeFrom(pb.TabularRecipe(**{"epochs": 4, **fields}))
+    spec.tabular.schedule.extend(segments)
+    return pb.SubmitJobRequest(parent=P, job=pb.Job(train=spec))
+
+
+async def test_a_schedule_of_the_tabular_recipe_is_stored_and_launched(trainer: MemoryTrainer) -> None:
+    job = (await trainer.stub.SubmitJob(scheduled(SCHEDULE))).job
+    assert list(job.train.tabular.schedule) == SCHEDULE
+    stored = await trainer.ports.jobs.get(JobName.parse(job.name))
+    assert stored is not None
+    details = {"uri": "s3://b/t", "columns": [["v__x", "FLOAT64"]], "warm_start": None}
+    launch = TRAIN.launch_spec(stored, stored.spec, details, 1)
+    assert launch.schedule == (
+        Segment(2, {"learning_rate": 0.1}),
+        Segment(4, {"learning_rate": 0.01, "dropout": 0.25}),
+    )
+    assert type(launch).from_json(launch.to_json()) == launch
+
+
+@pytest.mark.parametrize(
+    ("segments", "fields", "message"),
+    [
+        (SCHEDULE[::-1], {}, "with ascending until_step"),
+        (SCHEDULE, {"epochs": 5}, "epochs must be the last until_step"),
+        ([pb.ScheduleSegment(until_step=4, params_json="[]")], {}, "JSON objects"),
+        ([pb.ScheduleSegment(until_step=4, params_json='{"momentum": 1}')], {}, "momentum is unknown"),
+        ([pb.ScheduleSegment(until_step=4, params_json='{"hidden_sizes": [3]}')], {}, "changes hidden_sizes"),
+        ([pb.ScheduleSegment(until_step=4, params_json='{"learning_rate": -1.0}')], {}, "must be above 0"),
+    ],
+)
+async def test_a_schedule_that_the_recipe_cannot_follow_is_refused(
+    trainer: MemoryTrainer, segments: list[pb.ScheduleSegment], fields: dict[str, Any], message: str
+) -> None:
+    status, found = await failure(trainer.stub.SubmitJob(scheduled(segments, **fields)))
+    assert status == "INVALID_ARGUMENT INVALID_SPEC"
+    assert message in found
 
 
 async def test_progress_counts_trials_that_have_ended() -> None:
@@ -287,8 +362,8 @@ async def test_an_attempt_lists_only_the_trials_of_its_job(tuned: MemoryTrainer)
     assert (await failure(tuned.stub.ListBestTrials(best)))[0] == "FAILED_PRECONDITION NO_TUNE_JOB"
 
 
-async def exported(trainer: MemoryTrainer) -> Outcome:
-    """The outcome of a trial that exported a model with two golden rows."""
+async def exported(trainer: MemoryTrainer, **fields: Any) -> Outcome:
+    """The outcome of a trial that exported a model with two golden rows; `fields` are those of its report."""
     rows = np.zeros((2, 1), dtype="<f4").tobytes()
     report = {
         "framework": "torch",
@@ -301,6 +376,7 @@ async def exported(trainer: MemoryTrainer) -> Outcome:
             "inputs": base64.b64encode(rows).decode(),
             "scores": base64.b64encode(rows).decode(),
         },
+        **fields,
     }
     artifacts = []
     for name, content in (("model.onnx", b"onnx"), ("report.json", json.dumps(report).encode())):
@@ -329,6 +405,40 @@ async def test_the_best_trial_is_registered_on_request(
     assert registry.versions[version]["training_run"] == f"{P}/runs/run-1-0"
     assert {"importance{feature=v__x}": 0.125} == registry.versions[version]["metrics"]
     assert registry.files[version, "model.onnx"] == b"onnx"
+
+
+@pytest.mark.parametrize(
+    ("fields", "output"),
+    [
+        ({"task": "regression"}, OutputSpec(OutputKind.REGRESSION)),
+        ({"outputs": 3}, OutputSpec(OutputKind.MULTICLASS, class_names=("0", "1", "2"))),
+        (
+            {"outputs": 2, "task": "multiclass", "classes": ["on time", "late"]},
+            OutputSpec(OutputKind.MULTICLASS, class_names=("on time", "late")),
+        ),
+    ],
+)
+async def test_a_trial_of_each_kind_of_model_is_registered(
+    tuned: MemoryTrainer,
+    add_model: Callable[[MemoryTrainer], Any],
+    fields: dict[str, Any],
+    output: OutputSpec,
+) -> None:
+    registry = add_model(tuned)
+    await record(tuned, RUNNING)
+    await record(tuned, SUCCEEDED, (await exported(tuned, **fields)).to_json())
+    version = (await register(tuned, f"{JOB}/trials/0")).model_version
+    assert output == registry.versions[version]["output"]
+
+
+async def test_a_trial_whose_report_contradicts_itself_is_refused(
+    tuned: MemoryTrainer, add_model: Callable[[MemoryTrainer], Any]
+) -> None:
+    registry = add_model(tuned)
+    await record(tuned, RUNNING)
+    await record(tuned, SUCCEEDED, (await exported(tuned, outputs=3, task="binary")).to_json())
+    status, _ = await failure(register(tuned, f"{JOB}/trials/0"))
+    assert ("FAILED_PRECONDITION UNSUPPORTED_MODEL", {}) == (status, registry.versions)
 
 
 async def test_a_trial_without_a_model_cannot_be_registered(tuned: MemoryTrainer) -> None:

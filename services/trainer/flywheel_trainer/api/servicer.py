@@ -14,6 +14,7 @@ from flywheel_protos.trainer.v1 import pipeline_graph_pb2 as graph_pb
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 from flywheel_trainer.api.attempt_tokens import current_attempt
+from flywheel_trainer.api.checkpoint_methods import CheckpointMethods
 from flywheel_trainer.api.convert_graphs import graph_from_proto, pipeline_to_proto, to_json
 from flywheel_trainer.api.convert_jobs import job_to_proto
 from flywheel_trainer.api.convert_pipelines import (
@@ -36,6 +37,7 @@ from flywheel_trainer.api.convert_runs import (
 from flywheel_trainer.api.object_methods import ObjectMethods
 from flywheel_trainer.api.tracking_methods import TrackingMethods
 from flywheel_trainer.api.trial_methods import TrialMethods
+from flywheel_trainer.checkpoints.use_cases import JobCheckpoints
 from flywheel_trainer.encoding.specs import spec_of
 from flywheel_trainer.jobs.errors import InvalidSource
 from flywheel_trainer.jobs.job import FILTER_FIELDS as JOB_FIELDS
@@ -60,7 +62,13 @@ from flywheel_trainer.runs.use_cases import Runs
 from flywheel_trainer.trials.use_cases import Trials
 
 
-class TrainerServicer(TrackingMethods, TrialMethods, ObjectMethods, trainer_pb2_grpc.TrainerServiceServicer):
+class TrainerServicer(
+    TrackingMethods,
+    TrialMethods,
+    ObjectMethods,
+    CheckpointMethods,
+    trainer_pb2_grpc.TrainerServiceServicer,
+):
     """flywheel.trainer.v1.TrainerService; `poll_seconds` is the interval of the Watch methods."""
 
     def __init__(
@@ -73,6 +81,7 @@ class TrainerServicer(TrackingMethods, TrialMethods, ObjectMethods, trainer_pb2_
         origins: Origins,
         trials: Trials,
         *,
+        checkpoints: JobCheckpoints,
         run_editing: RunEditing,
         run_artifacts: RunArtifacts,
         object_access: ObjectAccess,
@@ -80,7 +89,7 @@ class TrainerServicer(TrackingMethods, TrialMethods, ObjectMethods, trainer_pb2_
         poll_seconds: float,
     ) -> None:
         super().__init__(run_editing, run_artifacts, run_purge)
-        self._trials, self._object_access = trials, object_access
+        self._trials, self._object_access, self._checkpoints = trials, object_access, checkpoints
         self._runs, self._jobs, self._pipelines, self._policies = runs, jobs, pipelines, policies
         self._sources, self._origins = sources, origins
         self._poll_seconds = poll_seconds

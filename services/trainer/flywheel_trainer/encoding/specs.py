@@ -6,7 +6,7 @@ default.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -153,6 +153,7 @@ def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
         cpus_per_worker=spec.cpus_per_worker,
         limits=_limits_from_proto(spec.limits),
         code=_code_from_proto(spec.code) if spec.HasField("code") else None,
+        schedule=_schedule_from_proto(recipe.schedule),
     )
 
 
@@ -163,7 +164,10 @@ def train_spec_to_proto(spec: TrainSpec, project: str) -> pb.TrainSpec:
         tabular=None
         if spec.code
         else pb.TabularRecipe(
-            **asdict(spec.hyperparameters), warm_start=spec.warm_start, teacher=spec.teacher
+            **asdict(spec.hyperparameters),
+            warm_start=spec.warm_start,
+            teacher=spec.teacher,
+            schedule=[asdict(one) for one in spec.schedule],
         ),
         code=pb.CodeRecipe(**asdict(spec.code)) if spec.code else None,
         workers=spec.workers,
@@ -191,8 +195,12 @@ def _code_from_proto(code: pb.CodeRecipe) -> CodeRecipe:
         memory_bytes_per_worker=code.memory_bytes_per_worker,
         accelerator_type=code.accelerator_type,
         requirements=code.requirements,
-        schedule=tuple(ScheduleSegment(one.until_step, one.params_json or "{}") for one in code.schedule),
+        schedule=_schedule_from_proto(code.schedule),
     )
+
+
+def _schedule_from_proto(schedule: Iterable[pb.ScheduleSegment]) -> tuple[ScheduleSegment, ...]:
+    return tuple(ScheduleSegment(one.until_step, one.params_json or "{}") for one in schedule)
 
 
 def _limits_from_proto(limits: pb.JobLimits) -> Limits:

@@ -10,7 +10,7 @@ from flywheel_common.errors import NotFound
 from flywheel_common.grpc.errors import PeerUnavailable
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_job.artifacts import MODEL, WEIGHTS, artifact_key
-from flywheel_job.evaluation.calibration import Platt
+from flywheel_job.evaluation.calibration import calibration_from_json
 from flywheel_job.signature import Input
 from flywheel_trainer.fakes.requests import MemoryRequests, body_of
 from flywheel_trainer.jobs.errors import DigestMismatch, UnknownModelVersion
@@ -53,8 +53,9 @@ class MemoryRegistry:
             name,
             self.download(name, MODEL),
             tuple(Input(i["name"], i["data_type"], tuple(i["vocabulary"])) for i in inputs),
-            Platt(release["slope"], release["intercept"]),
+            calibration_from_json(release["calibration"]) if release["calibration"] else None,
             self._production[model],
+            self.versions[name]["output"],
         )
 
     async def origin(self, version: str) -> VersionOrigin:

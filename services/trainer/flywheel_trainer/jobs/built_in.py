@@ -12,8 +12,10 @@ from flywheel_job.recipes.sequence import params as sequence
 from flywheel_trainer.jobs.code import CodeRecipe
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.ports import TrainingSet
+from flywheel_trainer.jobs.train_spec import TrainSpec
 
 FIELD = "train.code.params_json"
+ESTIMATOR = "flywheel_job.recipes.estimators.training:train"
 TOKENS = ("INT64_LIST", "FLOAT32_LIST", "FLOAT64_LIST", "FLOAT32_VECTOR", "FLOAT64_VECTOR")
 """Types of columns that can hold tokens."""
 
@@ -44,6 +46,15 @@ def check_columns(code: CodeRecipe, rows: TrainingSet) -> None:
         )
 
 
+def task_of(spec: TrainSpec) -> str:
+    """The task of the recipe; empty for the code of users and for recipes without one."""
+    if spec.code is None:
+        return spec.hyperparameters.task
+    if spec.code.function != ESTIMATOR or spec.code.source_sha256:
+        return ""
+    return str(spec.code.params.get("task", EstimatorParams.task))
+
+
 def _check_estimator(params: Mapping[str, Any], workers: int) -> None:
     parse_params(EstimatorParams, params)
     if workers != 1:
@@ -52,6 +63,6 @@ def _check_estimator(params: Mapping[str, Any], workers: int) -> None:
 
 CHECKS: Mapping[str, Callable[[Mapping[str, Any], int], object]] = {
     sequence.TRAIN: sequence.checked_params,
-    "flywheel_job.recipes.estimators.training:train": _check_estimator,
+    ESTIMATOR: _check_estimator,
 }
 """The function of a recipe → its check of (params, workers)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -90,17 +90,24 @@ def check_code(code: CodeRecipe) -> None:
         raise _invalid("params_json", "must be a JSON object of at most 256 KiB")
     if len(code.training_sets) > 32 or not all(code.training_sets) or not all(code.training_sets.values()):
         raise _invalid("training_sets", "must be at most 32 training sets with names")
-    steps = [0, *(one.until_step for one in code.schedule)]
-    if len(steps) > MAX_SEGMENTS + 1 or any(a >= b for a, b in itertools.pairwise(steps)):
-        raise _invalid("schedule", f"must be at most {MAX_SEGMENTS} segments with ascending until_step")
-    if not all(_is_object(one.params_json) for one in code.schedule):
-        raise _invalid("schedule", "must have JSON objects of at most 256 KiB as params_json")
+    check_schedule(code.schedule, "train.code.schedule")
     if not 0 <= code.seed < 1 << 32:
         raise _invalid("seed", "must be below 2^32")
     size = sum(len(key.encode()) + len(value.encode()) for key, value in code.provenance.items())
     if len(code.provenance) > 32 or size > MAX_PROVENANCE_BYTES:
         raise _invalid("provenance", "must have at most 32 entries and 256 KiB")
     _check_environment(code.environment)
+
+
+def check_schedule(schedule: Sequence[ScheduleSegment], field: str) -> None:
+    """Raises InvalidSpec unless the steps ascend and the parameters are objects."""
+    steps = [0, *(one.until_step for one in schedule)]
+    if len(steps) > MAX_SEGMENTS + 1 or any(a >= b for a, b in itertools.pairwise(steps)):
+        raise InvalidSpec(
+            f"{field} must be at most {MAX_SEGMENTS} segments with ascending until_step.", field=field
+        )
+    if not all(_is_object(one.params_json) for one in schedule):
+        raise InvalidSpec(f"{field} must have JSON objects of at most 256 KiB as params_json.", field=field)
 
 
 def _check_environment(environment: Mapping[str, str]) -> None:

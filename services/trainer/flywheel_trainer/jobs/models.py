@@ -10,11 +10,11 @@ from typing import Any, Protocol
 from flywheel_common.errors import NotFound
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_job.artifacts import MODEL, REPORT, artifact_key
-from flywheel_job.evaluation.calibration import calibration_from_json
-from flywheel_job.model_file import BINARY, KINDS, MULTICLASS, InputTensor, ModelFile
+from flywheel_job.model_file import InputTensor, ModelFile
 from flywheel_job.scoring import INPUT, SCORE
 from flywheel_job.signature import Input
 from flywheel_trainer.jobs.errors import NoModelFile
+from flywheel_trainer.jobs.model_report import calibration_json, output_of
 from flywheel_trainer.jobs.model_spec import ModelSource
 from flywheel_trainer.jobs.verified import read_verified
 from flywheel_trainer.runs.errors import UnknownRun
@@ -103,11 +103,7 @@ def calibrated_as(file: ModelFile, report: Mapping[str, Any]) -> ModelFile:
     The calibration is the slope and intercept of Platt scaling, or the JSON form of another kind. Raises
     TypeError, KeyError or ValueError for anything else.
     """
-    calibration, threshold = dict(report.get("calibration") or {}), report.get("threshold")
-    if "slope" in calibration:
-        calibration = {"platt": calibration}
-    if calibration:
-        calibration_from_json(calibration)
+    calibration, threshold = calibration_json(report), report.get("threshold")
     return replace(
         file,
         calibration=calibration or file.calibration,
@@ -122,18 +118,15 @@ def model_of_report(run: str, uri: str, sha256: str, report: Mapping[str, Any], 
     """
     try:
         inputs = tuple(Input(i["name"], i["data_type"], tuple(i["vocabulary"])) for i in report["inputs"])
-        outputs = int(report.get("outputs", 1))
-        task = str(report.get("task") or kind or (MULTICLASS if outputs > 1 else BINARY)).upper()
-        if task not in KINDS:
-            raise ValueError(f"the task {task}")
+        output = output_of(report, kind)
         file = ModelFile(
             name=run,
             uri=uri,
             sha256=sha256,
             tensors=(InputTensor(INPUT, "FLOAT32", inputs),),
             output=SCORE,
-            kind=task,
-            classes=tuple(str(number) for number in range(outputs)) if task == MULTICLASS else (),
+            kind=output.kind.name,
+            classes=output.class_names,
         )
         return FoundModel(calibrated_as(file, report), str(report.get("training_set", "")))
     except (KeyError, TypeError, ValueError) as error:

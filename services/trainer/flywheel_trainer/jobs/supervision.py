@@ -88,6 +88,13 @@ class _Memory:
     next_reconciliation: float = float("-inf")
 
 
+def access_of_attempt(bucket: str, name: JobName, number: int, launch: Launch) -> Access:
+    """What an attempt may use: the inputs of its launch, and the job's own files in this bucket."""
+    own = (attempt_folder(name, number), log_folder(name), checkpoint_prefix(name))
+    writes = (*(f"s3://{bucket}/{folder}" for folder in own), *launch.writes)
+    return Access(launch.reads, writes, f"s3://{bucket}/{ARTIFACTS}")
+
+
 class Supervisor:
     """Moves every active job one step at each `tick`."""
 
@@ -193,7 +200,8 @@ class Supervisor:
         logs = f"s3://{self._rules.bucket}/{log_prefix(job.name, DRIVER)}"
         wrapper = (self._rules.python, "-m", LAUNCHER, logs, str(attempt.number), "--")
         command = f"exec {shlex.join((*wrapper, *launch.command))}"
-        await self._store.grant(job.name, attempt.number, self._access(job.name, attempt.number, launch))
+        access = access_of_attempt(self._rules.bucket, job.name, attempt.number, launch)
+        await self._store.grant(job.name, attempt.number, access)
         try:
             environment = {**self._rules.environment_of(attempt.engine_id), **launch.environment}
             await self._engine.submit(attempt.engine_id, command, environment)
@@ -205,12 +213,6 @@ class Supervisor:
             return
         await self._store.mark_running(job.name, attempt.number, self._clock.now())
         log.info("attempt started", job=str(job.name), attempt=attempt.number)
-
-    def _access(self, name: JobName, number: int, launch: Launch) -> Access:
-        own = (attempt_folder(name, number), log_folder(name), checkpoint_prefix(name))
-        bucket = f"s3://{self._rules.bucket}"
-        writes = (*(f"{bucket}/{folder}" for folder in own), *launch.writes)
-        return Access(launch.reads, writes, f"{bucket}/{ARTIFACTS}")
 
     async def _not_accepted(self, active: ActiveJob, attempt: Attempt, error: EngineUnavailable) -> None:
         """The engine answers, but does not accept this attempt: try again for a while, then give it up."""

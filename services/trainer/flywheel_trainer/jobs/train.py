@@ -168,6 +168,7 @@ class TrainKind:
             "data": {"train": DataSet(details["uri"], spec.training_set, columns, digest)},
             "resources": Resources(cpus=self.request(spec).cpus_per_worker, gpus=spec.gpus_per_worker),
             "seed": spec.hyperparameters.seed,
+            "schedule": tuple(Segment(one.until_step, one.params) for one in spec.schedule),
         }
 
     def _code(self, spec: TrainSpec, code: CodeRecipe, details: Mapping[str, Any]) -> dict[str, Any]:

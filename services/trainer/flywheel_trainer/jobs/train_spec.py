@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self, get_args
 
+from flywheel_job.errors import InvalidParams
 from flywheel_job.launch import Column
-from flywheel_job.recipes.tabular.spec import Hyperparameters
+from flywheel_job.params import parse_params
+from flywheel_job.recipes.tabular.spec import CHANGEABLE, Hyperparameters
 from flywheel_job.recipes.tasks import Task
-from flywheel_trainer.jobs.code import CodeRecipe, check_code
+from flywheel_trainer.jobs.code import CodeRecipe, ScheduleSegment, check_code, check_schedule
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.limits import Limits, check_limits
 from flywheel_trainer.jobs.model_spec import VERSION
@@ -39,6 +41,8 @@ class TrainSpec:
     limits: Limits = field(default_factory=Limits)
     code: CodeRecipe | None = None
     """The training code; None: the tabular recipe."""
+    schedule: tuple[ScheduleSegment, ...] = ()
+    """Hyperparameters of the tabular recipe that change after an epoch; training code has its own."""
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
@@ -46,7 +50,9 @@ class TrainSpec:
         hyperparameters = Hyperparameters.from_json(fields["hyperparameters"])
         limits = Limits.from_json(fields.get("limits", {}))
         code = CodeRecipe.from_json(fields.get("code"))
-        return cls(**{**fields, "hyperparameters": hyperparameters, "limits": limits, "code": code})
+        schedule = tuple(ScheduleSegment(**one) for one in fields.get("schedule", ()))
+        given = {"hyperparameters": hyperparameters, "limits": limits, "code": code, "schedule": schedule}
+        return cls(**{**fields, **given})
 
 
 def check_spec(spec: TrainSpec) -> None:
@@ -87,11 +93,33 @@ def check_spec(spec: TrainSpec) -> None:
     check_limits(spec.limits, "train.limits")
     if spec.code is not None:
         check_code(spec.code)
+    if spec.schedule:
+        _check_schedule(spec)
     if spec.warm_start and "/versions/" not in spec.warm_start:
         raise InvalidSpec(
             "train.tabular.warm_start must name a model version "
             "(projects/{project}/models/{model}/versions/{version})."
         )
+
+
+def _check_schedule(spec: TrainSpec) -> None:
+    field, hyper = "train.tabular.schedule", asdict(spec.hyperparameters)
+    check_schedule(spec.schedule, field)
+    if spec.hyperparameters.epochs != spec.schedule[-1].until_step:
+        raise InvalidSpec(
+            "train.tabular.epochs must be the last until_step of the schedule.", field="train.tabular.epochs"
+        )
+    for segment in spec.schedule:
+        try:
+            given = parse_params(Hyperparameters, hyper | segment.params)
+        except InvalidParams as error:
+            raise InvalidSpec(f"{field}: {error.message}", field=field) from error
+        changed = [name for name, value in asdict(given).items() if value != hyper[name]]
+        if not set(changed) <= set(CHANGEABLE):
+            raise InvalidSpec(
+                f"{field} changes {', '.join(changed)}; it may change {', '.join(CHANGEABLE)}.", field=field
+            )
+        check_spec(replace(spec, hyperparameters=given, schedule=()))
 
 
 def check_weight_column(spec: TrainSpec, extra_columns: Sequence[Column]) -> None:

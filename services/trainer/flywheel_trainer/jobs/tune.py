@@ -44,7 +44,7 @@ class TuneKind:
 
     def launch(self, job: Job, details: Mapping[str, Any], attempt: int) -> Launch:
         spec = job.spec
-        launch = TuneLaunch(self._train.launch_spec(job, spec.base, details, attempt), spec.settings)
+        launch = TuneLaunch(self._train.launch_spec(job, spec.trained, details, attempt), spec.settings)
         command = self._train.command(job, attempt, DRIVER, launch.base.requirements)
         reads = self._train.inputs(launch.base, details)
         return Launch({SPEC: launch.to_json()}, command, reads=reads)

@@ -6,12 +6,12 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from flywheel_job.errors import InvalidParams
 from flywheel_job.params import parse_params
-from flywheel_job.recipes.tabular.spec import Hyperparameters
+from flywheel_job.recipes.tabular.spec import CHANGEABLE, Hyperparameters
 from flywheel_job.tuning.settings import (
     Choices,
     Domain,
@@ -50,6 +50,18 @@ class TuneSpec:
     @property
     def training_set(self) -> str:
         return self.base.training_set
+
+    @property
+    def trained(self) -> TrainSpec:
+        """What a trial trains before its parameters are added.
+
+        A member of a population trains as many epochs of the tabular recipe as its generations have.
+        """
+        algorithm = self.settings.algorithm
+        if self.base.code is not None or not isinstance(algorithm, Population):
+            return self.base
+        epochs = algorithm.interval_steps * algorithm.generations
+        return replace(self.base, hyperparameters=replace(self.base.hyperparameters, epochs=epochs))
 
 
 def check_tune_spec(spec: TuneSpec) -> None:
@@ -175,12 +187,13 @@ def _check_tabular(spec: TuneSpec) -> None:
 
     The limits of the recipe are ranges, so that the ends of each domain suffice.
     """
-    if isinstance(spec.settings.algorithm, Population):
+    if spec.base.schedule:
         raise InvalidSpec(
-            "tune.settings.population_based needs training code (tune.base.code): the learning rate of the "
-            "tabular recipe follows a schedule over its whole training.",
-            field="tune.settings.population_based",
+            "tune.base.tabular.schedule must be empty: trials have one each.",
+            field="tune.base.tabular.schedule",
         )
+    if isinstance(spec.settings.algorithm, Population):
+        _check_changes(spec)
     for name, domain in spec.settings.space.items():
         for value in _ends(domain):
             try:
@@ -191,6 +204,18 @@ def _check_tabular(spec: TuneSpec) -> None:
                     field=f"tune.settings.space.{name}",
                 ) from error
             check_spec(TrainSpec(spec.experiment, spec.training_set, given))
+
+
+def _check_changes(spec: TuneSpec) -> None:
+    """Raises InvalidSpec if a generation would change what the tabular recipe cannot change."""
+    for name, domain in spec.settings.space.items():
+        if name == "epochs" or not (isinstance(domain, Fixed) or name in CHANGEABLE):
+            raise InvalidSpec(
+                f"tune.settings.space.{name} cannot be tuned with population_based: the tabular recipe can "
+                f"change {', '.join(CHANGEABLE)}, and each generation trains interval_steps epochs.",
+                field=f"tune.settings.space.{name}",
+            )
+    check_spec(replace(spec.trained, training_set=spec.training_set or "later"))
 
 
 def _ends(domain: Domain) -> list[Any]:

@@ -6,15 +6,19 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
+from flywheel_common.signature import OutputSpec
 from flywheel_job.outcome import Artifact
 
 
-def version_fields(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+def version_fields(
+    report: Mapping[str, Any], output: OutputSpec, artifacts: Mapping[str, Artifact]
+) -> dict[str, Any]:
     """The fields of a model version that its report and its files determine."""
     golden = report["golden"]
     return {
         "framework": report["framework"],
         "inputs": report["inputs"],
+        "output": output,
         "artifacts": [(a.name, a.size_bytes, a.sha256) for a in artifacts.values()],
         "golden_rows": golden["row_count"],
         "golden_inputs": base64.b64decode(golden["inputs"]),
@@ -22,11 +26,3 @@ def version_fields(report: Mapping[str, Any], artifacts: Mapping[str, Artifact])
         "parent_version": report.get("warm_started_from", ""),
         "tags": {"teacher": report["teacher"]} if report.get("teacher") else {},
     }
-
-
-def unsupported_output(report: Mapping[str, Any]) -> str:
-    """Why `version_fields` cannot describe the model, whose signature is that of a probability; or empty."""
-    outputs, task = report.get("outputs", 1), report.get("task") or "binary"
-    if outputs != 1:
-        return f"a model with {outputs} outputs"
-    return "" if task.lower() == "binary" else f"a model for {task}"

@@ -170,7 +170,7 @@ class MissingArtifact(FailedPrecondition):
 
 
 class UnsupportedModel(FailedPrecondition):
-    """The model of a run cannot be registered by a pipeline."""
+    """The report of a run contradicts itself about the outputs, classes or calibration of its model."""
 
     reason = "UNSUPPORTED_MODEL"
-    remedy = "Register the model with the SDK."
+    remedy = "Correct `task`, `classes` and `calibration` of the report that the code passes to `ctx.export`."

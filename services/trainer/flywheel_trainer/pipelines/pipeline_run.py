@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, ClassVar, Self
 
 from flywheel_common.names import Pattern, ResourceName
+from flywheel_trainer.jobs.built_in import task_of
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.jobs.train_spec import TrainSpec, check_spec
@@ -156,7 +157,20 @@ def check_pipeline(spec: PipelineSpec, project: str) -> None:
         )
     if not 0 <= spec.threshold <= 1:
         raise InvalidSpec("threshold must be between 0 and 1.", field="spec.threshold")
+    _check_served(spec)
     if spec.train.code is None:
         check_spec(replace(spec.train, training_set="set by the pipeline"))
     else:
         check_spec(spec.train)
+
+
+def _check_served(spec: PipelineSpec) -> None:
+    """Raises InvalidSpec if the model that a recipe trains cannot have the threshold or the fallback."""
+    task = task_of(spec.train)
+    if task == "regression" and spec.threshold:
+        raise InvalidSpec("threshold must be 0: a regression has none.", field="spec.threshold")
+    wrong, right = ("defaultScore", "defaultValues")[:: 1 if task == "multiclass" else -1]
+    if task and wrong in (spec.fallback or {}):
+        raise InvalidSpec(
+            f"fallback has {wrong}, but the training is {task}: set {right}.", field="spec.fallback"
+        )

@@ -37,10 +37,7 @@ class InvalidTrial(InvalidArgument):
 
 
 class NoModel(FailedPrecondition):
-    """The trial has exported no model with one output, so there is nothing to register."""
+    """The trial has exported no model, so there is nothing to register."""
 
     reason = "NO_MODEL"
-    remedy = (
-        "Call `ctx.export` in the training code, and name a trial that succeeded; register models with "
-        "several outputs with `client.register`."
-    )
+    remedy = "Call `ctx.export` in the training code, and name a trial that succeeded."

@@ -18,8 +18,9 @@ from flywheel_trainer.jobs.job import Job, JobName
 from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.jobs.use_cases import Jobs
 from flywheel_trainer.jobs.verified import read_verified
-from flywheel_trainer.pipelines.artifacts import unsupported_output, version_fields
+from flywheel_trainer.pipelines.artifacts import version_fields
 from flywheel_trainer.pipelines.ports import FeaturePeer, RegistryPeer
+from flywheel_trainer.pipelines.run_report import described
 from flywheel_trainer.runs.errors import ForeignRun
 from flywheel_trainer.runs.use_cases import Runs
 from flywheel_trainer.trials.errors import InvalidTrial, NoModel, NoTuneJob, UnknownTrial
@@ -82,7 +83,7 @@ class Trials:
         """Register the model of a trial, and return the name of the version.
 
         A repeated request continues where an earlier one stopped: the registry knows it by its id.
-        Raises UnknownJob, NoTuneJob, UnknownTrial, NoModel, and the errors of the registry.
+        Raises UnknownJob, NoTuneJob, UnknownTrial, NoModel, UnsupportedModel, and the errors of the registry.
         """
         job = await self.job(name.job_name)
         trial = await self._store.get(name.job_name, name.number)
@@ -93,14 +94,13 @@ class Trials:
         if MODEL not in artifacts or REPORT not in artifacts:
             raise NoModel(f"{run.name} of trial {trial.number} ({trial.state}) has no {MODEL}.")
         report = json.loads(await read_verified(self._objects, artifacts[REPORT].sha256))
-        if problem := unsupported_output(report):
-            raise NoModel(f"{run.name} has {problem}, not with one probability.")
+        output, _ = described(str(run.name), report)
         training_set = await self._feature.get(report["training_set"])
         metrics = {key: value for key, value in run.metrics.items() if math.isfinite(value)}
         metrics |= importances_of(report["metrics"])
         version = await self._registry.create_version(
             model,
-            version_fields(report, artifacts)
+            version_fields(report, output, artifacts)
             | {
                 "training_run": str(run.name),
                 "metrics": metrics,

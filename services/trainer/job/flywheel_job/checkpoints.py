@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import random
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ from torch.distributed.checkpoint.state_dict import (
 from flywheel_job import objects
 from flywheel_job.checkpoint_storage import reader, writer
 from flywheel_job.errors import CorruptCheckpoint, WrongCheckpoint
+from flywheel_job.saved_checkpoint import Saved
 
 MARKER = "complete.json"
 KEPT = 2
@@ -62,10 +64,16 @@ class Checkpoints:
         world: int,
         attempt: int,
         initial_uri: str = "",
+        report: Callable[[Sequence[Saved]], None] | None = None,
     ) -> None:
-        """While there is no checkpoint under `uri`, that under `initial_uri` is restored."""
+        """While there is no checkpoint under `uri`, that under `initial_uri` is restored.
+
+        `report` gets the complete checkpoints under `uri`, after each save and before each restore, so that
+        an attempt reports what one before it saved and did not report. It must not raise.
+        """
         self._store, self._uri, self._initial_uri = store, uri.rstrip("/"), initial_uri.rstrip("/")
         self._rank, self._world, self._attempt = rank, world, attempt
+        self._report, self._known = report, dict[str, Saved]()
 
     def save(
         self,
@@ -74,8 +82,9 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer | None,
         state: Mapping[str, Any],
         positions: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Save under `step`.
+        """Save under `step`; `metrics` are those of this step.
 
         `state` has objects with `state_dict`, and plain values (JSON), which must be equal on all ranks.
         `positions` has the data position of this rank for each data set.
@@ -97,9 +106,14 @@ class Checkpoints:
                 "world": self._world,
                 "values": values,
                 "files": sizes,
+                "time_us": time.time_ns() // 1000,
+                "metrics": dict(metrics or {}),
             }
             objects.write(self._store, f"{prefix}/{MARKER}", json.dumps(marker).encode())
-            self._delete(self._complete(self._uri)[:-KEPT])
+            self._known[prefix] = Saved.of(prefix, marker)
+            complete = self._complete(self._uri)
+            self._delete(complete[:-KEPT])
+            self._tell(complete[-KEPT:])
         _barrier()
 
     def restore(
@@ -153,11 +167,26 @@ class Checkpoints:
                 if prefix not in complete and int(prefix.rpartition("-")[2]) < self._attempt
             ]
         )
+        self._tell(complete)
         if not complete and self._initial_uri:
             complete = self._complete(self._initial_uri)
         if not complete:
             return None
         return complete[-1], json.loads(objects.read(self._store, f"{complete[-1]}/{MARKER}"))
+
+    def _tell(self, complete: list[str]) -> None:
+        """Report the complete checkpoints; nothing if a marker cannot be read, since training goes on."""
+        if self._report is None:
+            return
+        try:
+            for prefix in complete:
+                if prefix not in self._known:
+                    marker = json.loads(objects.read(self._store, f"{prefix}/{MARKER}"))
+                    self._known[prefix] = Saved.of(prefix, marker)
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        self._known = {prefix: self._known[prefix] for prefix in complete}
+        self._report(list(self._known.values()))
 
     def _prefixes(self) -> list[str]:
         base = objects.path_of(self._uri) + "/"

@@ -29,6 +29,7 @@ from flywheel_job.launch import DataSet, LaunchSpec
 from flywheel_job.outcome import Artifact
 from flywheel_job.params import parse_params
 from flywheel_job.reporting import MetricReporter
+from flywheel_job.saved_checkpoint import Saved
 from flywheel_job.scoring import INPUT, SCORE, open_session
 from flywheel_job.signature import Signature
 
@@ -59,8 +60,8 @@ class Context:
         stop: threading.Event | None = None,
         until_step: int = 0,
     ) -> None:
-        """`until_step` is the last step of the segment of the schedule that this call belongs to; 0: none."""
-        self._until_step = until_step
+        self.until_step = until_step
+        """Last step of the segment of the schedule that this call belongs to; 0: the job has no schedule."""
         self.spec, self.store = spec, store
         self.rank, self.world_size = rank, world_size
         self.device = device or torch.device("cpu")
@@ -79,7 +80,9 @@ class Context:
             world=world_size,
             attempt=spec.attempt,
             initial_uri=spec.initial_checkpoint_uri,
+            report=self._report_checkpoints if rank == 0 else None,
         )
+        self._last_step, self._last_metrics = -1, dict[str, float]()
 
     def parse_params(self, kind: type[P]) -> P:
         """The parameters as an instance of a dataclass. Raises InvalidParams naming each wrong one."""
@@ -141,6 +144,8 @@ class Context:
             if not math.isfinite(value):
                 raise NonFiniteMetric(f"The metric {key!r} is {value} at step {step}.")
         if self.rank == 0:
+            earlier = self._last_metrics if step == self._last_step else {}
+            self._last_step, self._last_metrics = step, earlier | values
             self._reporter.log(step, values)
 
     def save(
@@ -153,8 +158,9 @@ class Context:
         function ends here at the end of a segment.
         """
         positions = {name: [shard.rank, shard.position()] for name, shard in self._shards.items()}
-        self._checkpoints.save(step, model, optimizer, state, positions)
-        if 0 < self._until_step <= step:
+        metrics = self._last_metrics if step == self._last_step else {}
+        self._checkpoints.save(step, model, optimizer, state, positions, metrics)
+        if 0 < self.until_step <= step:
             raise SegmentEnded
 
     def restore(
@@ -175,6 +181,9 @@ class Context:
             if name in self._shards:
                 self._shards[name].restore(self._positions[name])
         return restored
+
+    def _report_checkpoints(self, saved: Sequence[Saved]) -> None:
+        self._reporter.report_checkpoints(self.spec.job, self.spec.checkpoint_uri, saved)
 
     def note(self, name: str, value: str) -> None:
         """Record a parameter of the run that the code has chosen itself."""

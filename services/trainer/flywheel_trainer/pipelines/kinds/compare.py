@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flywheel_common.errors import Internal
+from flywheel_common.signature import OutputKind
 from flywheel_job.artifacts import MODEL
-from flywheel_trainer.pipelines.comparison import Compare
+from flywheel_trainer.pipelines.comparison import HEADLINES, Compare
 from flywheel_trainer.pipelines.kinds.names import check_names
 from flywheel_trainer.pipelines.ports import FeaturePeer, RegistryPeer
 from flywheel_trainer.pipelines.run_report import RunReports
@@ -41,12 +42,14 @@ class CompareStep:
         training_set = await self._feature.get(step.spec["training_set"])
         challenger = await self._reports.content(found.artifacts[MODEL])
         compared = await self._compare(training_set, found.report, challenger, champion)
-        reported, measured = found.report["metrics"]["log_loss"], compared.challenger["log_loss"]
-        if not math.isclose(reported, measured, abs_tol=1e-4):
-            raise Internal(f"The job reported log_loss {reported:.6f}, but evaluation gives {measured:.6f}.")
-        metrics = {**found.metrics, **compared.challenger, "threshold": found.threshold}
+        kind, key = found.output.kind, "rmse" if found.output.kind is OutputKind.REGRESSION else "log_loss"
+        reported, measured = found.metrics.get(key), compared.challenger[key]
+        if reported is not None and not math.isclose(reported, measured, rel_tol=1e-4, abs_tol=1e-4):
+            raise Internal(f"The job reported {key} {reported:.6f}, but evaluation gives {measured:.6f}.")
+        metrics = {**found.metrics, **compared.challenger}
+        if found.threshold is not None:
+            metrics["threshold"] = found.threshold
         metrics |= {f"champion_{key}": value for key, value in compared.champion.items()}
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        auc = metrics.get("auc", math.nan)
-        summary = f"AUC {auc:.4f}, log-loss {metrics['log_loss']:.4f}; {compared.note}"
+        summary = f"{HEADLINES[kind].format_map(compared.challenger)}; {compared.note}"
         return Result(run, summary, {"metrics": metrics, "champion": name, "note": compared.note})

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flywheel_trainer.jobs.errors import InvalidSpec
-from flywheel_trainer.pipelines.artifacts import unsupported_output, version_fields
-from flywheel_trainer.pipelines.errors import UnsupportedModel
+from flywheel_trainer.pipelines.artifacts import version_fields
 from flywheel_trainer.pipelines.kinds.names import check_names
 from flywheel_trainer.pipelines.ports import FeaturePeer, RegistryPeer
 from flywheel_trainer.pipelines.run_report import RunReports
@@ -32,16 +31,12 @@ class RegisterStep:
 
     async def run(self, step: Begun) -> Result:
         found = await self._reports.of(step.spec["run"])
-        if problem := unsupported_output(found.report):
-            raise UnsupportedModel(
-                f"{step.spec['run']} has {problem}; a pipeline registers models with one probability."
-            )
         training_set = step.spec.get("training_set") or found.training_set
         feature_set = (await self._feature.get(training_set)).feature_set if training_set else ""
         metrics: dict[str, float] = dict(step.spec.get("metrics") or found.metrics)
         version = await self._registry.create_version(
             step.spec["model"],
-            version_fields(found.report, found.artifacts)
+            version_fields(found.report, found.output, found.artifacts)
             | {
                 "training_run": step.spec["run"],
                 "metrics": metrics,

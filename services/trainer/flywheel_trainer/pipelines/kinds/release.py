@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flywheel_common.signature import OutputKind
+from flywheel_job.evaluation.calibration import calibration_to_json
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.pipelines.kinds.names import check_names
 from flywheel_trainer.pipelines.ports import FeaturePeer, RegistryPeer
@@ -13,7 +15,10 @@ from flywheel_trainer.pipelines.step_kind import Begun, Result
 
 
 class ReleaseStep:
-    """`StepKind` that creates a release of a version with its calibration, threshold and fallback."""
+    """`StepKind` that creates a release of a version with its calibration, threshold and fallback.
+
+    A REGRESSION has neither calibration nor threshold, a MULTICLASS model those that its report names.
+    """
 
     required = ("model_version", "run")
     outputs = ("release", "threshold")
@@ -30,7 +35,9 @@ class ReleaseStep:
 
     async def run(self, step: Begun) -> Result:
         found = await self._reports.of(step.spec["run"])
-        threshold = step.spec.get("threshold") or found.threshold
+        threshold, kind = step.spec.get("threshold") or found.threshold, found.output.kind
+        if threshold is not None and kind is OutputKind.REGRESSION:
+            raise InvalidSpec("threshold must be 0: a REGRESSION has none.", field="threshold")
         version: str = step.spec["model_version"]
         set_name = found.training_set
         release = await self._registry.create_release(
@@ -38,16 +45,16 @@ class ReleaseStep:
             {
                 "model_version": version,
                 "feature_set": (await self._feature.get(set_name)).feature_set if set_name else "",
-                "slope": found.calibration.slope,
-                "intercept": found.calibration.intercept,
+                "calibration": calibration_to_json(found.calibration) if found.calibration else {},
                 "threshold": threshold,
                 "fallback": step.spec.get("fallback"),
                 "segment_keys": list(step.spec.get("segment_keys", [])),
             },
             step.request_id,
         )
-        outputs = {"release": release, "threshold": threshold}
-        return Result(release, f"threshold {threshold:.4f}", outputs)
+        if threshold is None:
+            return Result(release, f"{kind.name}, no threshold", {"release": release})
+        return Result(release, f"threshold {threshold:.4f}", {"release": release, "threshold": threshold})
 
 
 class RolloutStep:

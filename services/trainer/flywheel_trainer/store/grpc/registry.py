@@ -11,11 +11,11 @@ from google.protobuf.json_format import ParseDict
 
 from flywheel_common.deadline import call_timeout
 from flywheel_common.grpc.error_details import from_rpc_error
-from flywheel_common.signature import FLOAT32, INPUT, SCORE
-from flywheel_common.signature_messages import to_message
+from flywheel_common.signature import FLOAT32, INPUT, SCORE, OutputSpec, Signature
+from flywheel_common.signature_messages import signature_from_message, signature_message, to_message
 from flywheel_common.tensors import Tensor
 from flywheel_job.artifacts import MODEL
-from flywheel_job.evaluation.calibration import IDENTITY, Calibration, Isotonic, Platt
+from flywheel_job.evaluation.calibration import Calibration, Isotonic, Platt, Temperature
 from flywheel_job.signature import Input
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1 import value_pb2
@@ -47,7 +47,9 @@ class GrpcRegistry:
             for i in version.signature.inputs
         )
         content = await self.download(version, MODEL)
-        return ChampionModel(version.name, content, inputs, _calibration(release.calibration), release.name)
+        output = signature_from_message(version.signature).output
+        calibration = _calibration(release.calibration)
+        return ChampionModel(version.name, content, inputs, calibration, release.name, output)
 
     async def origin(self, version: str) -> VersionOrigin:
         found = await self.version(version)
@@ -99,7 +101,8 @@ class GrpcRegistry:
                         vocabulary=i["vocabulary"],
                     )
                     for i in version["inputs"]
-                ]
+                ],
+                output=_output(version["output"]),
             ),
             artifacts=[
                 model_pb2.Artifact(name=n, size_bytes=s, sha256=d) for n, s, d in version["artifacts"]
@@ -153,14 +156,14 @@ class GrpcRegistry:
         return str((await response_of(PEER, self._stub.RecordEvaluation(request))).evidence.name)
 
     async def create_release(self, model: str, release: Mapping[str, Any], request_id: str) -> str:
-        platt = model_pb2.Calibration.Platt(slope=release["slope"], intercept=release["intercept"])
         message = model_pb2.Release(
             model_version=release["model_version"],
             feature_set=release["feature_set"],
-            calibration=model_pb2.Calibration(platt=platt),
-            threshold=release["threshold"],
+            threshold=release["threshold"] or 0.0,
             segment_keys=release["segment_keys"],
         )
+        if release["calibration"]:
+            ParseDict(dict(release["calibration"]), message.calibration)
         if release["fallback"] is not None:
             ParseDict(dict(release["fallback"]), message.fallback)
         request = registry_pb2.CreateReleaseRequest(parent=model, release=message, request_id=request_id)
@@ -177,17 +180,25 @@ class GrpcRegistry:
 
 def _golden_rows(version: Mapping[str, Any]) -> model_pb2.GoldenRows:
     """The float32 rows and scores of a report as the tensors of the plain signature."""
-    rows = version["golden_rows"]
+    rows, width = version["golden_rows"], version["output"].width
     inputs = Tensor(INPUT, FLOAT32, (rows, len(version["inputs"])), version["golden_inputs"])
-    scores = Tensor(SCORE, FLOAT32, (rows,), version["golden_scores"])
+    shape = (rows,) if width == 1 else (rows, width)
+    scores = Tensor(SCORE, FLOAT32, shape, version["golden_scores"])
     return model_pb2.GoldenRows(row_count=rows, tensors=[to_message(inputs)], output=to_message(scores))
 
 
-def _calibration(message: model_pb2.Calibration) -> Calibration:
+def _output(output: OutputSpec) -> model_pb2.SignatureOutput | None:
+    """None for the default: a repeated request then has the body that older versions sent."""
+    return None if output == OutputSpec() else signature_message(Signature(output=output)).output
+
+
+def _calibration(message: model_pb2.Calibration) -> Calibration | Temperature | None:
     match message.WhichOneof("kind"):
         case "platt":
             return Platt(message.platt.slope, message.platt.intercept)
         case "isotonic":
             return Isotonic(tuple(message.isotonic.x), tuple(message.isotonic.y))
+        case "temperature":
+            return Temperature(message.temperature.temperature)
         case _:
-            return IDENTITY
+            return None

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from flywheel_common.signature import OutputKind
 from flywheel_job.errors import UnusableTrainingSet
 from flywheel_job.launch import LABEL
 from flywheel_job.recipes.dataset import labels_of
 
 Task = Literal["binary", "multiclass", "regression"]
 MAX_CLASSES = 1000
+TASK_OF: Mapping[OutputKind, Task] = {
+    OutputKind.BINARY: "binary",
+    OutputKind.MULTICLASS: "multiclass",
+    OutputKind.REGRESSION: "regression",
+}
+"""Kind of the output → the task that trains such a model."""
 
 
 def task_labels(frame: pl.DataFrame, task: Task) -> npt.NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -16,25 +17,14 @@ from flywheel_job import objects
 from flywheel_job.granted.requests import TOKEN_VARIABLE
 from flywheel_job.launch import LaunchSpec
 from flywheel_job.outcome import MetricPoint, Outcome
-from flywheel_job.reporting import BATCH_POINTS
+from flywheel_job.reporting import AWAY, BATCH_POINTS
 from flywheel_job.tuning.launch import trial_run
 from flywheel_job.tuning.messages import trial_from_proto, trial_to_proto
 from flywheel_job.tuning.trial import Trial
-from flywheel_protos.trainer.v1 import trainer_pb2, trainer_pb2_grpc, tuning_pb2
+from flywheel_protos.trainer.v1 import checkpoint_pb2, trainer_pb2, trainer_pb2_grpc, tuning_pb2
 
 CALL_SECONDS = 20.0
 PAUSE_SECONDS = 1.0
-AWAY = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.INTERNAL,
-    }
-)
-"""Answers after which a call is repeated until the trainer is back; the job has a timeout."""
 
 
 class TrainerTrials:
@@ -74,7 +64,11 @@ class TrainerTrials:
         )
 
     def forget_checkpoints(self, folder: str) -> None:
-        objects.delete(self._store, f"{self._base.checkpoint_uri}/{folder}")
+        uri = f"{self._base.checkpoint_uri}/{folder}"
+        objects.delete(self._store, uri)
+        request = checkpoint_pb2.RecordCheckpointsRequest(parent=self._base.job, folder_uri=uri)
+        with contextlib.suppress(grpc.RpcError):  # records without files harm nothing
+            self._call(self._stub.RecordCheckpoints, request)
 
     def close(self) -> None:
         self._channel.close()

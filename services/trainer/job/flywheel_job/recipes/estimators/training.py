@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -89,11 +90,16 @@ def report(
     weights: npt.NDArray[np.float64] | None,
     split: Split,
 ) -> dict[str, Any]:
-    """Metrics of the holdout; for binary classification also calibration and threshold."""
+    """Metrics of the holdout, and its rows; for binary classification also calibration and threshold.
+
+    The other tasks have no calibration rows: the metrics are those of the whole holdout.
+    """
     if task == "binary":
         return evaluate_binary(scores[:, 0], labels, weights, split)
     held = slice(split.train_end, None)
     some = None if weights is None else weights[held]
+    whole = asdict(replace(split, calibration_end=split.train_end))
     if task == "multiclass":
-        return {"metrics": multiclass_metrics(labels[held], scores, some)}
-    return {"metrics": regression_metrics(labels[held], scores[:, 0].astype(np.float64), some)}
+        return {"metrics": multiclass_metrics(labels[held], scores, some), "split": whole}
+    values = scores[:, 0].astype(np.float64)
+    return {"metrics": regression_metrics(labels[held], values, some), "split": whole}

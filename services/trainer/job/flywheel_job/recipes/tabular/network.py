@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from flywheel_job.recipes.tasks import Task
 
@@ -57,9 +58,7 @@ class TabularNet(nn.Module):
         width = 2 * len(numeric) + sum(embedding_size(n) for n in self.sizes)
         layers: list[nn.Module] = []
         for size in hidden_sizes:
-            layers += [nn.Linear(width, size), nn.ReLU()]
-            if dropout:
-                layers.append(nn.Dropout(dropout))
+            layers += [nn.Linear(width, size), Activation(dropout)]
             width = size
         layers.append(nn.Linear(width, outputs))
         self.layers = nn.Sequential(*layers)
@@ -102,6 +101,30 @@ class TabularNet(nn.Module):
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Outputs for the loss; `Scorer` makes probabilities or values of them."""
         return self.logits(rows)
+
+
+class Activation(nn.Module):
+    """ReLU, then dropout: one layer, so that the names of parameters do not depend on the dropout."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        active = functional.relu(values)
+        return functional.dropout(active, self.dropout) if self.training and self.dropout else active
+
+
+def renamed_layers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state with the names of this version: networks with dropout once had a layer more after each."""
+    places = sorted({int(name.split(".")[1]) for name in state if name.startswith("layers.")})
+    names = {f"layers.{place}.": f"layers.{2 * number}." for number, place in enumerate(places)}
+
+    def renamed(name: str) -> str:
+        layer, parameter = name[: name.rfind(".") + 1], name.rpartition(".")[2]
+        return names.get(layer, layer) + parameter
+
+    return {renamed(name): value for name, value in state.items()}
 
 
 class Scorer(nn.Module):

@@ -22,6 +22,7 @@ from flywheel_job.recipes.dataset import (
     split_by_time,
     weights_of,
 )
+from flywheel_job.recipes.tabular.network import renamed_layers
 from flywheel_job.recipes.tabular.spec import TabularSpec
 from flywheel_job.recipes.tasks import outputs_of, task_labels
 from flywheel_job.scoring import Tensor
@@ -69,7 +70,7 @@ def load_initial_weights(spec: TabularSpec, store: Any) -> InitialWeights:
     if saved.get("task", "binary") != spec.hyperparameters.task:
         return InitialWeights({}, None, f"not used: {spec.warm_start.version} has another task")
     vocabularies = {i["name"]: tuple(i["vocabulary"]) for i in saved["inputs"] if i["vocabulary"]}
-    return InitialWeights(vocabularies, saved["state"], spec.warm_start.version)
+    return InitialWeights(vocabularies, renamed_layers(saved["state"]), spec.warm_start.version)
 
 
 def check_training_set(spec: TabularSpec, store: Any) -> None:

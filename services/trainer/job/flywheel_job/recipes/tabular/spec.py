@@ -14,6 +14,8 @@ from flywheel_job.recipes.tasks import Task
 MODULE = "flywheel_job.recipes.tabular.training"
 CHECK, TRAIN, EXPORT = f"{MODULE}:check", f"{MODULE}:train", f"{MODULE}:export"
 """The functions of the recipe."""
+CHANGEABLE = ("learning_rate", "weight_decay", "dropout", "batch_size")
+"""Hyperparameters that may change at a checkpoint: the network keeps its shape, and the rows their split."""
 TEACHER = "teacher"
 """Name of the teacher among the models of the job."""
 

@@ -32,7 +32,7 @@ from flywheel_job.recipes.tabular.preparation import (
     prepare,
 )
 from flywheel_job.recipes.tabular.report import export_and_evaluate
-from flywheel_job.recipes.tabular.spec import TabularSpec
+from flywheel_job.recipes.tabular.spec import Hyperparameters, TabularSpec
 from flywheel_job.recipes.tabular.teacher import teacher_answers
 from flywheel_job.scoring import Tensor
 
@@ -50,7 +50,8 @@ def check(ctx: Context) -> None:
 def train(ctx: Context) -> None:
     """Train on every rank; equal seed, data and number of ranks give an equal network.
 
-    The state with the lowest loss of the calibration rows is the object `best` of the last checkpoint.
+    The state with the lowest loss of the calibration rows is the object `best` of the last checkpoint. In a
+    job with a schedule an epoch is a step, and the learning rate of a segment is constant.
     """
     spec = TabularSpec.of(ctx.spec)
     hyper, rank, world, device = spec.hyperparameters, ctx.rank, ctx.world_size, ctx.device
@@ -67,17 +68,15 @@ def train(ctx: Context) -> None:
     teacher = Teacher.of(ctx, spec, network, data)
     weights = None if data.weights is None else relative_weights(data.weights[:end]).to(device)
     batch = max(1, min(hyper.batch_size, end // world))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=3 * hyper.learning_rate,
-        total_steps=hyper.epochs * math.ceil((end // world) / batch),
-    )
-    restored = ctx.restore(network, optimizer, schedule=schedule, best=best)
+    steps = hyper.epochs * math.ceil((end // world) / batch)
+    last_epoch, rates = ctx.until_step or hyper.epochs, LearningRates(ctx, optimizer, hyper, steps)
+    restored = ctx.restore(network, optimizer, **rates.state, best=best)
+    rates.apply()
     best_loss, best_epoch = math.inf, 0
     if restored is not None:
         best_loss, best_epoch = restored.values["best_loss"], restored.values["best_epoch"]
     clock = SharedClock(SAVE_SECONDS, device)
-    for epoch in range(restored.step + 1 if restored else 1, hyper.epochs + 1):
+    for epoch in range(restored.step + 1 if restored else 1, last_epoch + 1):
         model.train()
         torch.manual_seed(hyper.seed * 7919 + epoch * 101 + rank)
         total = torch.zeros((), device=device)
@@ -94,7 +93,7 @@ def train(ctx: Context) -> None:
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
-            schedule.step()
+            rates.step()
             total += loss.detach() * len(chunk)
         if world > 1:
             dist.all_reduce(total)
@@ -113,12 +112,12 @@ def train(ctx: Context) -> None:
         if val_loss < best_loss:
             best_loss, best_epoch = val_loss, epoch
             best.load_state_dict(network.state_dict())
-        if epoch == hyper.epochs or clock.due():
+        if epoch == last_epoch or clock.due():
             ctx.save(
                 epoch,
                 network,
                 optimizer,
-                schedule=schedule,
+                **rates.state,
                 best=best,
                 best_loss=best_loss,
                 best_epoch=best_epoch,
@@ -152,6 +151,37 @@ def build(spec: TabularSpec, data: PreparedData, start: InitialWeights) -> Tabul
     if start.state is not None:
         network.load_state_dict(start.state)
     return network
+
+
+class LearningRates:
+    """The learning rate of each step: one cycle over the training, or constant in a segment of a schedule."""
+
+    def __init__(
+        self, ctx: Context, optimizer: torch.optim.Optimizer, hyper: Hyperparameters, steps: int
+    ) -> None:
+        self._optimizer, self._hyper = optimizer, hyper
+        self._cycle = (
+            None
+            if ctx.until_step
+            else torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, max_lr=3 * hyper.learning_rate, total_steps=steps
+            )
+        )
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has of it."""
+        return {} if self._cycle is None else {"schedule": self._cycle}
+
+    def apply(self) -> None:
+        """Set what a segment may change: a restored optimizer has the values of the segment before."""
+        if self._cycle is None:
+            for group in self._optimizer.param_groups:
+                group["lr"], group["weight_decay"] = self._hyper.learning_rate, self._hyper.weight_decay
+
+    def step(self) -> None:
+        if self._cycle is not None:
+            self._cycle.step()
 
 
 class SharedClock:
