@@ -22,7 +22,8 @@ def feature_block(inputs: Sequence[InputSpec], batch: pa.RecordBatch, feature_se
     are null in a joined table. Raises WrongType."""
     columns = [_column(spec, batch.column(spec.name)) for spec in inputs]
     valid = np.stack([column.valid for column in columns])
-    statuses = np.where(valid, np.uint8(PRESENT), np.uint8(NULL))
+    statuses = np.full(valid.shape, PRESENT, np.uint8)
+    statuses[~valid] = NULL
     return FeatureBlock(feature_set, tuple(columns), statuses)
 
 
