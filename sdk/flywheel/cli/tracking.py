@@ -22,6 +22,7 @@ from flywheel.tracking.mlflow_import.importing import import_runs, open_source
 from flywheel.tracking.spool import default_root
 from flywheel.tracking.syncing import sync_spools
 from flywheel.types import duration
+from flywheel_common.system_metrics import SYSTEM
 from flywheel_protos.trainer.v1 import trainer_pb2
 
 COLUMNS = ["name", "display_name", "state", "params", "metrics", "started_at"]
@@ -117,7 +118,7 @@ def plot(
             series += [
                 Series(f"{label} {curve.key}", curve)
                 for curve in curves
-                if metric or not curve.key.startswith("system/")
+                if metric or not curve.key.startswith(SYSTEM)
             ]
         if not series:
             raise ValueError("the runs have no points of these metrics")

@@ -36,12 +36,12 @@ from flywheel.tracking.first_request import continue_request, create_request, pa
 from flywheel.tracking.registering import register_model
 from flywheel.tracking.sending import Sender
 from flywheel.tracking.spool import Kind, Spool, default_root
-from flywheel.tracking.system_metrics import SystemMetrics
 from flywheel.tracking.values import check_artifact_name, check_metric_key, number, step_number, texts
 from flywheel_common.grpc.channel import ClientTls
 from flywheel_common.ids import new_id
 from flywheel_common.signature import Signature, problems
 from flywheel_common.signature_messages import signature_message
+from flywheel_common.system_metrics import SystemMetrics
 from flywheel_protos.trainer.v1 import tracking_pb2, trainer_pb2
 
 log = logging.getLogger("flywheel.tracking")

@@ -64,7 +64,7 @@ class RunReports:
                 raise MissingArtifact(f"{run} has no artifact {needed}: its job did not export a model.")
         report = json.loads(await self.content(artifacts[REPORT]))
         training_set = found.training_set or report.get("training_set", "")
-        return RunReport(report, artifacts, training_set, found.metrics)
+        return RunReport(report, artifacts, training_set, found.results)
 
     async def content(self, artifact: Artifact) -> bytes:
         """Raises DigestMismatch."""
