@@ -94,10 +94,11 @@ class Scoring:
         )
         read = batches_of(self._store, partition, list(dict.fromkeys(columns)), model.batch_rows)
         output = self.rules.signature.output
-        # Reading, scoring and writing overlap: their libraries release the interpreter's lock.
+        # Reading, scoring and writing overlap. Only one thread has many short calls: threads that take the
+        # interpreter's lock in turns wake each other for each call.
         with (
-            prefetched((batch, model.features(batch)) for batch in read) as batches,
-            prefetched((batch, model.answers(batch, block)) for batch, block in batches) as answered,
+            prefetched(read) as batches,
+            prefetched((batch, model.answers(batch, model.features(batch))) for batch in batches) as answered,
         ):
             made = (predictions(output, schema, batch, answers) for batch, answers in answered)
             self.output.write(partition, schema, made)
