@@ -64,6 +64,11 @@ class Scoring:
     def rows(self) -> int:
         return sum(partition.rows for partition in self.partitions)
 
+    @property
+    def threads(self) -> int:
+        """The processors of the rank."""
+        return max(1, int(self._ctx.spec.resources.cpus))
+
     def check(self) -> None:
         """Raises UnusableTable for a table without rows or with missing columns."""
         if not self.partitions:
@@ -82,8 +87,7 @@ class Scoring:
                 path = Path(folder, file.name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(self._content(file.uri, file.sha256))
-            threads = max(1, int(self._ctx.spec.resources.cpus))
-            yield ReleaseModel(self.rules, str(Path(folder, MODEL)), threads=threads)
+            yield ReleaseModel(self.rules, str(Path(folder, MODEL)), threads=self.threads)
 
     def score_partition(self, model: ReleaseModel, partition: Partition) -> None:
         stored = schema_of(self._store, partition)
@@ -92,7 +96,8 @@ class Scoring:
         schema = prediction_schema(
             self.rules.signature.output, [stored.field(name) for name in self.params.carried]
         )
-        read = batches_of(self._store, partition, list(dict.fromkeys(columns)), model.batch_rows)
+        names = list(dict.fromkeys(columns))
+        read = batches_of(self._store, partition, names, model.batch_rows, threads=self.threads)
         output = self.rules.signature.output
         # Reading, scoring and writing overlap. Only one thread has many short calls: threads that take the
         # interpreter's lock in turns wake each other for each call.
