@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from flywheel.catalog_calls import CatalogCalls
 from flywheel.errors import FlywheelError, InvalidModelError, NotFound
 from flywheel.onnx_signature import SignatureError
+from flywheel.onnx_weights import one_file
 from flywheel.registration import MODEL_FILE, RegistrationCalls
 from flywheel.tracking.mlflow_import.importing import is_url
 from flywheel.tracking.mlflow_import.rest import MlflowServer
@@ -48,7 +49,7 @@ class ModelSource(Protocol):
         ...
 
     def onnx(self, version: MlflowVersion) -> AbstractContextManager[Path]:
-        """The ONNX file of a version, for the time of the block."""
+        """The ONNX file of a version, with its files of weights, for the time of the block."""
         ...
 
 
@@ -132,7 +133,8 @@ class MlflowCalls(CatalogCalls, RegistrationCalls):
         try:
             if started is not None:
                 # An earlier import ended before the file was stored.
-                version = await self.upload_artifact(started.name, MODEL_FILE, file)
+                content = await asyncio.to_thread(one_file, file)
+                version = await self.upload_artifact(started.name, MODEL_FILE, content)
                 if version.artifact_state == model_pb2.ARTIFACT_STATE_INVALID:
                     raise InvalidModelError(version.name, list(version.check_problems))
                 return version

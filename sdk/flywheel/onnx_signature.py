@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flywheel.onnx_weights import one_file
 from flywheel_common.signature import (
     BOOL,
     FLOAT32,
@@ -62,13 +63,17 @@ class Feature:
 
 
 class OnnxFile:
-    """An ONNX file, opened by ONNX Runtime in this process: open only files that you trust."""
+    """An ONNX file, opened by ONNX Runtime in this process: open only files that you trust.
+
+    `content` has the weights too, also those that are in other files of the folder.
+    """
 
     def __init__(self, file: Path) -> None:
-        """Raises ImportError without the extra `flywheel[onnx]`, ValueError when the file is no model."""
+        """Raises ImportError without the extra `flywheel[onnx]`, ValueError when the file is no model, or has
+        weights in other files that are too large for one file or cannot be read."""
         import onnxruntime
 
-        self.content = file.read_bytes()
+        self.content = one_file(file)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         try:

@@ -10,6 +10,7 @@ import typer
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flywheel.client import Client
@@ -42,10 +43,10 @@ def call(work: Callable[[Client], Awaitable[None]]) -> None:
     try:
         asyncio.run(run())
     except FlywheelError as error:
-        errors.print(f"[red]{error.reason}[/red] {error.message}", highlight=False)
+        errors.print(f"[red]{error.reason}[/red] {escape(error.message)}", highlight=False)
         raise typer.Exit(1) from error
     except (JobFailedError, InvalidModelError, FileNotFoundError, ValueError) as error:
-        errors.print(f"[red]{error}[/red]", highlight=False)
+        errors.print(f"[red]{escape(str(error))}[/red]", highlight=False)
         raise typer.Exit(1) from error
 
 

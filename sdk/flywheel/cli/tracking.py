@@ -18,10 +18,12 @@ from flywheel.client import Client
 from flywheel.tracking.comparison import compare
 from flywheel.tracking.curves import Curve, Series, svg_plot, terminal_plot
 from flywheel.tracking.export import export_parquet, export_tensorboard
+from flywheel.tracking.image import write_png
 from flywheel.tracking.mlflow_import.importing import import_runs, open_source
 from flywheel.tracking.spool import default_root
 from flywheel.tracking.syncing import sync_spools
 from flywheel.types import duration
+from flywheel_common.system_metrics import SYSTEM
 from flywheel_protos.trainer.v1 import trainer_pb2
 
 COLUMNS = ["name", "display_name", "state", "params", "metrics", "started_at"]
@@ -103,10 +105,11 @@ def plot(
         list[str] | None, typer.Option("--metric", "-m", help="Repeat per metric; default: all but system/*")
     ] = None,
     svg: Annotated[Path | None, typer.Option(help="Write an SVG file")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write a PNG file; needs flywheel[plot]")] = None,
     width: Annotated[int, typer.Option(min=10, max=400, help="Columns in the terminal")] = 80,
     height: Annotated[int, typer.Option(min=4, max=200, help="Rows in the terminal")] = 20,
 ) -> None:
-    """Draw curves of metrics, in the terminal or as SVG."""
+    """Draw curves of metrics, in the terminal or as a file."""
 
     async def work(client: Client) -> None:
         series: list[Series] = []
@@ -117,14 +120,19 @@ def plot(
             series += [
                 Series(f"{label} {curve.key}", curve)
                 for curve in curves
-                if metric or not curve.key.startswith("system/")
+                if metric or not curve.key.startswith(SYSTEM)
             ]
         if not series:
             raise ValueError("the runs have no points of these metrics")
+        title = ", ".join(metric or ())
         if svg is not None:
-            text = svg_plot(series, ", ".join(metric or ()))
-            await asyncio.to_thread(svg.write_text, text)
-            console.print(f"wrote {svg}", highlight=False)
+            await asyncio.to_thread(svg.write_text, svg_plot(series, title))
+        if png is not None:
+            await asyncio.to_thread(write_png, png, series, title)
+        for path in (svg, png):
+            if path is not None:
+                console.print(f"wrote {path}", highlight=False)
+        if svg or png:
             return
         drawing = Text()
         for piece, color in terminal_plot(series, width, height):

@@ -7,23 +7,42 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import Message
+
 from flywheel.catalog_calls import CatalogCalls
 from flywheel.connection import PORTS
 from flywheel.event_loop import LoopThread
 from flywheel.registration import RegistrationCalls
 from flywheel.tracking.endpoint import Endpoint
-from flywheel_common.signature_messages import signature_from_message
+from flywheel.tracking.errors import TrackingError
+from flywheel_common.signature import Signature, problems
+from flywheel_common.signature_messages import signature_from_message, signature_message
 
 
 class _Calls(CatalogCalls, RegistrationCalls):
     """What registers a version and sets its aliases."""
 
 
+def described_model(
+    model: str | Path | bytes | Any, signature: Signature | Message | None
+) -> tuple[Path | bytes, Message | None]:
+    """The model as a file or as bytes, and its signature as a message. Raises TrackingError for a signature
+    that is not valid."""
+    if isinstance(signature, Signature):
+        found = problems(signature)
+        if found:
+            raise TrackingError(f"The signature is not valid: {' '.join(found)}")
+        signature = signature_message(signature)
+    if isinstance(model, str | Path):
+        return Path(model), signature
+    return model if isinstance(model, bytes) else model.SerializeToString(), signature
+
+
 def register_model(
     run: str,
     endpoint: Endpoint,
     model: str,
-    content: bytes | str | Path,
+    content: bytes | Path,
     signature: Any,
     aliases: Sequence[str],
     options: Mapping[str, Any],
@@ -34,7 +53,7 @@ def register_model(
     if signature is not None:
         others["signature"] = signature_from_message(signature)
 
-    async def register(file: str | Path) -> str:
+    async def register(file: Path) -> str:
         project = run.split("/")[1]
         async with _Calls(project, token=endpoint.token, tls=endpoint.tls, **addresses) as calls:
             version = await calls.register(model, file, training_run=run, **others)

@@ -14,14 +14,12 @@ import asyncio
 import atexit
 import itertools
 import json
-import logging
 import tempfile
 import threading
 import time
 import traceback
 import uuid
 import warnings
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,31 +29,22 @@ from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 
 from flywheel.tracking.endpoint import Endpoint, Token
-from flywheel.tracking.errors import RunFinished, SpoolFull, TrackingError
+from flywheel.tracking.errors import RunFinished, TrackingError
 from flywheel.tracking.first_request import continue_request, create_request, path
-from flywheel.tracking.registering import register_model
+from flywheel.tracking.registering import described_model, register_model
 from flywheel.tracking.sending import Sender
 from flywheel.tracking.spool import Kind, Spool, default_root
-from flywheel.tracking.system_metrics import SystemMetrics
 from flywheel.tracking.values import check_artifact_name, check_metric_key, number, step_number, texts
+from flywheel.tracking.writing import MAX_BUFFERED_POINTS, PointWriter
 from flywheel_common.grpc.channel import ClientTls
 from flywheel_common.ids import new_id
-from flywheel_common.signature import Signature, problems
-from flywheel_common.signature_messages import signature_message
+from flywheel_common.signature import Signature
 from flywheel_protos.trainer.v1 import tracking_pb2, trainer_pb2
 
-log = logging.getLogger("flywheel.tracking")
-
-FLUSH_SECONDS = 0.2
-BATCH_POINTS = 20_000
-MAX_BUFFERED_POINTS = 400_000
-"""Points in memory; `log` waits while there are more, which only a slow disk can cause."""
-SYSTEM_SECONDS = 10.0
 START_SECONDS = 3.0
 """How long the start waits for the trainer's first answer, so that a refusal is raised there."""
 MAX_ERROR = 16_000
 EndState = Literal["SUCCEEDED", "FAILED", "CANCELLED"]
-Point = tuple[str, int, float, int]
 
 
 class Run:
@@ -77,18 +66,13 @@ class Run:
         """`projects/{project}/runs/{run}`."""
         self._spool, self._endpoint, self._finish_timeout = spool, endpoint, finish_timeout
         self._sender = Sender(spool, endpoint, name, lease_seconds / 3)
-        self._buffer: deque[Point] = deque()
-        self._append = self._buffer.append
+        self._wake = threading.Event()
+        self._writer = PointWriter(name, spool, self._wake, system_metrics=system_metrics)
+        self._buffer = self._writer.points
         self._keys: set[str] = set()
         self._experiment = experiment
         self._steps = None if first_step is None else itertools.count(first_step)
         self._finished = False
-        self._write_lock = threading.Lock()
-        self._stop_writing, self._wake = threading.Event(), threading.Event()
-        self._dropped = 0
-        self._failure: BaseException | None = None
-        self._system = SystemMetrics() if system_metrics else None
-        self._writer = threading.Thread(target=self._write_until_stopped, name="flywheel-spool", daemon=True)
         self._sending = threading.Thread(
             target=self._sender.send_until_stopped, args=[self._wake], name="flywheel-send", daemon=True
         )
@@ -105,7 +89,7 @@ class Run:
     @property
     def dropped_points(self) -> int:
         """Points that were dropped because the spool, or the disk, was full."""
-        return self._dropped
+        return self._writer.dropped
 
     @property
     def buffered_points(self) -> int:
@@ -148,7 +132,7 @@ class Run:
         # A call with an invalid value adds no point.
         self._buffer.extend(points)
         if len(self._buffer) > MAX_BUFFERED_POINTS:
-            self._wait_for_writer()
+            self._writer.wait()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Add params; the first value of a param is kept. Raises TrackingError."""
@@ -214,26 +198,19 @@ class Run:
 
         Raises TrackingError for a signature that is not valid, and what `Client.register` raises.
         """
-        if isinstance(signature, Signature):
-            found = problems(signature)
-            if found:
-                raise TrackingError(f"The signature is not valid: {' '.join(found)}")
-            signature = signature_message(signature)
-        content = model
-        if not isinstance(model, str | Path):
-            content = model if isinstance(model, bytes) else model.SerializeToString()
+        content, described = described_model(model, signature)
         check_artifact_name(f"{name}/model.onnx")
         if isinstance(content, bytes):
             self.log_text(content, f"{name}/model.onnx")
         else:
-            self._add_file(f"{name}/model.onnx", Path(content))
-        if signature is not None:
+            self._add_file(f"{name}/model.onnx", content)
+        if described is not None:
             self.log_text(
-                MessageToJson(signature, preserving_proto_field_name=True), f"{name}/signature.json"
+                MessageToJson(described, preserving_proto_field_name=True), f"{name}/signature.json"
             )
         if not register:
             return ""
-        return register_model(self.name, self._endpoint, register, content, signature, aliases, options)
+        return register_model(self.name, self._endpoint, register, content, described, aliases, options)
 
     def child(self, experiment: str = "", **options: Any) -> Run:
         """A nested run; options as of `fw.run`. The experiment is that of this run by default."""
@@ -251,7 +228,7 @@ class Run:
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until everything logged so far has reached the trainer; whether it has."""
-        self._write_buffer()
+        self._writer.write()
         last, deadline = self._spool.last_written, time.monotonic() + timeout
         while self._spool.position < last:
             if time.monotonic() > deadline:
@@ -275,13 +252,12 @@ class Run:
             request_id=uuid.uuid4().hex,
         )
         end.ended_at.GetCurrentTime()
-        self._stop_writing.set()
-        self._writer.join()
+        self._writer.stop()
         try:
             self._write_end(end)
         except OSError as failure:
-            self._failure = failure
-            self._dropped += len(self._buffer)
+            self._writer.failure = failure
+            self._writer.dropped += len(self._buffer)
         self._sender.stop.set()
         self._wake.set()
         self._sending.join()
@@ -292,20 +268,20 @@ class Run:
         self._warn(sent)
 
     def _write_end(self, end: Message) -> None:
-        self._write_buffer()
-        if self._dropped:
-            dropped = {"flywheel.dropped_points": str(self._dropped)}
+        self._writer.write()
+        if self._writer.dropped:
+            dropped = {"flywheel.dropped_points": str(self._writer.dropped)}
             self._spool.append(Kind.UPDATE, self._request(trainer_pb2.UpdateRunRequest(tags=dropped)))
         self._spool.append(Kind.UPDATE, end.SerializeToString())
 
     def _warn(self, sent: bool) -> None:
         found = self.problems
-        if self._failure is not None:
-            found.append(f"The spool could not be written: {self._failure}.")
+        if self._writer.failure is not None:
+            found.append(f"The spool could not be written: {self._writer.failure}.")
         if not sent:
             found.append(f"The trainer did not answer: send {self._spool.folder} with `flywheel runs sync`.")
-        if self._dropped:
-            found.append(f"{self._dropped} points were dropped because the spool was full.")
+        if self._writer.dropped:
+            found.append(f"{self._writer.dropped} points were dropped because the spool was full.")
         if found:
             warnings.warn(f"{self.name}: {' '.join(found)}", RuntimeWarning, stacklevel=3)
 
@@ -350,10 +326,9 @@ class Run:
         refusal = self._sender.refusal
         if refusal is not None:
             self._finished = True
-            self._stop_writing.set()
             self._sender.stop.set()
             self._wake.set()
-            self._writer.join()
+            self._writer.stop()
             self._sending.join()
             self._sender.close()
             self._spool.close(remove=True)
@@ -362,58 +337,15 @@ class Run:
 
     def _flush_at_exit(self) -> None:
         """The process ends without `finish`: what was logged is kept, and the run becomes LOST."""
-        self._write_buffer()
+        self._writer.write()
         self.flush(timeout=5.0)
-
-    def _write_until_stopped(self) -> None:
-        next_system = time.monotonic()
-        while not self._stop_writing.wait(FLUSH_SECONDS):
-            try:
-                if self._system is not None and time.monotonic() >= next_system:
-                    next_system = time.monotonic() + SYSTEM_SECONDS
-                    now = time.time_ns() // 1000
-                    self._buffer.extend((k, now // 1_000_000, v, now) for k, v in self._system.read().items())
-                self._write_buffer()
-            except OSError as error:
-                # The disk is full, or gone: the points wait in memory up to its bound.
-                if self._failure is None:
-                    log.error("the spool %s cannot be written: %s", self._spool.folder, error)
-                self._failure = error
-                while len(self._buffer) > MAX_BUFFERED_POINTS // 2:
-                    self._buffer.popleft()
-                    self._dropped += 1
-
-    def _write_buffer(self) -> None:
-        """Move the points in memory to the spool."""
-        with self._write_lock:
-            while self._buffer:
-                points = [self._buffer.popleft() for _ in range(min(len(self._buffer), BATCH_POINTS))]
-                keys, steps, values, times = zip(*points, strict=True)
-                request = trainer_pb2.LogMetricsRequest(
-                    run=self.name, keys=keys, steps=steps, values=values, times=times
-                )
-                try:
-                    self._spool.append(Kind.METRICS, request.SerializeToString())
-                except SpoolFull as error:
-                    if not self._dropped:
-                        log.error("%s Points are dropped until it is sent.", error)
-                    self._dropped += len(points)
-                except OSError:
-                    self._buffer.extendleft(reversed(points))
-                    raise
-                self._wake.set()
-            self._failure = None
-
-    def _wait_for_writer(self) -> None:
-        while len(self._buffer) > MAX_BUFFERED_POINTS and not self._finished:
-            time.sleep(0.01)
 
     def _put(self, kind: Kind, request: Any) -> None:
         """Append a request behind the points that were logged before it."""
         if self._finished:
             raise RunFinished(f"{self.name} has been finished.")
         payload = self._request(request)
-        self._write_buffer()
+        self._writer.write()
         self._spool.append(kind, payload)
         self._wake.set()
 
@@ -427,7 +359,7 @@ class Run:
             raise RunFinished(f"{self.name} has been finished.")
         file, size, sha256 = self._spool.add_file(path)
         record = {"name": name, "file": file, "size": size, "sha256": sha256}
-        self._write_buffer()
+        self._writer.write()
         self._spool.append(Kind.ARTIFACT, json.dumps(record).encode())
         self._wake.set()
 

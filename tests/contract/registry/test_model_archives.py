@@ -16,10 +16,11 @@ import flywheel as fw
 from flywheel.errors import Unavailable
 from flywheel.mlflow_import import model_id, onnx_file, read_versions
 from flywheel.model_archive import ORIGIN, read_archive
+from flywheel.onnx_weights import one_file
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_protos.types.v1 import value_pb2
 from flywheel_registry.fakes.store import MemoryStore
-from tests.support.builders.onnx_models import constant_half
+from tests.support.builders.onnx_models import constant_half, with_weights_outside
 from tests.support.builders.registry import ModelClient
 from tests.support.commands import flywheel
 from tests.support.mlflow_answers import MlflowAnswers
@@ -208,6 +209,32 @@ async def test_models_of_an_mlflow_server_are_imported_once(there: fw.Client) ->
         done = await command(there, *arguments)
         assert "Late Arrivals!/1 -> projects/default/models/late-arrivals/versions/1 unchanged" in done.output
         assert before == (await there.search_versions(models=["late-arrivals"])).items
+
+
+async def test_models_with_weights_in_other_files_are_imported_as_one_file(
+    there: fw.Client, tmp_path: Path
+) -> None:
+    file = with_weights_outside(constant_half(), tmp_path / "my model")
+    database = mlflow_database(tmp_path / "mlflow.db", file.parent)
+    (name,) = (await there.import_mlflow(database, feature_set="flights")).versions.values()
+    stored = tmp_path / "stored.onnx"
+    await there.download_artifact(name, "model.onnx", stored)
+    assert one_file(file) == stored.read_bytes()
+
+    with mlflow_answers() as server:
+        files = server.version_files["Late Arrivals!", 1]
+        content, weights = file.read_bytes(), (file.parent / "model.bin").read_bytes()
+        described = files["MLmodel"].replace(b"m.onnx", b"data/m.onnx")
+        files = {"MLmodel": described, "data/m.onnx": content, "data/model.bin": weights}
+        server.version_files = {**server.version_files, ("Late Arrivals!", 4): files}
+        server.versions = [{**server.versions[0], "version": "4"}]
+        done = await there.import_mlflow(server.url, feature_set="flights")
+        assert ["Late Arrivals!/4"] == list(done.versions), done.skipped
+        server.version_files["Late Arrivals!", 5] = {"MLmodel": described, "data/m.onnx": content}
+        server.versions = [{**server.versions[0], "version": "5"}]
+        done = await there.import_mlflow(server.url, feature_set="flights")
+        assert ["Late Arrivals!/5"] == list(done.skipped)
+        assert "data/model.bin" in done.skipped["Late Arrivals!/5"]
 
 
 async def test_an_interrupted_import_of_a_model_is_completed(there: fw.Client) -> None:

@@ -145,7 +145,8 @@ async def test_a_job_waits_starts_and_reports_progress(stores: Any) -> None:
     assert (replace(first, started_at=AT + SECOND),) == running.attempts
     (active,) = await supervision.active()
     assert (running, running.attempts[0], watch) == (active.job, active.attempt, active.watch)
-    await stores.runs.log(job.run, [point("train_loss", 2, 0.5), point("auc", 1, 0.5)], AT + 50 * SECOND)
+    points = [point("train_loss", 2, 0.5), point("auc", 1, 0.5), point("system/cpu_percent/rank-0", 99, 0.5)]
+    await stores.runs.log(job.run, points, AT + 50 * SECOND)
     assert {"train_loss": 2, "auc": 1} == await supervision.last_steps(job.run)
 
 

@@ -143,9 +143,9 @@ async def test_only_the_active_attempt_of_the_job_records(stores: Any, job: Job)
 
 async def test_an_attempt_logs_metrics_of_its_trials(stores: Any, job: Job) -> None:
     await record(stores, job, FIRST)
-    await stores.runs.log(RUN, [point("loss", 2, 0.5)], AT, ATTEMPT)
+    await stores.runs.log(RUN, [point("loss", 2, 0.5), point("system/cpu_percent", 99, 0.5)], AT, ATTEMPT)
     await stores.runs.log(job.run, [point("finished_trials", 0, 0)], AT, ATTEMPT)
-    assert (await stores.runs.get_run(RUN)).metrics == {"loss": 0.5}
+    assert (await stores.runs.get_run(RUN)).metrics == {"loss": 0.5, "system/cpu_percent": 0.5}
     supervision = await stores.supervise()
     assert await supervision.last_steps(job.run) == {"finished_trials": 0, OF_TRIALS: 3}
     await record(stores, job, SUCCESS, OUTCOME)

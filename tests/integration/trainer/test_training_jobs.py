@@ -81,6 +81,8 @@ async def test_two_workers_train_through_a_restart_of_the_trainer(
     assert losses.values[-1] < losses.values[0]
     assert run.params["workers"] == "2"
     assert run.metrics["auc"] > 0.7
+    for rank in (0, 1):
+        assert run.metrics[f"system/memory_bytes/rank-{rank}"] > 1e6
     assert reason == "UNKNOWN_TRAINING_SET"
     last = listed.checkpoints[-1]
     assert (last.step, last.world_size) == (4, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,20 @@ def constant_half(label: str = "") -> bytes:
     model.ir_version = 9
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
+
+
+def with_weights_outside(model: bytes, folder: Path, weights: str = "model.bin") -> Path:
+    """Write `folder`/model.onnx, whose weights are in the file `weights`."""
+    import onnx
+    from onnx import numpy_helper
+
+    folder.mkdir(parents=True, exist_ok=True)
+    parsed = onnx.ModelProto.FromString(model)
+    for tensor in parsed.graph.initializer:  # only values as bytes can be elsewhere
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+    options: dict[str, Any] = {"save_as_external_data": True, "location": weights, "size_threshold": 0}
+    onnx.save_model(parsed, folder / "model.onnx", **options)
+    return folder / "model.onnx"
 
 
 def graph_file(

@@ -14,7 +14,6 @@ import pytest
 from pyarrow import fs
 
 from flywheel_job import objects
-from flywheel_job.batch_scoring import job
 from flywheel_job.batch_scoring.output import Output
 from flywheel_job.batch_scoring.partitions import partitions_of
 from flywheel_job.batch_scoring.prefetch import prefetched
@@ -148,15 +147,15 @@ def test_a_killed_job_continues_after_its_finished_partitions(
     write_table(store, rows(delays, miles), row_group_rows=4)
     spec = spec_of(store, params={"partition_rows": 4})
     scored: list[int] = []
-    original = job.Scoring.score_partition
+    original = Output.write
 
-    def dies_in_the_second(self: Any, model: Any, partition: Any) -> None:
+    def dies_in_the_second(self: Any, partition: Any, *rest: Any) -> None:
         scored.append(partition.number)
         if scored == [0, 1]:
             raise KeyboardInterrupt
-        original(self, model, partition)
+        original(self, partition, *rest)
 
-    monkeypatch.setattr(job.Scoring, "score_partition", dies_in_the_second)
+    monkeypatch.setattr(Output, "write", dies_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         run_here(spec, store)
     assert read_predictions(store) and Output(store, PREDICTIONS).committed() is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ import flywheel as fw
 from flywheel.cli.main import app
 from flywheel.errors import NotFound
 from flywheel.tracking.curves import Curve, Series, svg_plot, terminal_plot
+from flywheel.tracking.image import write_png
 from flywheel.tracking.tensorboard import Event, crc32c, write_events
 from flywheel_trainer.runs.run import RunName
 from tests.support.servers.restarted_trainer import RestartedTrainer
@@ -153,6 +155,37 @@ def test_the_command_line_draws_curves(trainer: RestartedTrainer, names: list[st
     assert 3 == len(lines_drawn)
     assert "n2 odd (1 not finite)" in svg.read_text()
     assert "no points" in cli(trainer, "runs", "plot", ids[0], "-m", "none", status=1)
+
+
+def test_the_command_line_draws_curves_as_png(
+    trainer: RestartedTrainer, names: list[str], tmp_path: Path
+) -> None:
+    image = pytest.importorskip("matplotlib.image")
+    ids = [name.rpartition("/")[2] for name in names]
+    png = tmp_path / "a.png"
+    cli(trainer, "runs", "plot", *ids[:2], "-m", "loss", "--png", str(png))
+    pixels = image.imread(png)
+    assert (450, 800) == pixels.shape[:2]
+    drawn = {tuple(color) for color in (255 * pixels[..., :3]).round().astype(int).reshape(-1, 3)}
+    assert drawn >= {(0x1F, 0x77, 0xB4), (0xD6, 0x27, 0x28)}
+    assert (0x2C, 0xA0, 0x2C) not in drawn
+
+
+def test_png_files_need_an_extra(
+    trainer: RestartedTrainer, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    run = names[0].rpartition("/")[2]
+    shown = cli(trainer, "runs", "plot", run, "-m", "loss", "--png", str(tmp_path / "a.png"), status=1)
+    assert "flywheel[plot]" in shown
+
+
+@pytest.mark.parametrize("values", [[], [math.nan], [1.0], [1e308, -1e308], [1.0, math.inf, math.nan, 2.0]])
+def test_every_curve_can_be_drawn_as_png(values: list[float], tmp_path: Path) -> None:
+    image = pytest.importorskip("matplotlib.image")
+    steps = list(range(len(values)))
+    write_png(tmp_path / "a.png", [Series("<a $ & b$>", Curve("loss", steps, values, steps))], "$title")
+    assert (450, 800) == image.imread(tmp_path / "a.png").shape[:2]
 
 
 def test_runs_are_exported_to_parquet(trainer: RestartedTrainer, names: list[str], tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ import pytest
 import flywheel as fw
 from flywheel.errors import FlywheelError
 from flywheel.tracking.errors import RunFinished, SpoolFull, TrackingError
-from flywheel.tracking.run import MAX_BUFFERED_POINTS
 from flywheel.tracking.spool import Kind, Spool
 from flywheel.tracking.syncing import sync_spools
-from flywheel.tracking.system_metrics import SystemMetrics
 from flywheel.tracking.values import ARTIFACT_PART, MAX_ARTIFACT_NAME, MAX_KEY, MAX_VALUE, METRIC_KEY
+from flywheel.tracking.writing import MAX_BUFFERED_POINTS
 from flywheel_common.signature import FLOAT32, InputSpec, OutputKind, OutputSpec, Signature, TensorSpec
+from flywheel_common.system_metrics import SystemMetrics
 from flywheel_trainer.fakes.tracking import RunRecord
 from flywheel_trainer.runs import limits, metric_points
 from flywheel_trainer.runs.run import RunName, RunState

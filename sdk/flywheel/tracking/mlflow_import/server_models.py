@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from flywheel.onnx_weights import weight_files
 from flywheel.tracking.mlflow_import.rest import MlflowServer, MlflowServerError
 from flywheel.tracking.mlflow_import.source import MlflowVersion, value_of
 
@@ -62,12 +65,25 @@ class ServerModels:
 
     @contextmanager
     def onnx(self, version: MlflowVersion) -> Iterator[Path]:
-        """The file that MLmodel names. Raises ValueError."""
+        """The file that MLmodel names, in a folder with its files of weights. Raises ValueError."""
         of_version = {"name": version.model, "version": version.version}
         with self._server.file(FILE, {**of_version, "path": "MLmodel"}) as described:
             flavor = _FLAVOR.search(described.read_text())
         name = _DATA.search(flavor[1]) if flavor else None
         if name is None:
             raise ValueError("It has no ONNX flavor: export the model as ONNX first.")
-        with self._server.file(FILE, {**of_version, "path": name[1]}) as file:
+        model = PurePosixPath(name[1])
+        with tempfile.TemporaryDirectory(prefix="flywheel-") as folder:
+
+            def download(path: PurePosixPath) -> Path:
+                to = Path(folder, path.relative_to(model.parent))
+                to.parent.mkdir(parents=True, exist_ok=True)
+                with self._server.file(FILE, {**of_version, "path": str(path)}) as downloaded:
+                    shutil.move(downloaded, to)
+                return to
+
+            file = download(model)
+            # The names are in the model: MLflow lists no files of a version.
+            for weights in weight_files(file.read_bytes()):
+                download(model.parent / weights)
             yield file

@@ -124,12 +124,12 @@ class MemorySupervision:
 
     async def last_steps(self, run: RunName) -> Mapping[str, int]:
         record = self._tracking.runs.get(run)
-        steps = record.last_steps() if record else {}
+        steps = record.progress_steps() if record else {}
         below = [
             step + 1
             for one in self._tracking.runs.values()
             if one.run.parent_run == str(run) and one.run.state is RunState.RUNNING
-            for step in one.last_steps().values()
+            for step in one.progress_steps().values()
         ]
         return steps | ({OF_TRIALS: sum(below)} if below else {})
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from flywheel_common.system_metrics import SYSTEM
 from flywheel_job.outcome import MetricPoint
 from flywheel_job.tuning.trial import Trial, TrialState
 from flywheel_trainer.fakes.requests import MemoryRequests
@@ -66,7 +67,7 @@ class RunRecord:
 
     def rewind(self, step: int) -> None:
         """Remove the points after a step, except metrics of the machine."""
-        for at in [at for at in self.points if at[1] > step and not at[0].startswith("system/")]:
+        for at in [at for at in self.points if at[1] > step and not at[0].startswith(SYSTEM)]:
             del self.points[at], self.attempts[at]
         self.summarize()
 
@@ -79,6 +80,10 @@ class RunRecord:
         """The last step of every metric, in its latest attempt."""
         order = sorted(self.points, key=lambda at: (at[0], self.attempts[at], at[1]))
         return dict(order)
+
+    def progress_steps(self) -> dict[str, int]:
+        """The last steps without those of metrics of the machine."""
+        return {key: step for key, step in self.last_steps().items() if not key.startswith(SYSTEM)}
 
     def drop_replaced(self, attempt: int) -> None:
         """Remove points of earlier attempts from the step on at which this attempt began, by metric."""

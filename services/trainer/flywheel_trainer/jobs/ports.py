@@ -74,7 +74,7 @@ class Supervision(Protocol):
     - `end` ends job, attempt and run together, and only if the job has not ended; it returns whether it did.
       Of each metric, points of earlier attempts remain up to the step at which the last attempt began.
     - `last_steps` is the last step of every metric of a run; OF_TRIALS is the sum over the running trials
-      below it, if there are steps.
+      below it, if there are steps. Metrics of the machine (`system/`) are left out: they show no progress.
     - `end` of a TUNE job also ends its running trials and their runs as CANCELLED.
     """
 

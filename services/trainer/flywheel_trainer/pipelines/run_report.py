@@ -67,7 +67,7 @@ class RunReports:
         report = json.loads(await self.content(artifacts[REPORT]))
         output, calibration = described(run, report)
         training_set = found.training_set or report.get("training_set", "")
-        return RunReport(report, artifacts, output, calibration, training_set, found.metrics)
+        return RunReport(report, artifacts, output, calibration, training_set, found.results)
 
     async def content(self, artifact: Artifact) -> bytes:
         """Raises DigestMismatch."""

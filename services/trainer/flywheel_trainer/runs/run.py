@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -9,6 +10,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from flywheel_common.names import Pattern, ResourceName
+from flywheel_common.system_metrics import SYSTEM
 from flywheel_job.outcome import Artifact
 
 DEFAULT_LEASE_SECONDS = 60.0
@@ -84,6 +86,15 @@ class Run:
     summaries: Mapping[str, MetricSummary] = field(default_factory=dict)
     generation: int = 1
     """Increases when another process continues the run."""
+
+    @property
+    def results(self) -> dict[str, float]:
+        """The metrics that describe a model: the finite ones that are not of the machine."""
+        return {
+            key: value
+            for key, value in self.metrics.items()
+            if math.isfinite(value) and not key.startswith(SYSTEM)
+        }
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import Sequence
 
 from flywheel_common.clock import Clock
@@ -96,8 +95,7 @@ class Trials:
         report = json.loads(await read_verified(self._objects, artifacts[REPORT].sha256))
         output, _ = described(str(run.name), report)
         training_set = await self._feature.get(report["training_set"])
-        metrics = {key: value for key, value in run.metrics.items() if math.isfinite(value)}
-        metrics |= importances_of(report["metrics"])
+        metrics = run.results | importances_of(report["metrics"])
         version = await self._registry.create_version(
             model,
             version_fields(report, output, artifacts)

@@ -132,6 +132,7 @@ def run_rank(config: dict[str, str]) -> None:
     import torch
     import torch.distributed as dist
 
+    from flywheel_job.system_use import system_use_reported
     from flywheel_job.worker import call
 
     spec = LaunchSpec.from_json(config["spec"].encode())
@@ -140,7 +141,7 @@ def run_rank(config: dict[str, str]) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     store = objects.open_store()
     device = ray.train.torch.get_device()
-    with stored_output(spec, store, rank):
+    with stored_output(spec, store, rank), system_use_reported(spec, rank):
         outcome = call(spec.function, spec, store, rank=rank, world_size=world, device=device)
         if dist.is_initialized():
             dist.barrier()

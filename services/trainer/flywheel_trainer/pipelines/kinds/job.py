@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -69,7 +68,7 @@ class JobStep:
             "job": str(job.name),
             "run": str(job.run),
             "training_set": run.training_set,
-            "metrics": {key: value for key, value in run.metrics.items() if math.isfinite(value)},
+            "metrics": run.results,
             "artifacts": {artifact.name: artifact.sha256 for artifact in run.artifacts},
             "params": dict(run.params),
             **_best_run(run),
@@ -84,7 +83,7 @@ class JobStep:
 def _summary(run: Run) -> str:
     if "val_loss" in run.metrics:
         return f"validation loss {run.metrics['val_loss']:.4f}"
-    return ", ".join(f"{key} {value:.4g}" for key, value in sorted(run.metrics.items())[:3]) or "no metrics"
+    return ", ".join(f"{key} {value:.4g}" for key, value in sorted(run.results.items())[:3]) or "no metrics"
 
 
 def _best_run(run: Run) -> dict[str, str]:

@@ -11,7 +11,8 @@ from flywheel_job.outcome import Artifact
 from flywheel_trainer.runs.errors import RunActive, RunDeleted, RunOfJob, UnknownRun
 from flywheel_trainer.runs.ports import Remove
 from flywheel_trainer.runs.run import Run, RunEdit, RunName
-from flywheel_trainer.store.postgres.runs import SELECT_RUN, existing_run, run_of, summarize_metrics
+from flywheel_trainer.store.postgres.run_points import summarize_metrics
+from flywheel_trainer.store.postgres.runs import SELECT_RUN, existing_run, run_of
 
 _LOCK = "SELECT state, job, deleted_at FROM run WHERE id = $1 AND project = $2 FOR UPDATE"
 _EDIT = """

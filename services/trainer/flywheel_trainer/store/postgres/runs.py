@@ -38,6 +38,12 @@ from flywheel_trainer.runs.run import (
     RunUpdate,
 )
 from flywheel_trainer.runs.search import NEWEST_FIRST, Order
+from flywheel_trainer.store.postgres.run_points import (
+    drop_replaced_points,
+    insert_points,
+    points_of,
+    summarize_metrics,
+)
 from flywheel_trainer.store.postgres.run_search import RunSearch
 
 _INSERT_EXPERIMENT = """
@@ -61,60 +67,12 @@ SELECT r.*, coalesce((
 """
 """Columns of a run `r`, for `run_of`."""
 SELECT_RUN = RUN_COLUMNS + "FROM run r "
-_INSERT_POINTS = """
-WITH given AS (
-    SELECT * FROM unnest($2::text[], $3::bigint[], $4::float8[], $5::bigint[])
-        WITH ORDINALITY AS g(key, step, value, time_us, position)
-), first AS (
-    SELECT DISTINCT ON (key, step) * FROM given ORDER BY key, step, position
-), written AS (
-    INSERT INTO metric_point AS p (run_id, key, step, value, time_us, attempt)
-    SELECT $1, key, step, value, time_us, $6 FROM first
-    ON CONFLICT (run_id, key, step) DO UPDATE
-        SET value = excluded.value, time_us = excluded.time_us, attempt = excluded.attempt
-        WHERE p.attempt < excluded.attempt
-    RETURNING key, step, value
-), kept AS (
-    SELECT * FROM written
-    UNION ALL
-    SELECT p.key, p.step, p.value FROM metric_point p JOIN first USING (key, step)
-    WHERE p.run_id = $1 AND p.attempt >= $6
-), newest AS (
-    INSERT INTO run_metric AS m (run_id, key, step, value, attempt, min_value, max_value)
-    SELECT DISTINCT ON (key) $1, key, step, value, $6,
-        coalesce(min(value) FILTER (WHERE value <> 'NaN') OVER every, 'NaN'),
-        coalesce(max(value) FILTER (WHERE value <> 'NaN') OVER every, 'NaN')
-    FROM written WINDOW every AS (PARTITION BY key) ORDER BY key, step DESC
-    -- The newer values of last and attempt win; NaN sorts after all numbers, so least() leaves it out.
-    ON CONFLICT (run_id, key) DO UPDATE SET
-        step = CASE WHEN (m.attempt, m.step) < (excluded.attempt, excluded.step)
-            THEN excluded.step ELSE m.step END,
-        value = CASE WHEN (m.attempt, m.step) < (excluded.attempt, excluded.step)
-            THEN excluded.value ELSE m.value END,
-        attempt = greatest(m.attempt, excluded.attempt),
-        min_value = least(m.min_value, excluded.min_value),
-        max_value = coalesce(greatest(nullif(m.max_value, 'NaN'), nullif(excluded.max_value, 'NaN')), 'NaN')
-)
-SELECT (SELECT count(*) FROM written) AS stored, (
-    SELECT count(*) FROM given g
-    WHERE EXISTS (SELECT 1 FROM kept k WHERE (k.key, k.step) = (g.key, g.step) AND k.value <> g.value)
-) AS ignored
-"""
-_DROP_REPLACED_POINTS = """
-DELETE FROM metric_point p WHERE run_id = $1 AND attempt < $2 AND step >= (
-    SELECT min(step) FROM metric_point n WHERE n.run_id = $1 AND n.attempt = $2 AND n.key = p.key
-)
-"""
 _REPORTING = "(state = 'RUNNING' OR state = 'LOST' AND job = '') AND deleted_at IS NULL"
 """A run whose process may report: a LOST one without a job is RUNNING again."""
 _EXISTS = "SELECT true FROM run WHERE id = $1 AND project = $2"
 _HEARTBEAT = f"""
 UPDATE run SET heartbeat_at = $3, state = 'RUNNING', ended_at = NULL, error_message = ''
 WHERE id = $1 AND project = $2 AND {_REPORTING} AND ($4 = 0 OR generation = $4) RETURNING true
-"""
-_POINTS = """
-SELECT key, step, value, time_us FROM metric_point
-WHERE run_id = $1 AND ($2 = '' OR key = $2) AND (key, step) > ($3, $4) ORDER BY key, step LIMIT $5
 """
 _UPDATE = f"""
 UPDATE run SET params = $3::jsonb || params, tags = tags || $4::jsonb, artifacts = artifacts || $5::jsonb,
@@ -127,14 +85,6 @@ WHERE id = $1 AND project = $2 AND {_REPORTING} AND ($10 = 0 OR generation = $10
 _INSERT_NUMBERS = """
 INSERT INTO run_param_number (run_id, key, value)
 SELECT $1, key, value FROM unnest($2::text[], $3::float8[]) AS n(key, value) ON CONFLICT DO NOTHING
-"""
-_SUMMARIZE = """
-INSERT INTO run_metric AS m (run_id, key, step, value, attempt, min_value, max_value)
-SELECT DISTINCT ON (key) $1, key, step, value, attempt,
-    coalesce(min(value) FILTER (WHERE value <> 'NaN') OVER every, 'NaN'),
-    coalesce(max(value) FILTER (WHERE value <> 'NaN') OVER every, 'NaN')
-FROM metric_point WHERE run_id = $1
-WINDOW every AS (PARTITION BY key) ORDER BY key, attempt DESC, step DESC
 """
 _END_WITH_OUTCOME = """
 UPDATE run SET params = params || $2::jsonb, artifacts = $3, code_version = $4, environment = $5, state = $6,
@@ -191,12 +141,6 @@ async def insert_numbers(conn: Connection, run_id: str, params: Mapping[str, str
         await conn.execute(_INSERT_NUMBERS, run_id, list(found), list(found.values()))
 
 
-async def summarize_metrics(conn: Connection, run_id: str) -> None:
-    """Compute last values and extremes anew from the points, in the caller's transaction."""
-    await conn.execute("DELETE FROM run_metric WHERE run_id = $1", run_id)
-    await conn.execute(_SUMMARIZE, run_id)
-
-
 async def end_run_with_outcome(
     conn: Connection, run_id: str, outcome: Outcome, state: RunState, now: datetime, attempt: int
 ) -> None:
@@ -206,8 +150,8 @@ async def end_run_with_outcome(
     Points of earlier attempts remain up to the step at which the last attempt began. It works in the caller's
     transaction. Repeating it changes nothing.
     """
-    await _insert_points(conn, run_id, outcome.points, attempt)
-    await conn.execute(_DROP_REPLACED_POINTS, run_id, attempt)
+    await insert_points(conn, run_id, outcome.points, attempt)
+    await drop_replaced_points(conn, run_id, attempt)
     await summarize_metrics(conn, run_id)
     await insert_numbers(conn, run_id, outcome.params)
     await conn.execute(
@@ -312,14 +256,11 @@ class PostgresRuns:
             number = await check_attempt(conn, attempt, name) if attempt else 0
             if not await conn.fetchval(_HEARTBEAT, name.run, name.project, now, generation):
                 raise await not_reporting(conn, name, generation)
-            return await _insert_points(conn, name.run, points, number)
+            return await insert_points(conn, name.run, points, number)
 
     async def points(self, name: RunName, key: str, size: int, token: str) -> Page[MetricPoint]:
-        query = f"{name}?{key}"
-        after = decode_token(token, query=query) or ["", -(2**63)]
         async with connection(self._pool) as conn:
-            rows = await conn.fetch(_POINTS, name.run, key, after[0], after[1], size + 1)
-        return cut([MetricPoint(*row) for row in rows], size, lambda p: (p.key, p.step), query=query)
+            return await points_of(conn, name, key, size, token)
 
     async def update(
         self, name: RunName, update: RunUpdate, now: datetime, request_id: str = "", body: bytes = b""
@@ -362,23 +303,6 @@ async def check_attempt(conn: Connection, attempt: str, name: RunName) -> int:
     if not row["own"]:
         raise ForeignRun.of(attempt, name)
     return int(row["number"])
-
-
-async def _insert_points(
-    conn: Connection, run_id: str, points: Sequence[MetricPoint], attempt: int
-) -> LoggedPoints:
-    if not points:
-        return LoggedPoints(0, 0)
-    row = await conn.fetchrow(
-        _INSERT_POINTS,
-        run_id,
-        [p.key for p in points],
-        [p.step for p in points],
-        [p.value for p in points],
-        [p.time_us for p in points],
-        attempt,
-    )
-    return LoggedPoints(row["stored"], row["ignored"])
 
 
 async def existing_run(conn: Connection, name: RunName) -> Run:

@@ -70,10 +70,10 @@ UPDATE run SET state = 'CANCELLED', error_message = $2, ended_at = $3
 WHERE parent_run = $1 AND state = 'RUNNING'
 """
 _STEPS = """
-SELECT key, step FROM run_metric WHERE run_id = $1
+SELECT key, step FROM run_metric WHERE run_id = $1 AND key NOT LIKE 'system/%'
 UNION ALL
 SELECT $2, sum(m.step + 1)::bigint FROM run r JOIN run_metric m ON m.run_id = r.id
-WHERE r.parent_run = $1 AND r.state = 'RUNNING' HAVING count(*) > 0
+WHERE r.parent_run = $1 AND r.state = 'RUNNING' AND m.key NOT LIKE 'system/%' HAVING count(*) > 0
 """
 
 

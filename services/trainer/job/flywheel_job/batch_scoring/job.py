@@ -10,10 +10,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+
+import pyarrow as pa
 
 from flywheel_common.scoring.rules import ScoringRules, scoring_rules
 from flywheel_job import objects
@@ -64,6 +68,11 @@ class Scoring:
     def rows(self) -> int:
         return sum(partition.rows for partition in self.partitions)
 
+    @property
+    def threads(self) -> int:
+        """The processors of the rank."""
+        return max(1, int(self._ctx.spec.resources.cpus))
+
     def check(self) -> None:
         """Raises UnusableTable for a table without rows or with missing columns."""
         if not self.partitions:
@@ -82,25 +91,36 @@ class Scoring:
                 path = Path(folder, file.name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(self._content(file.uri, file.sha256))
-            threads = max(1, int(self._ctx.spec.resources.cpus))
-            yield ReleaseModel(self.rules, str(Path(folder, MODEL)), threads=threads)
+            yield ReleaseModel(self.rules, str(Path(folder, MODEL)), threads=self.threads)
 
-    def score_partition(self, model: ReleaseModel, partition: Partition) -> None:
-        stored = schema_of(self._store, partition)
-        columns = [one.name for one in self.rules.signature.inputs]
-        columns += [name for name in (*self.params.carried, *self.rules.segment_keys) if name in stored.names]
-        schema = prediction_schema(
-            self.rules.signature.output, [stored.field(name) for name in self.params.carried]
-        )
-        read = batches_of(self._store, partition, list(dict.fromkeys(columns)), model.batch_rows)
+    def score_partitions(
+        self, model: ReleaseModel, partitions: Sequence[Partition]
+    ) -> Generator[Partition, None, None]:
+        """Scores partitions in their order, and yields each one when it is finished."""
         output = self.rules.signature.output
-        # Reading, scoring and writing overlap: their libraries release the interpreter's lock.
+        # Reading, scoring and writing overlap, also of one partition and the next. Only one thread has many
+        # short calls: threads that take the interpreter's lock in turns wake each other for each call.
         with (
-            prefetched((batch, model.features(batch)) for batch in read) as batches,
-            prefetched((batch, model.answers(batch, block)) for batch, block in batches) as answered,
+            prefetched(self._read(partitions, model.batch_rows)) as read,
+            prefetched(
+                (one, batch, model.answers(batch, model.features(batch))) for one, batch in read
+            ) as scored,
         ):
-            made = (predictions(output, schema, batch, answers) for batch, answers in answered)
-            self.output.write(partition, schema, made)
+            for partition, group in groupby(scored, itemgetter(0)):
+                stored = schema_of(self._store, partition)
+                schema = prediction_schema(output, [stored.field(name) for name in self.params.carried])
+                made = (predictions(output, schema, batch, answers) for _, batch, answers in group)
+                self.output.write(partition, schema, made)
+                yield partition
+
+    def _read(self, partitions: Sequence[Partition], rows: int) -> Iterator[tuple[Partition, pa.RecordBatch]]:
+        for partition in partitions:
+            stored = schema_of(self._store, partition).names
+            columns = [one.name for one in self.rules.signature.inputs]
+            columns += [name for name in (*self.params.carried, *self.rules.segment_keys) if name in stored]
+            names = list(dict.fromkeys(columns))
+            for batch in batches_of(self._store, partition, names, rows, threads=self.threads):
+                yield partition, batch
 
     def _content(self, uri: str, sha256: str) -> bytes:
         content = objects.read(self._store, uri)
@@ -127,12 +147,9 @@ def score(ctx: Context) -> None:
     finished = set(scoring.output.finished())
     done = sum(one.rows for one in scoring.partitions if one.number in finished)
     ctx.log({ROWS_RESUMED: done}, done)
-    own = scoring.partitions[ctx.rank :: ctx.world_size]
-    with scoring.model() as model:
-        for partition in own:
-            if partition.number in finished:
-                continue
-            scoring.score_partition(model, partition)
+    own = [one for one in scoring.partitions[ctx.rank :: ctx.world_size] if one.number not in finished]
+    with scoring.model() as model, closing(scoring.score_partitions(model, own)) as scored:
+        for partition in scored:
             others = set(scoring.output.finished()) if ctx.world_size > 1 else finished
             finished = finished | others | {partition.number}
             done = sum(one.rows for one in scoring.partitions if one.number in finished)

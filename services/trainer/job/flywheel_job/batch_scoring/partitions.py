@@ -47,12 +47,16 @@ def partitions_of(store: fs.FileSystem, uri: str, most_rows: int) -> list[Partit
 
 
 def batches_of(
-    store: fs.FileSystem, partition: Partition, columns: Sequence[str], rows: int
+    store: fs.FileSystem, partition: Partition, columns: Sequence[str], rows: int, *, threads: int = 1
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of a partition, `rows` at a time; only the pages of these rows are decoded in memory."""
+    """The rows of a partition, `rows` at a time; only the pages of these rows are decoded in memory.
+
+    With one thread the caller's decodes them; otherwise pyarrow's threads do, one for each processor of the
+    machine.
+    """
     file = _open(store, partition.path)
     groups = list(range(partition.first, partition.last))
-    yield from file.iter_batches(rows, row_groups=groups, columns=list(columns))
+    yield from file.iter_batches(rows, row_groups=groups, columns=list(columns), use_threads=threads > 1)
 
 
 def schema_of(store: fs.FileSystem, partition: Partition) -> pa.Schema:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-PREFIX = "system/"
+SYSTEM = "system/"
 """Metrics of the machine begin with this; their step is the time in seconds since the epoch."""
 _PAGE_BYTES = resource.getpagesize()
 
@@ -17,9 +17,10 @@ _PAGE_BYTES = resource.getpagesize()
 class SystemMetrics:
     """Use of the machine since the last reading, by metric; in a distributed job the rank is in the key."""
 
-    def __init__(self) -> None:
-        rank = os.environ.get("RANK", "")
-        self._suffix = f"/rank-{rank}" if rank.isdigit() else ""
+    def __init__(self, rank: int | None = None) -> None:
+        """Without `rank`, it is that of the environment's RANK, if it has one."""
+        number = os.environ.get("RANK", "") if rank is None else str(rank)
+        self._suffix = f"/rank-{number}" if number.isdigit() else ""
         self._cpu, self._time = time.process_time(), time.monotonic()
 
     def read(self) -> dict[str, float]:
@@ -40,7 +41,7 @@ class SystemMetrics:
         reserved = _gpu_memory_bytes(sys.modules.get("torch"))
         if reserved is not None:
             found["gpu_memory_bytes"] = reserved
-        return {f"{PREFIX}{name}{self._suffix}": value for name, value in found.items()}
+        return {f"{SYSTEM}{name}{self._suffix}": value for name, value in found.items()}
 
 
 def _gpu_memory_bytes(torch: Any) -> float | None:
