@@ -99,6 +99,12 @@ WHERE model = $1 AND number = $2 AND stage = $6 RETURNING 1
 SELECT_CHAMPION = (
     f"SELECT {VERSION_COLUMNS} FROM model_version v WHERE v.model = $1 AND v.stage = 'PRODUCTION'"
 )
+PRODUCTION_VERSIONS = f"""
+SELECT m.name AS wanted, {LISTED_COLUMNS}
+FROM model m
+LEFT JOIN model_version v ON v.model = m.name AND v.stage = 'PRODUCTION' AND v.deleted_at IS NULL
+WHERE m.name = ANY($1::text[]) AND m.deleted_at IS NULL
+"""
 MARK_STORED = """
 UPDATE artifact SET stored = true WHERE model = $1 AND version = $2 AND name = $3 AND sha256 = $4 RETURNING 1
 """
