@@ -94,7 +94,14 @@ async def test_a_paused_rollout_is_active_but_not_undecided(store: Store[Rollout
     async with store.reading() as records:
         assert [] == await records.undecided_rollouts()
         active = await records.active_rollout(MODEL)
+        at = [CREATED_AT - timedelta(seconds=1), CREATED_AT]
+        assert [0, 1] == [await records.paused_rollouts(time) for time in at]
     assert active is not None and paused.progress == active.progress
+    await in_transaction(
+        store, lambda r: r.change_rollout(rollout, RolloutStep("SHADOW", 0.0, CREATED_AT, ""))
+    )
+    async with store.reading() as records:
+        assert 0 == await records.paused_rollouts(CREATED_AT)
 
 
 async def test_routing_is_the_one_set_last(store: Store[RolloutRecords]) -> None:

@@ -286,6 +286,12 @@ class MemoryRecords(MemoryLifetimes, MemoryWebhooks):
     async def rollouts(self, model: str, before: int, limit: int) -> list[Rollout]:
         return _newest_first(self._data.rollouts, model, before)[:limit]
 
+    async def paused_rollouts(self, at: datetime) -> int:
+        return sum(
+            rollout.progress.state is RolloutState.PAUSED and rollout.history[-1].entered_at <= at
+            for rollout in self._data.rollouts.values()
+        )
+
     async def undecided_rollouts(self) -> list[Rollout]:
         return [
             self._data.rollouts[key]
