@@ -44,7 +44,7 @@ class RegistrySettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Setti
     """Largest artifact."""
     rollback_wait_seconds: float = 30.0
     """How long a rollback waits for gateways when its caller sets no deadline."""
-    upload_buffers: int = 3
+    upload_buffers: int = 2
     """How many parts of uploads are in memory at once, about 12 MiB each. Uploads take turns part by part."""
     upload_part_seconds: float = 20.0
     """How long an upload may take to send a part of 5 MiB while others wait; a slower one fails."""
