@@ -11,6 +11,7 @@ import pytest
 
 from flywheel_common.storage.part_buffers import PART_BYTES, PartBuffers
 from flywheel_common.storage.s3_multipart import MultipartUpload
+from tests.support.eventually import eventually
 
 WHERE = {"Bucket": "b", "Key": "k"}
 
@@ -81,8 +82,8 @@ async def test_parts_are_sent_and_collected_at_the_same_time() -> None:
             yield chunk
 
     storing = asyncio.create_task(upload(s3, buffers).store(source()))
-    await asyncio.sleep(0.05)
-    assert ([0, 1, 2, 3, 4], {2, 3, 4, 5}) == (read, set(s3.parts))
+    await eventually(lambda: {2, 3, 4, 5} == set(s3.parts))
+    assert [0, 1, 2, 3, 4] == read
     s3.go.set()
     assert 5 * PART_BYTES == await storing
     assert b"".join([chunk async for chunk in chunks(*[PART_BYTES] * 5)]) == s3.objects["k"]
@@ -97,6 +98,7 @@ async def test_no_part_is_collected_while_all_buffers_are_taken() -> None:
             yield chunk
 
     storing = asyncio.create_task(upload(s3, buffers).store(source()))
+    await eventually(lambda: [0] == read)
     await asyncio.sleep(0.05)
     assert [0] == read
     s3.go.set()
