@@ -53,9 +53,10 @@ def run(deployment: Deployment, only: str) -> Iterator[measure.Row]:
         return
     backends = deployment.backends
     with MlflowServer(backends.postgres, backends.s3, deployment.folder) as server:
-        asyncio.run(_fill(deployment.dsn))
-        asyncio.run(mlflow_rows.write_runs(server))
-        asyncio.run(mlflow_rows.write_versions(server, MODELS, VERSIONS))
+        if any(only in name for name in (*NAMES.values(), CREATE, SEARCH, TAGS)):
+            asyncio.run(_fill(deployment.dsn))
+            asyncio.run(mlflow_rows.write_runs(server))
+            asyncio.run(mlflow_rows.write_versions(server, MODELS, VERSIONS))
         yield from _rows(deployment, server, only)
 
 

@@ -35,6 +35,8 @@ MODELS, GATEWAYS, CHANGES = 1000, 20, 20
 FEATURES, GOLDEN_ROWS = 50, 100
 FRAME_BYTES = 5
 """Of gRPC, for each message."""
+LOAD_SECONDS = 120.0
+"""For the snapshot of all models, which the registry first reads one by one."""
 WAIT_SECONDS = 30.0
 NAMES = (
     f"a change of 1 of {MODELS} models, {GATEWAYS} gateways: most bytes for each gateway",
@@ -124,6 +126,12 @@ class Gateway:
         spec = await self._stub.GetServingSpec(request)
         self.received += spec.ByteSize() + FRAME_BYTES
 
+    async def wait_for_all(self) -> None:
+        async with asyncio.timeout(LOAD_SECONDS):
+            while len(self.generations) < MODELS:
+                self.changed.clear()
+                await self.changed.wait()
+
     async def wait(self, name: str, generation: int) -> None:
         async with asyncio.timeout(WAIT_SECONDS):
             while self.generations.get(name, 0) < generation:
@@ -145,7 +153,7 @@ async def _measure(deployment: Deployment) -> tuple[list[int], list[float], floa
         client = await stack.enter_async_context(fw.Client(registry=deployment.address))
         running = [asyncio.create_task(gateway.run()) for gateway in gateways]
         try:
-            await asyncio.gather(*(gateway.wait(_name(MODELS - 1), 1) for gateway in gateways))
+            await asyncio.gather(*(gateway.wait_for_all() for gateway in gateways))
             pool = await stack.enter_async_context(create_pool(deployment.dsn))
             store = PostgresStore(pool, to_event)
             first = registry_pb2.GetModelVersionRequest(name=f"{_name(0)}/versions/1")

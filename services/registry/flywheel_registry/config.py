@@ -49,7 +49,7 @@ class RegistrySettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Setti
     upload_part_seconds: float = 20.0
     """How long an upload may take to send a part of 5 MiB while others wait; a slower one fails."""
     stream_idle_seconds: float = 60.0
-    """How long the caller of an upload or download may neither send nor take data."""
+    """How long the caller of an upload, a download or WatchServing may neither send nor take data."""
     webhook_hosts: tuple[str, ...] = ()
     """Hosts that webhooks may call; `*`: any. Webhooks are sent from inside the network, so name only hosts
     that may be told. None by default."""

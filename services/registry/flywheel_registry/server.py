@@ -31,6 +31,7 @@ from flywheel_common.telemetry.logs import get_logger
 from flywheel_common.webhooks.delivery import WebhookDeliveries
 from flywheel_protos.registry.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
 from flywheel_registry.api.convert_events import to_event
+from flywheel_registry.api.convert_models import production_page
 from flywheel_registry.api.convert_serving import spec_digest
 from flywheel_registry.api.servicer import RegistryServicer
 from flywheel_registry.artifacts.check import VersionCheck
@@ -44,6 +45,7 @@ from flywheel_registry.evidence.experiment_verdict import Experiments
 from flywheel_registry.gates.verdicts import ExperimentVerdicts
 from flywheel_registry.models.alias_changes import Aliases
 from flywheel_registry.models.catalog import ModelCatalog
+from flywheel_registry.models.production_reads import ProductionReads
 from flywheel_registry.models.tags import VersionTags
 from flywheel_registry.permissions import PERMISSIONS, SERVICE
 from flywheel_registry.promotion.approvals import Approvals
@@ -168,6 +170,7 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
 def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
     """Return the registry on these ports: use cases, servicer and background tasks."""
     desired_state = DesiredStateCache(ports.store, ports.notifications, spec_digest)
+    production = ProductionReads(ports.store, production_page)
     lifecycle = RolloutLifecycle(clock)
     checks = VersionCheck(ports.store, ports.graphs, ports.features, clock)
     buffers = PartBuffers(settings.upload_buffers, settings.upload_part_seconds)
@@ -175,6 +178,7 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
     servicer = RegistryServicer(
         store=ports.store,
         models=ModelCatalog(clock, settings.max_artifact_bytes),
+        production=production,
         artifacts=transfer,
         checks=checks,
         promotions=Promotions(clock),
@@ -211,6 +215,7 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
         options=STREAM_WINDOW,
     )
     ticker = Ticker(ports.store, lifecycle, ports.monitor, ports.gateways, clock, settings.tick_seconds)
+    server.add_background("production reads", production.run, stops_last=True)
     server.add_background("desired state", desired_state.run)
     server.add_background("rollout ticker", lambda: ports.ticker_lease.run(lambda _: ticker.run()))
     server.add_background("housekeeping", lambda: _housekeeping(ports.delete_old))

@@ -19,8 +19,10 @@ from flywheel_registry.artifacts.blocks import BLOCK_BYTES
 from flywheel_registry.artifacts.parts import PART_BYTES
 from flywheel_registry.collection import collection
 from flywheel_registry.fakes.store import MemoryStore
+from flywheel_registry.models.variant import Variant
 from flywheel_registry.server import Ports, wire
-from tests.support.builders.registry import ModelClient
+from flywheel_registry.serving.routing import Routing
+from tests.support.builders.registry import ModelClient, add_model
 from tests.support.eventually import eventually
 from tests.support.servers.registry import NO_TICKS, memory_ports, refused, registry_settings, running
 
@@ -194,14 +196,31 @@ async def test_a_download_that_nobody_reads_ends(client: ModelClient) -> None:
     version = (await client.version(bytes(30_000_000))).name
     request = registry_pb2.DownloadArtifactRequest(model_version=version, artifact="model.onnx")
     call = client.stub.DownloadArtifact(request)
-    before = cancelled_downloads()
+    before = cancelled("DownloadArtifact")
     assert (await call.read()).data
-    await eventually(lambda: before + 1 == cancelled_downloads())
+    await eventually(lambda: before + 1 == cancelled("DownloadArtifact"))
     call.cancel()
 
 
-def cancelled_downloads() -> float:
-    labels = {"method": "/flywheel.registry.v1.RegistryService/DownloadArtifact", "code": "CANCELLED"}
+async def test_a_gateway_that_reads_no_state_is_cut_off(client: ModelClient, ports: Ports) -> None:
+    name = f"projects/{'p' * 60}/models/m"
+    await add_model(ports.store, name)
+    shares = tuple(Variant(f"variant-{share:050d}", 1, 0.01) for share in range(8_000))
+    before = cancelled("WatchServing")
+    call = client.stub.WatchServing(registry_pb2.WatchServingRequest(gateway_id="g"))
+
+    async def cut_off_after_a_change() -> bool:
+        async with ports.store.transaction() as records:
+            generation = (await records.routing(name)).generation
+            await records.set_routing(name, Routing(generation + 1, champion=1, variants=shares))
+        return before + 1 == cancelled("WatchServing")
+
+    await eventually(cut_off_after_a_change, every=0.1)
+    call.cancel()
+
+
+def cancelled(method: str) -> float:
+    labels = {"method": f"/flywheel.registry.v1.RegistryService/{method}", "code": "CANCELLED"}
     return REGISTRY.get_sample_value("flywheel_rpc_handled_total", labels) or 0.0
 
 

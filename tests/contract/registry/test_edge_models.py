@@ -226,6 +226,30 @@ async def test_versions_are_listed_newest_first_with_a_filter(client: ModelClien
     assert ([4, 3, 2], ([1], "")) == (first, await listed(3, token=more))
     assert ([4, 3], "") == await listed(9, "stage=STAGING")
     assert ([3], "") == await listed(9, "stage=STAGING AND tag:odd=0")
+    with refused("INVALID_ARGUMENT", "INVALID_PAGE_TOKEN"):
+        await listed(9, "stage=PRODUCTION", more)
+
+
+async def test_the_production_version_is_the_only_one_of_its_list(client: ModelClient) -> None:
+    async def listed(parent: str = client.model, **fields: Any) -> list[int]:
+        request = pb.ListModelVersionsRequest(parent=parent, **{"filter": "stage=PRODUCTION", **fields})
+        page = await client.stub.ListModelVersions(request)
+        assert page.next_page_token == ""
+        return numbers(page.model_versions)
+
+    with refused("NOT_FOUND", "UNKNOWN_MODEL"):
+        await listed()
+    await client.create()
+    assert [] == await listed()
+    await client.champion()
+    assert [1] == await listed()
+    version, _ = await client.staged("second")
+    await client.promote(version.name, to_stage=PRODUCTION, override=True, reason="by hand")
+    assert [2] == await listed(page_size=1)
+    assert [2] == await listed(with_golden_rows=True)
+    assert [] == await listed(filter="stage=PRODUCTION AND tag:team=none")
+    with refused("INVALID_ARGUMENT", "INVALID_PAGE_SIZE"):
+        await listed(page_size=-1)
 
 
 async def test_a_stage_change_records_who_made_it_and_when(client: ModelClient) -> None:

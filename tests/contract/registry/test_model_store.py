@@ -267,6 +267,30 @@ async def test_the_store_allows_one_champion_per_model(store: Store[RolloutRecor
     assert champion is not None and 2 == champion.number
 
 
+async def test_production_versions_of_several_models_are_read_together(
+    store: Store[RolloutRecords],
+) -> None:
+    await add_model(store, versions=3, template=VERSION)
+    await add_model(store, OTHER_MODEL, versions=1, template=VERSION)
+
+    async def read() -> dict[str, ModelVersion | None]:
+        async with store.reading() as records:
+            return await records.production_versions([MODEL, OTHER_MODEL, f"{MODEL}x"])
+
+    assert {MODEL: None, OTHER_MODEL: None} == await read()
+    async with store.transaction() as records:
+        version = await records.version(MODEL, 2)
+        assert version is not None
+        await records.move_version(version, Stage.PRODUCTION, CREATED_AT, "ann")
+        await records.mark_stored(MODEL, 2, "model.onnx", SHA)
+    async with store.reading() as records:
+        (listed,) = await records.versions(MODEL, 99, Stage.PRODUCTION, {}, 9)
+    assert (2, True) == (listed.number, listed.artifacts[0].stored)
+    assert {MODEL: listed, OTHER_MODEL: None} == await read()
+    await in_transaction(store, lambda r: r.delete_model(OTHER_MODEL, CREATED_AT))
+    assert {MODEL: listed} == await read()
+
+
 async def test_artifacts_are_marked_stored_under_the_declared_digest(store: Store[RolloutRecords]) -> None:
     await add_model(store, template=VERSION)
     with pytest.raises(ConcurrentArtifactChange):

@@ -94,7 +94,15 @@ async def test_a_paused_rollout_is_active_but_not_undecided(store: Store[Rollout
     async with store.reading() as records:
         assert [] == await records.undecided_rollouts()
         active = await records.active_rollout(MODEL)
+        at = [CREATED_AT - timedelta(seconds=1), CREATED_AT]
+        assert [0, 1] == [await records.paused_rollouts(time) for time in at]
     assert active is not None and paused.progress == active.progress
+    resumed = replace(paused, progress=Progress(RolloutState.SHADOW, 0.0, 2))
+    await in_transaction(
+        store, lambda r: r.change_rollout(resumed, RolloutStep("SHADOW", 0.0, CREATED_AT, "go on"))
+    )
+    async with store.reading() as records:
+        assert 0 == await records.paused_rollouts(CREATED_AT)
 
 
 async def test_routing_is_the_one_set_last(store: Store[RolloutRecords]) -> None:

@@ -52,8 +52,13 @@ async def test_calls_fail_within_their_deadline_while_postgres_hangs(
             client = ModelClient(stub)
             await client.create(owner="ann")
             read = pb.GetModelRequest(name=client.model)
+            shared = pb.ListModelVersionsRequest(parent=client.model, filter="stage=PRODUCTION")
             write = pb.CreateModelRequest(parent="projects/default", model_id="other", request_id="one")
-            for call, request in ((stub.GetModel, read), (stub.CreateModel, write)):
+            for call, request in (
+                (stub.GetModel, read),
+                (stub.ListModelVersions, shared),
+                (stub.CreateModel, write),
+            ):
                 proxy.stall()
                 with refused("UNAVAILABLE", "POSTGRES_UNAVAILABLE"):
                     await call(request, timeout=2)

@@ -79,6 +79,7 @@ async def test_an_upload_killed_at_90_percent_sends_a_tenth_again(
         sent.append(len(arguments[-1]))
         await whole(self, *arguments)
 
+    monkeypatch.setattr(artifact_calls, "STREAMED_BYTES", 0)
     monkeypatch.setattr(artifact_calls.ArtifactCalls, "_send_part", counted)
     address = f"127.0.0.1:{free_port()}"
     env = environment(settings(listen=address, log_rpcs=False))
@@ -148,7 +149,7 @@ async def test_slow_uploads_do_not_keep_others_from_theirs(settings: Callable[..
 @pytest.mark.timeout(150)
 async def test_more_joins_than_connections_end(client: ModelClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each join reads from and writes to the object store, whose client has 32 connections."""
-    monkeypatch.setattr(artifact_calls, "IN_PARTS_BYTES", 1)
+    monkeypatch.setattr(artifact_calls, "STREAMED_BYTES", 0)
     await client.create()
     contents = [os.urandom(6 * MIB) for _ in range(40)]
     async with fw.Client(registry=client.stub.address) as sdk:

@@ -150,7 +150,5 @@ class Simulation:
             left -= every
             if gateway:
                 await self.heartbeat()
-            async with self.store.reading() as records:
-                active = await records.undecided_rollouts()
-            for rollout in active:
-                await self.ticker._tick_logged(rollout)
+            async with asyncio.TaskGroup() as ticks:
+                await self.ticker.start_ticks(ticks)

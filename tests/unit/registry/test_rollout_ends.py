@@ -19,7 +19,7 @@ from flywheel_registry.rollouts.errors import NotAnExperiment
 from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.rollouts.stalls import Stalls
 from flywheel_registry.rollouts.state_machine import RolloutState
-from flywheel_registry.rollouts.ticker import MAX_CONCURRENT
+from flywheel_registry.rollouts.ticker import MAX_CONCURRENT, paused
 from flywheel_registry.rollouts.verdict import Decision
 from flywheel_registry.stages.transitions import Stage
 from tests.support.builders.rollouts import AT, LATE, Simulation
@@ -130,6 +130,10 @@ async def test_a_pause_beyond_every_limit_stops_the_clock(state: RolloutState) -
     simulation, rollout = await (started(loaded=False) if state is RolloutState.PENDING_LOAD else in_shadow())
     await simulation.ticks(300)
     await simulation.change("pause", rollout.number)
+    await simulation.ticks(0.9 * DAY, every=HOUR)
+    assert 0 == paused._value.get()
+    await simulation.ticks(0.2 * DAY, every=HOUR)
+    assert 1 == paused._value.get(), "a pause that lasts is reported"
     await simulation.ticks(100 * DAY, every=DAY)
     await simulation.change("resume", rollout.number)
     await simulation.ticks(240)

@@ -1,12 +1,12 @@
 """Stores a stream as one S3 object, part by part.
 
-While a part is sent, the next one is collected, if a buffer is free.
+While parts are sent, the next one is collected, if a buffer is free.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -50,35 +50,44 @@ class MultipartUpload:
         return size
 
     async def _send_parts(self, source: AsyncIterator[bytes], group: asyncio.TaskGroup) -> int:
-        """Collect each part while the one before it is sent; a request that fails ends the group."""
+        """Send each part when it is collected; a request that fails ends the group."""
         size, ended = 0, False
-        sending: asyncio.Task[None] | None = None
         while not ended:
             body, ended = await self._buffers.filled(source)
             size += len(body)
             try:
-                if sending is not None:
-                    await sending
+                request = await self._request_for(body, last=ended)
             except BaseException:
                 self._buffers.give_back()
                 raise
-            sending = group.create_task(self._send(body, whole=ended and self.upload is None))
+            sending = group.create_task(request)
             # Also when the task is cancelled before it runs.
             sending.add_done_callback(lambda _: self._buffers.give_back())
-            del body
+            del body, request
         return size
 
-    async def _send(self, body: SlicedBody, *, whole: bool) -> None:
-        """Send a part, or with `whole` the object."""
+    async def _request_for(self, body: SlicedBody, *, last: bool) -> Coroutine[Any, Any, None]:
+        """Return the request that sends the next part, or the whole object when there is one part only."""
+        if self.upload is None:
+            if last:
+                return self._put_object(body)
+            async with self._request():
+                self.upload = (await self._client.create_multipart_upload(**self._where))["UploadId"]
+        part: dict[str, Any] = {"PartNumber": len(self._parts) + 1}
+        if body:
+            self._parts.append(part)
+        return self._upload_part(body, part)
+
+    async def _put_object(self, body: SlicedBody) -> None:
         async with self._request():
-            if whole:
-                await self._client.put_object(**self._where, Body=body or b"")
-            elif body:
-                if self.upload is None:
-                    self.upload = (await self._client.create_multipart_upload(**self._where))["UploadId"]
-                number = len(self._parts) + 1
-                answer = await self._client.upload_part(
-                    **self._where, UploadId=self.upload, PartNumber=number, Body=body
-                )
-                self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+            await self._client.put_object(**self._where, Body=body or b"")
         body.clear()
+
+    async def _upload_part(self, body: SlicedBody, part: dict[str, Any]) -> None:
+        if body:
+            async with self._request():
+                answer = await self._client.upload_part(
+                    **self._where, **part, UploadId=self.upload, Body=body
+                )
+            part["ETag"] = answer["ETag"]
+            body.clear()

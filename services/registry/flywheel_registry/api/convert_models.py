@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from flywheel_common.signature import Signature
 from flywheel_common.signature_messages import (
     from_message,
@@ -134,6 +136,19 @@ def version_to_proto(value: ModelVersion) -> pb.ModelVersion:
         promoted_at=to_timestamp(value.promoted_at),
         check_problems=value.check_problems or (),
     )
+
+
+def versions_page(
+    versions: Iterable[ModelVersion], next_page_token: str
+) -> registry_pb2.ListModelVersionsResponse:
+    return registry_pb2.ListModelVersionsResponse(
+        model_versions=map(version_to_proto, versions), next_page_token=next_page_token
+    )
+
+
+def production_page(version: ModelVersion | None) -> registry_pb2.ListModelVersionsResponse:
+    """Return the list of the versions of a model in PRODUCTION, which are one or none."""
+    return versions_page([version] if version is not None else [], "")
 
 
 def feature_use_to_proto(use: FeatureUse) -> registry_pb2.FeatureUse:

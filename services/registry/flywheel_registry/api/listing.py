@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from flywheel_common.errors import InvalidPageToken
 from flywheel_common.paging import Page, cut, decode_token, page_size
-from flywheel_registry.api.filters import parse_filter
+from flywheel_registry.api.filters import Filter, parse_filter
 from flywheel_registry.audit.chain import AuditEntry
 from flywheel_registry.audit.ports import AuditRecords
 from flywheel_registry.models.alias import Alias
@@ -29,6 +29,7 @@ from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.serving.gateways import Gateway
 from flywheel_registry.serving.history import ServingSpan
 from flywheel_registry.serving.ports import Gateways, ServingRecords
+from flywheel_registry.stages.transitions import Stage
 from flywheel_registry.webhooks.ports import WebhookRecords
 from flywheel_registry.webhooks.webhook import Delivery, Webhook
 
@@ -37,6 +38,7 @@ Item = TypeVar("Item")
 DEFAULT_PAGE_SIZE = 100
 NEWEST = 2**31 - 1
 """A number above those of all resources: where pages from the newest on begin."""
+_PRODUCTION = Filter(Stage.PRODUCTION, {})
 GATEWAY_SECONDS = 3600.0
 """ListGateways shows gateways with a heartbeat in the last hour."""
 
@@ -65,6 +67,12 @@ async def list_versions(
         return await records.versions(model, before, wanted.stage, wanted.tags, limit, golden=golden)
 
     return await _newest_first(read, lambda v: v.number, f"versions {model} {filter_}", size, token)
+
+
+def asks_for_production(filter_: str, size: int, token: str) -> bool:
+    """Return whether a request for versions has the version in PRODUCTION, or none, as its only page."""
+    page_size(size)
+    return not token and parse_filter(filter_, ("stage",)) == _PRODUCTION
 
 
 async def list_aliases(records: ModelRecords, model: str, size: int, token: str) -> Page[Alias]:

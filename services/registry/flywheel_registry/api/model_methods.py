@@ -16,6 +16,7 @@ from flywheel_registry.models.catalog import POLICY_FIELDS, ModelCatalog
 from flywheel_registry.models.lookups import find_model, find_version
 from flywheel_registry.models.names import ModelName, VersionName
 from flywheel_registry.models.ports import ModelRecords
+from flywheel_registry.models.production_reads import ProductionReads
 from flywheel_registry.permissions import (
     CHANGE_POLICY,
     OVERRIDE_GATE,
@@ -33,6 +34,7 @@ class ModelMethods(Mutations):
     """Part of the servicer."""
 
     _models: ModelCatalog
+    _production: ProductionReads[pb.ListModelVersionsResponse]
     _promotions: Promotions
     _experiment_verdicts: ExperimentVerdicts
     _evaluations: EvaluationLog
@@ -102,6 +104,11 @@ class ModelMethods(Mutations):
     ) -> pb.ListModelVersionsResponse:
         check_texts(request)
         parent = str(ModelName.parse(request.parent))
+        if (
+            listing.asks_for_production(request.filter, request.page_size, request.page_token)
+            and not request.with_golden_rows
+        ):
+            return await self._production.of(parent)
         async with self._store.reading() as records:
             await find_model(records, parent)
             page = await listing.list_versions(
@@ -112,8 +119,7 @@ class ModelMethods(Mutations):
                 request.page_token,
                 golden=request.with_golden_rows,
             )
-        versions = map(convert_models.version_to_proto, page.items)
-        return pb.ListModelVersionsResponse(model_versions=versions, next_page_token=page.next_page_token)
+        return convert_models.versions_page(page.items, page.next_page_token)
 
     async def ListFeatureUses(
         self, request: pb.ListFeatureUsesRequest, context: Any

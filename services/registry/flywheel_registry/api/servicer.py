@@ -27,6 +27,7 @@ from flywheel_registry.models.alias_changes import Aliases
 from flywheel_registry.models.catalog import ModelCatalog
 from flywheel_registry.models.lookups import find_model
 from flywheel_registry.models.names import ModelName
+from flywheel_registry.models.production_reads import ProductionReads
 from flywheel_registry.models.tags import VersionTags
 from flywheel_registry.promotion.approvals import Approvals
 from flywheel_registry.promotion.evaluation import EvaluationLog
@@ -60,6 +61,7 @@ class RegistryServicer(
         *,
         store: Store[RolloutRecords],
         models: ModelCatalog,
+        production: ProductionReads[pb.ListModelVersionsResponse],
         artifacts: ArtifactTransfer,
         checks: VersionCheck,
         promotions: Promotions,
@@ -85,6 +87,7 @@ class RegistryServicer(
     ) -> None:
         self._store = store
         self._models = models
+        self._production = production
         self._artifacts = artifacts
         self._checks = checks
         self._promotions = promotions

@@ -15,6 +15,7 @@ from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.api import convert_models, convert_serving, listing
 from flywheel_registry.api.convert import check_texts, to_time
 from flywheel_registry.api.errors import SpecChanged
+from flywheel_registry.api.idle import taken
 from flywheel_registry.api.mutations import Mutations
 from flywheel_registry.models.lookups import find_model, find_version
 from flywheel_registry.models.names import ModelName, VersionName
@@ -42,6 +43,7 @@ class ServingMethods(Mutations):
     _desired_state: DesiredStateCache
     _gateways: Gateways
     _variants: Variants
+    _idle_seconds: float
 
     async def RollbackModel(self, request: pb.RollbackModelRequest, context: Any) -> pb.RollbackModelResponse:
         began, model = time.monotonic(), str(ModelName.parse(request.name))
@@ -96,7 +98,7 @@ class ServingMethods(Mutations):
     ) -> AsyncIterator[pb.WatchServingResponse]:
         project = parse_project(request.parent) if request.parent else ""
         await self._gateways.set_project(_gateway_id(request.gateway_id), project)
-        async for change in self._desired_state.watch(project):
+        async for change in taken(self._desired_state.watch(project), self._idle_seconds):
             yield convert_serving.change_to_proto(change)
 
     async def GetServingSpec(

@@ -144,6 +144,14 @@ class MemoryRecords(MemoryLifetimes, MemoryWebhooks):
         mine = (v for (of, _), v in self._data.versions.items() if of == model)
         return next((v for v in mine if v.stage is Stage.PRODUCTION), None)
 
+    async def production_versions(self, models: Sequence[str]) -> dict[str, ModelVersion | None]:
+        found: dict[str, ModelVersion | None] = {}
+        for name in models:
+            if await self.model(name) is not None:
+                listed = await self.versions(name, 2**31 - 1, Stage.PRODUCTION, {}, 1)
+                found[name] = listed[0] if listed else None
+        return found
+
     async def move_version(self, version: ModelVersion, to_stage: Stage, at: datetime, by: str) -> None:
         stored = self._data.versions.get((version.model, version.number))
         if stored is None or stored.stage is not version.stage:
@@ -277,6 +285,12 @@ class MemoryRecords(MemoryLifetimes, MemoryWebhooks):
 
     async def rollouts(self, model: str, before: int, limit: int) -> list[Rollout]:
         return _newest_first(self._data.rollouts, model, before)[:limit]
+
+    async def paused_rollouts(self, at: datetime) -> int:
+        return sum(
+            rollout.progress.state is RolloutState.PAUSED and rollout.history[-1].entered_at <= at
+            for rollout in self._data.rollouts.values()
+        )
 
     async def undecided_rollouts(self) -> list[Rollout]:
         return [

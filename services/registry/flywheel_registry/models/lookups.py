@@ -13,14 +13,14 @@ async def find_model(records: ModelRecords, name: ModelName | str) -> Model:
     """Return the model. Raises UnknownModel."""
     found = await records.model(str(name))
     if found is None:
-        raise _unknown_model(name)
+        raise unknown_model(name)
     return found
 
 
 async def lock_model(records: ModelRecords, name: str) -> None:
     """Lock the model for the rest of the transaction. Raises UnknownModel."""
     if not await records.lock(name):
-        raise _unknown_model(name)
+        raise unknown_model(name)
 
 
 async def find_version(records: ModelRecords, name: VersionName) -> ModelVersion:
@@ -33,5 +33,6 @@ async def find_version(records: ModelRecords, name: VersionName) -> ModelVersion
     return found
 
 
-def _unknown_model(name: ModelName | str) -> UnknownModel:
+def unknown_model(name: ModelName | str) -> UnknownModel:
+    """Return the error for a model that does not exist."""
     return UnknownModel(f"Model {name} does not exist: create it first.", model=name)

@@ -77,6 +77,10 @@ class ModelRecords(AuditRecords, EventRecords, Protocol):
         """Return the version in PRODUCTION."""
         ...
 
+    async def production_versions(self, models: Sequence[str]) -> dict[str, ModelVersion | None]:
+        """Return the version in PRODUCTION, without its golden rows, or None, of each model that exists."""
+        ...
+
     async def move_version(self, version: ModelVersion, to_stage: Stage, at: datetime, by: str) -> None:
         """Set the stage.
 

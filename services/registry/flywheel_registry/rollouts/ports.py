@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Protocol
 
 from flywheel_registry.rollouts.comparison import Comparison
@@ -32,6 +33,10 @@ class RolloutRecords(ServingRecords, WebhookRecords, Protocol):
 
     async def undecided_rollouts(self) -> list[Rollout]:
         """Return the rollouts of all models that the ticker may change: active and not paused."""
+        ...
+
+    async def paused_rollouts(self, at: datetime) -> int:
+        """Return how many rollouts are paused and have been since `at` or longer."""
         ...
 
     async def change_rollout(self, rollout: Rollout, step: RolloutStep) -> None:

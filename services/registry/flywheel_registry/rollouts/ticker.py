@@ -8,6 +8,7 @@ be read delays no other.
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 from prometheus_client import Counter, Gauge
 
@@ -32,11 +33,14 @@ ACTOR = "registry-ticker"
 """The actor of the ticker's changes in the audit."""
 MAX_CONCURRENT = 8
 """How many verdicts are stored at once; their evidence is fetched for all rollouts at once."""
+REPORTED_PAUSE = timedelta(days=1)
+"""A pause stops the clock of its rollout, so that the rollout does not expire: a long one is reported."""
 GATEWAY_SECONDS = 60.0
 """How long a gateway may be silent to be read at all; only live ones count."""
 
 ended_total = Counter("flywheel_rollouts_ended", "Rollouts ended by the ticker", ["state"])
 stalled = Gauge("flywheel_rollouts_stalled", "Active rollouts whose evidence has not grown for an hour")
+paused = Gauge("flywheel_rollouts_paused", "Rollouts that have been paused for a day or longer")
 failed_ticks = Counter("flywheel_rollout_ticks_failed", "Ticks of a rollout that ended with an error")
 
 
@@ -79,6 +83,7 @@ class Ticker:
         """Begin a tick of every rollout that is active, not paused, and not being ticked."""
         async with self._store.reading() as records:
             active = await records.undecided_rollouts()
+            paused.set(await records.paused_rollouts(self._clock.now() - REPORTED_PAUSE))
         names = {rollout.name for rollout in active}
         self._stalls.keep(names)
         self._errors = {name: text for name, text in self._errors.items() if name in names}

@@ -124,6 +124,10 @@ class PostgresModels(PostgresSearch, PostgresContents):
         )
         return [rows.version(row) for row in found]
 
+    async def production_versions(self, models: Sequence[str]) -> dict[str, ModelVersion | None]:
+        found = await self._conn.fetch(sql.PRODUCTION_VERSIONS, models)
+        return {row["wanted"]: None if row["number"] is None else rows.version(row) for row in found}
+
     async def feature_uses(self, prefix: str, after: tuple[str, int, str], limit: int) -> list[FeatureUse]:
         found = await self._conn.fetch(sql.LIST_FEATURE_USES, prefix, *after, limit)
         return [FeatureUse(r["model"], r["number"], Stage(r["stage"]), r["feature_set"]) for r in found]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 from flywheel_registry.rollouts.rollout import Rollout, RolloutStep
 from flywheel_registry.rollouts.state_machine import Progress
@@ -65,6 +66,10 @@ class PostgresRollouts(PostgresModels):
 
     async def rollouts(self, model: str, before: int, limit: int) -> list[Rollout]:
         return [rows.rollout(row) for row in await self._conn.fetch(sql.LIST_ROLLOUTS, model, before, limit)]
+
+    async def paused_rollouts(self, at: datetime) -> int:
+        count: int = await self._conn.fetchval(sql.COUNT_PAUSED_ROLLOUTS, at)
+        return count
 
     async def undecided_rollouts(self) -> list[Rollout]:
         return [rows.rollout(row) for row in await self._conn.fetch(sql.LIST_UNDECIDED_ROLLOUTS)]

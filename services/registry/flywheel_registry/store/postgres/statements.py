@@ -99,6 +99,12 @@ WHERE model = $1 AND number = $2 AND stage = $6 RETURNING 1
 SELECT_CHAMPION = (
     f"SELECT {VERSION_COLUMNS} FROM model_version v WHERE v.model = $1 AND v.stage = 'PRODUCTION'"
 )
+PRODUCTION_VERSIONS = f"""
+SELECT m.name AS wanted, {LISTED_COLUMNS}
+FROM model m
+LEFT JOIN model_version v ON v.model = m.name AND v.stage = 'PRODUCTION' AND v.deleted_at IS NULL
+WHERE m.name = ANY($1::text[]) AND m.deleted_at IS NULL
+"""
 MARK_STORED = """
 UPDATE artifact SET stored = true WHERE model = $1 AND version = $2 AND name = $3 AND sha256 = $4 RETURNING 1
 """
@@ -193,6 +199,12 @@ FROM rollout o JOIN release r ON r.model = o.model AND r.number = o.challenger
 SELECT_ROLLOUT = _ROLLOUT + "WHERE o.model = $1 AND o.number = $2"
 SELECT_ACTIVE_ROLLOUT = _ROLLOUT + "WHERE o.model = $1 AND o.ended_at IS NULL"
 LIST_UNDECIDED_ROLLOUTS = _ROLLOUT + "WHERE o.ended_at IS NULL AND o.state <> 'PAUSED' ORDER BY o.model"
+COUNT_PAUSED_ROLLOUTS = """
+SELECT count(*) FROM rollout o
+WHERE o.ended_at IS NULL AND o.state = 'PAUSED' AND NOT EXISTS (
+    SELECT FROM rollout_step h WHERE h.model = o.model AND h.rollout = o.number AND h.entered_at > $1
+  )
+"""
 LIST_ROLLOUTS = _ROLLOUT + "WHERE o.model = $1 AND o.number < $2 ORDER BY o.number DESC LIMIT $3"
 INSERT_ROLLOUT_STEP = """
 INSERT INTO rollout_step (model, rollout, step, state, challenger_percent, entered_at, reason, evidence)
