@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
-import torch.distributed as dist
 from pyarrow import fs
 from torch import nn
 
 from flywheel_job import objects
+from flywheel_job.agreed_stop import AgreedStop
 from flywheel_job.artifacts import MODEL, REPORT
 from flywheel_job.checkpoints import Checkpoints, Restored
 from flywheel_job.data.parquet import ParquetFiles
@@ -70,6 +70,7 @@ class Context:
         """Files that this rank has stored."""
         self.notes: dict[str, str] = {}
         self._reporter, self._stop = reporter, stop or threading.Event()
+        self._agreed = AgreedStop(self.device)
         self._shards: dict[str, Shard] = {}
         self._positions: dict[str, list[Any]] = {}
         self._checkpoints = Checkpoints(
@@ -181,13 +182,11 @@ class Context:
         self.notes[name] = value
 
     def should_stop(self) -> bool:
-        """Whether the job was asked to end; all ranks get the same answer. Save a checkpoint and return."""
-        asked = self._stop.is_set() or self._reporter.run_ended.is_set()
-        if not dist.is_initialized():
-            return asked
-        flag = torch.tensor(float(asked), device=self.device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag)
+        """Whether the job was asked to end; all ranks get the same answer. Save a checkpoint and return.
+
+        With several ranks the answer is at most 0.25 s old, or 50 calls if their durations grow suddenly.
+        """
+        return self._agreed(self._stop.is_set() or self._reporter.run_ended.is_set())
 
     def artifact(self, name: str, content: bytes) -> None:
         """Store a file of the run under its digest, on rank 0; other ranks do nothing."""
