@@ -8,12 +8,12 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import torch
 from pyarrow import fs
 from torch import nn
@@ -21,7 +21,6 @@ from torch import nn
 from flywheel_job import objects
 from flywheel_job.agreed_stop import AgreedStop
 from flywheel_job.artifacts import MODEL, REPORT
-from flywheel_job.checkpoints import Checkpoints, Restored
 from flywheel_job.data.parquet import ParquetFiles
 from flywheel_job.data.shard import WINDOW_ROWS, Shard
 from flywheel_job.errors import InvalidExport, NonFiniteMetric, UnknownDataSet
@@ -29,8 +28,12 @@ from flywheel_job.launch import DataSet, LaunchSpec
 from flywheel_job.outcome import Artifact
 from flywheel_job.params import parse_params
 from flywheel_job.reporting import MetricReporter
-from flywheel_job.scoring import INPUT, SCORE, open_session
 from flywheel_job.signature import Signature
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from flywheel_job.checkpoints import Checkpoints, Restored
 
 P = TypeVar("P")
 BATCH_TOLERANCE = 1e-4
@@ -73,11 +76,18 @@ class Context:
         self._agreed = AgreedStop(self.device)
         self._shards: dict[str, Shard] = {}
         self._positions: dict[str, list[Any]] = {}
-        self._checkpoints = Checkpoints(
-            store,
+
+    @cached_property
+    def _checkpoints(self) -> Checkpoints:
+        # Imported here: torch's distributed checkpoints take longer than the first step of a short job.
+        from flywheel_job.checkpoints import Checkpoints
+
+        spec = self.spec
+        return Checkpoints(
+            self.store,
             spec.checkpoint_uri,
-            rank=rank,
-            world=world_size,
+            rank=self.rank,
+            world=self.world_size,
             attempt=spec.attempt,
             initial_uri=spec.initial_checkpoint_uri,
         )
@@ -236,6 +246,8 @@ def _check_model(
     onnx: bytes, signature: Signature, rows: npt.NDArray[np.float32], batch_tolerance: float
 ) -> npt.NDArray[np.float32]:
     """The scores of the rows."""
+    from flywheel_job.scoring import INPUT, SCORE, open_session
+
     try:
         session = open_session(onnx)
         inputs = [(one.name, one.type) for one in session.get_inputs()]
