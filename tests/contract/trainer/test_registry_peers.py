@@ -18,9 +18,9 @@ from flywheel_common.errors import (
     Unavailable,
 )
 from flywheel_common.fakes.objects import MemoryObjectStore
+from flywheel_common.scoring.calibration import Platt
 from flywheel_job.artifacts import MODEL as MODEL_FILE
 from flywheel_job.artifacts import WEIGHTS
-from flywheel_job.evaluation.calibration import Platt
 from flywheel_job.signature import Input
 from flywheel_protos.registry.v1 import registry_pb2_grpc
 from flywheel_trainer.fakes.registry import MemoryRegistry, MemoryWeights

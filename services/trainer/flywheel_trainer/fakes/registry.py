@@ -8,9 +8,9 @@ from typing import Any
 
 from flywheel_common.errors import NotFound
 from flywheel_common.grpc.errors import PeerUnavailable
+from flywheel_common.scoring.calibration import Platt
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_job.artifacts import MODEL, WEIGHTS, artifact_key
-from flywheel_job.evaluation.calibration import Platt
 from flywheel_job.signature import Input
 from flywheel_trainer.fakes.requests import MemoryRequests, body_of
 from flywheel_trainer.jobs.errors import DigestMismatch, UnknownModelVersion

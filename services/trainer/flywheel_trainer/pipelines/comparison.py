@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from flywheel_job.evaluation.calibration import Calibration, Platt
+from flywheel_common.scoring.calibration import Platt
+from flywheel_job.evaluation.calibration import Calibration
 from flywheel_job.evaluation.metrics import evaluate
 from flywheel_job.launch import LABEL, TIME
 from flywheel_job.recipes.dataset import Split, encode, in_time_order, labels_of, weights_of

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flywheel_common.scoring.calibration import Platt
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_job.artifacts import MODEL, REPORT
-from flywheel_job.evaluation.calibration import IDENTITY, Platt
+from flywheel_job.evaluation.calibration import IDENTITY
 from flywheel_job.outcome import Artifact
 from flywheel_trainer.jobs.verified import read_verified
 from flywheel_trainer.pipelines.errors import MissingArtifact
