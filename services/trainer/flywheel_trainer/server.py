@@ -263,7 +263,7 @@ async def wire(
     async def supervise(token: int) -> None:
         store = ports.supervision(token)
         supervisor = Supervisor(store, ports.engine, ports.objects, kinds, rules, clock)
-        await supervisor.run(settings.job_poll_seconds)
+        await supervisor.run(settings.job_poll_seconds, jobs.queued)
 
     step_kinds = all_step_kinds(
         feature=ports.feature,
