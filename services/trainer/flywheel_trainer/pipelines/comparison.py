@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import polars as pl
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flywheel_common.scoring.calibration import Platt
 from flywheel_job.evaluation.calibration import Calibration
 from flywheel_job.evaluation.metrics import evaluate
 from flywheel_job.launch import LABEL, TIME
-from flywheel_job.recipes.dataset import Split, encode, in_time_order, labels_of, weights_of
 from flywheel_job.scoring import onnx_scores, open_session
 from flywheel_job.signature import Input
 from flywheel_trainer.jobs.ports import TrainingSet
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,9 @@ def _compare(
     weight_column = report.get("weight_column", "")  # absent in reports of older versions
     if weight_column:
         wanted[weight_column] = None
+    # Imported here: polars takes 20 MiB, which a service needs that compares models.
+    from flywheel_job.recipes.dataset import Split, in_time_order, labels_of, weights_of
+
     frame = in_time_order(read(uri, [*wanted, LABEL, TIME]))
     split = Split(**report["split"])
     rows = frame.slice(split.calibration_end, split.rows - split.calibration_end)
@@ -104,5 +107,7 @@ def _metrics(
 ) -> dict[str, float]:
     """The metrics of a model; `expected` has the labels of the rows, and their weights or None."""
     labels, weights = expected
+    from flywheel_job.recipes.dataset import encode
+
     scores = onnx_scores(open_session(model), encode(rows, inputs))
     return evaluate(labels, calibration.apply(scores), weights).as_metrics()

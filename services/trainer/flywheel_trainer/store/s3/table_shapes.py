@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pyarrow as pa
-import pyarrow.dataset
 from pyarrow import fs
 
 from flywheel_common.storage.errors import S3Refused, S3Unavailable
@@ -24,6 +23,8 @@ class ParquetShapes:
         return await asyncio.to_thread(self._shape, uri)
 
     def _shape(self, uri: str) -> TableShape:
+        import pyarrow.dataset  # 50 MiB with pandas, which it imports; most services score no table
+
         try:
             path = objects.path_of(uri).rstrip("/")
             if self._files.get_file_info(path).type == fs.FileType.NotFound:

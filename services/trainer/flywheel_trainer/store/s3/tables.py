@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import polars as pl
+from typing import TYPE_CHECKING
+
 from pyarrow import fs
 
 from flywheel_job import objects
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 class ParquetTables:
