@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.common.deployment import Deployment
+from bench.common.deployment import QUIET, Deployment
 from bench.registry import against_mlflow, catalog, fan_out, rollback, uploads
 
 Part = Callable[[Deployment, str], Iterable[measure.Row]]
@@ -22,7 +22,7 @@ PARTS: dict[str, Part] = {
 def run(only: str) -> list[measure.Row]:
     """Run the rows whose part or name contains `only`."""
     found: list[measure.Row] = []
-    with Deployment("registry") as deployment:
+    with Deployment("registry", **QUIET) as deployment:
         for name, part in PARTS.items():
             measure.console.print(f"registry: {name}")
             for row in part(deployment, "" if only in name else only):
