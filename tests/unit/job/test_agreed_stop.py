@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import signal
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from flywheel_job import objects
 from flywheel_job.agreed_stop import MOST_CALLS, next_interval
 from flywheel_job.launch import Source
 from tests.support.eventually import eventually
+from tests.support.jobs_source import archived
 from tests.support.ranks import Group
 from tests.support.training_job import launch_spec
 
@@ -42,20 +40,13 @@ def train(ctx):
 """
 
 
-def source(store: fs.FileSystem) -> Source:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        info = tarfile.TarInfo("train.py")
-        info.size = len(CODE.encode())
-        tar.addfile(info, io.BytesIO(CODE.encode()))
-    objects.write(store, "s3://b/source.tar.gz", buffer.getvalue())
-    return Source("s3://b/source.tar.gz", hashlib.sha256(buffer.getvalue()).hexdigest())
-
-
 @pytest.mark.timeout(200)
 async def test_all_ranks_end_at_the_step_at_which_one_was_asked_to(tmp_path: Path) -> None:
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    spec = launch_spec("train.py:train", source=source(store), workers=2)
+    archive, digest = archived({"train.py": CODE})
+    objects.write(store, "s3://b/source.tar.gz", archive)
+    source = Source("s3://b/source.tar.gz", digest)
+    spec = launch_spec("train.py:train", source=source, workers=2)
     group = Group(tmp_path, spec, attempt=1)
     try:
         running = [tmp_path / "b" / f"running-{rank}" for rank in range(2)]
