@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-LARGE = {"onnxruntime", "pandas", "polars", "pyarrow.dataset", "ray", "torch"}
+LARGE = {"onnxruntime", "pandas", "polars", "pyarrow", "ray", "torch"}
 
 
 def test_the_service_imports_no_large_library_at_its_start() -> None:
