@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 
 from bench import measure
@@ -21,11 +22,6 @@ PARTS: dict[str, Part] = {
 
 def run(only: str) -> list[measure.Row]:
     """Run the rows whose part or name contains `only`."""
-    found: list[measure.Row] = []
     with Deployment("registry", **QUIET) as deployment:
-        for name, part in PARTS.items():
-            measure.console.print(f"registry: {name}")
-            for row in part(deployment, "" if only in name else only):
-                found.append(row)
-                measure.progress(row)
-    return found
+        parts = {name: functools.partial(part, deployment) for name, part in PARTS.items()}
+        return measure.run_parts("registry", parts, only)
