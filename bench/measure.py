@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from bench.h2load import ToolMissing
 
 RESULTS = Path(__file__).parent / "results"
 console = Console(width=150)
@@ -112,6 +114,23 @@ def progress(row: Row) -> None:
     theirs = "" if row.against_value is None else f", {row.against}: {number(row.against_value)}"
     ratio = "" if row.ratio is None else f", ratio {number(row.ratio)}"
     console.print(f"  {row.name}: {number(row.value)} {row.unit}{theirs}{ratio} ({row.target})")
+
+
+def run_parts(suite: str, parts: Mapping[str, Callable[[str], Iterable[Row]]], only: str) -> list[Row]:
+    """Run the part named `only`, or all rows whose part or name contains it.
+
+    A part whose tool is not installed is left out.
+    """
+    found: list[Row] = []
+    for name, part in ({only: parts[only]} if only in parts else parts).items():
+        console.print(f"{suite}: {name}")
+        try:
+            for row in part("" if only in name else only):
+                found.append(row)
+                progress(row)
+        except ToolMissing as missing:
+            console.print(f"  [yellow]skipped: {missing}[/]")
+    return found
 
 
 def show(suite: str, rows: Iterable[Row]) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 
 from bench import measure
 from bench.feature import against_feast, join, materialize, new_source, online, stream
-from bench.feature.deployment import Deployment
+from bench.feature.deployment import FeatureDeployment
 from bench.h2load import ToolMissing
 
-Part = Callable[[Deployment], Iterable[measure.Row]]
+Part = Callable[[FeatureDeployment], Iterable[measure.Row]]
 PARTS: dict[str, Part] = {
     "online": online.run,
     "stream": stream.run,
@@ -25,7 +25,7 @@ PARTS: dict[str, Part] = {
 def run(only: str) -> list[measure.Row]:
     """Run the parts whose name contains `only`, one after the other on one deployment."""
     found: list[measure.Row] = []
-    with Deployment() as deployment:
+    with FeatureDeployment() as deployment:
         online.fill(deployment)
         for name, part in PARTS.items():
             if only not in name:

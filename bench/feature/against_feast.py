@@ -18,7 +18,7 @@ from bench.feature import definitions as d
 from bench.feature import join as ours_join
 from bench.feature import materialize as ours_materialize
 from bench.feature import online
-from bench.feature.deployment import Deployment
+from bench.feature.deployment import FeatureDeployment
 from flywheel_local import ports
 from flywheel_local.layout import LOCAL
 from flywheel_local.process import Process
@@ -33,7 +33,7 @@ START_SECONDS = 60
 ENVIRONMENT = {"FEAST_USAGE": "False", "PYTHONWARNINGS": "ignore", "PATH": f"{PEERS}:/usr/bin:/bin"}
 
 
-def run_online(deployment: Deployment) -> Iterable[measure.Row]:
+def run_online(deployment: FeatureDeployment) -> Iterable[measure.Row]:
     _require()
     h2load.require()
     folder = deployment.folder / "feast"
@@ -59,7 +59,7 @@ def run_online(deployment: Deployment) -> Iterable[measure.Row]:
     yield from _servers(deployment, folder)
 
 
-def _servers(deployment: Deployment, folder: Path) -> Iterable[measure.Row]:
+def _servers(deployment: FeatureDeployment, folder: Path) -> Iterable[measure.Row]:
     requests = deployment.call(lambda client: online.requests(client, ("fifty_1", "fifty_100")))
     addresses = {kind: f"127.0.0.1:{ports.free([kind])[kind]}" for kind in ("http", "grpc")}
     processes = [_serve(deployment, folder, kind, address) for kind, address in addresses.items()]
@@ -91,7 +91,7 @@ def _servers(deployment: Deployment, folder: Path) -> Iterable[measure.Row]:
         process.stop()
 
 
-def run_offline(deployment: Deployment) -> Iterable[measure.Row]:
+def run_offline(deployment: FeatureDeployment) -> Iterable[measure.Row]:
     """Both sides read the rows from a Parquet file and get the spine in memory."""
     _require()
     folder = deployment.folder / "join"
@@ -131,7 +131,7 @@ def _run_feast(*arguments: object, seconds: float = 280) -> str:
     return done.stdout
 
 
-def _serve(deployment: Deployment, folder: Path, kind: str, address: str) -> Process:
+def _serve(deployment: FeatureDeployment, folder: Path, kind: str, address: str) -> Process:
     """A Feast server in its fastest configuration: one process, cached registry, no access log."""
     host, port = address.split(":")
     http = f"serve --host {host} --port {port} --no-access-log --workers 1"

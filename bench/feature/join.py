@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from bench import measure
-from bench.feature.deployment import Deployment
+from bench.feature.deployment import FeatureDeployment
 from bench.feature.join_process import COLUMNS
 from flywheel_local.services import S3_CLIENTS
 
@@ -22,7 +22,7 @@ ROUNDS = 9
 REPOSITORY = Path(__file__).parents[2]
 
 
-def run(deployment: Deployment) -> Iterable[measure.Row]:
+def run(deployment: FeatureDeployment) -> Iterable[measure.Row]:
     folder = deployment.folder / "join"
     write_tables(folder)
     for known, bound in ((False, 1.2), (True, 2.0)):

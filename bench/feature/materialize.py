@@ -11,7 +11,7 @@ from typing import Any
 import flywheel as fw
 from bench import measure
 from bench.feature import definitions as d
-from bench.feature.deployment import Deployment
+from bench.feature.deployment import FeatureDeployment
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 
 ROWS = 100_000
@@ -30,7 +30,7 @@ return 1
 """A simple script that keeps the newest row; it does not change when the service's script does."""
 
 
-def run(deployment: Deployment) -> Iterable[measure.Row]:
+def run(deployment: FeatureDeployment) -> Iterable[measure.Row]:
     deployment.write_table(d.WIDE_URI + "part.parquet", d.wide_rows(ROWS))
     redis = deployment.redis()
     ours(deployment)  # writes the rows that the other side writes again
@@ -62,7 +62,7 @@ def run(deployment: Deployment) -> Iterable[measure.Row]:
     )
 
 
-def ours(deployment: Deployment, rows: int = ROWS) -> float:
+def ours(deployment: FeatureDeployment, rows: int = ROWS) -> float:
     """Rows per second of a MATERIALIZE job into an empty store, from the call to the end of the job."""
     deployment.redis().flushall()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import flywheel as fw
 from bench import measure
-from bench.feature.deployment import Deployment
+from bench.feature.deployment import FeatureDeployment
 from flywheel.tables import to_dict
 
 SOURCES = 200
@@ -23,7 +23,7 @@ PROJECT = "many"
 SCHEMA = {"rider": fw.STRING, "at": fw.TIMESTAMP}
 
 
-def run(deployment: Deployment) -> Iterable[measure.Row]:
+def run(deployment: FeatureDeployment) -> Iterable[measure.Row]:
     workers = [deployment.start_worker() for _ in range(2)]
     try:
         first, before, during = asyncio.run(_measure(deployment.address))

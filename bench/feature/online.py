@@ -13,7 +13,7 @@ import numpy as np
 import flywheel as fw
 from bench import echo, h2load, measure
 from bench.feature import definitions as d
-from bench.feature.deployment import Deployment
+from bench.feature.deployment import FeatureDeployment
 from flywheel.tables import to_table
 from flywheel_local import ports
 from flywheel_protos.feature.v1 import feature_pb2 as pb
@@ -42,7 +42,7 @@ class Request:
         )
 
 
-def run(deployment: Deployment) -> Iterable[measure.Row]:
+def run(deployment: FeatureDeployment) -> Iterable[measure.Row]:
     h2load.require()
     by_name = deployment.call(requests)
     answers = []
@@ -100,7 +100,7 @@ def _latency(ours, theirs) -> Iterable[measure.Row]:  # type: ignore[no-untyped-
     yield measure.compared(f"requests/s at 16 concurrent, {what}", "requests/s", "echo", rates, None)
 
 
-def _beside_redis(deployment: Deployment, ours) -> measure.Row:  # type: ignore[no-untyped-def]
+def _beside_redis(deployment: FeatureDeployment, ours) -> measure.Row:  # type: ignore[no-untyped-def]
     redis = deployment.redis()
     key = next(iter(redis.scan_iter(match=f"default/fifty@*{d.drivers(1)[0]}*", count=10_000)))
 
@@ -153,7 +153,7 @@ async def requests(
     return found
 
 
-def fill(deployment: Deployment) -> None:
+def fill(deployment: FeatureDeployment) -> None:
     """Apply the definitions, materialize the rows of all drivers and push rides of each driver."""
     deployment.write_table(d.WIDE_URI + "part.parquet", d.wide_rows(STORED))
     worker = deployment.start_worker()

@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaProducer
 import flywheel as fw
 from bench import measure
 from bench.feature import definitions as d
-from bench.feature.deployment import Deployment
+from bench.feature.deployment import FeatureDeployment
 from flywheel_common.kafka.envelope import build_event
 from flywheel_common.kafka.topics import feature_source
 from flywheel_common.value import from_python
@@ -27,11 +27,11 @@ PUSHED_TOGETHER = 200
 ENTITIES = 2_000
 ROUNDS = 3
 Rows = dict[str, list[Any]]
-Send = Callable[[Deployment, Rows, int], int]
+Send = Callable[[FeatureDeployment, Rows, int], int]
 SPAN = timedelta(hours=20)
 
 
-def run(deployment: Deployment) -> Iterable[measure.Row]:
+def run(deployment: FeatureDeployment) -> Iterable[measure.Row]:
     what = f"stream materialization, two windows, {ENTITIES:,} entities"
     for number, (how, send, events) in enumerate(
         (
@@ -44,7 +44,7 @@ def run(deployment: Deployment) -> Iterable[measure.Row]:
         yield measure.row(f"{what}, {how}", statistics.median(rates), "events/s per process", target)
 
 
-def _once(deployment: Deployment, number: int, send: Send, events: int) -> float:
+def _once(deployment: FeatureDeployment, number: int, send: Send, events: int) -> float:
     """Events per second between the first and the last applied event of a backlog."""
     rows = d.ride_rows(number, events, ENTITIES, d.NOW - SPAN + number * timedelta(seconds=1), SPAN / events)
     end = send(deployment, rows, number)
@@ -72,7 +72,7 @@ def _once(deployment: Deployment, number: int, send: Send, events: int) -> float
     return (end - first) / (end - start) * events / seconds
 
 
-def _pushed(deployment: Deployment, rows: Rows, _: int) -> int:
+def _pushed(deployment: FeatureDeployment, rows: Rows, _: int) -> int:
     """Send rows with PushFeatures; returns the offset after the last record."""
     parts = [
         {name: column[i : i + PUSHED_TOGETHER] for name, column in rows.items()}
@@ -90,7 +90,7 @@ def _pushed(deployment: Deployment, rows: Rows, _: int) -> int:
     return deployment.call(push)
 
 
-def _produced(deployment: Deployment, rows: Rows, number: int) -> int:
+def _produced(deployment: FeatureDeployment, rows: Rows, number: int) -> int:
     """Send one Kafka record per event, as external producers do; returns the offset after the last record."""
 
     async def produce() -> int:

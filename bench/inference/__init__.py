@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.h2load import ToolMissing
 from bench.inference import feature_responses, gateway, model_loading, overload, triton_restart
 
 Part = Callable[[str], Iterable[measure.Row]]
@@ -20,13 +19,4 @@ PARTS: dict[str, Part] = {
 
 def run(only: str) -> list[measure.Row]:
     """Run the part named `only`, or all rows whose part or name contains it."""
-    found: list[measure.Row] = []
-    for name, part in ({only: PARTS[only]} if only in PARTS else PARTS).items():
-        measure.console.print(f"inference: {name}")
-        try:
-            for row in part("" if only in name else only):
-                found.append(row)
-                measure.console.print(f"  {row.name}: {measure.number(row.value)} {row.unit} ({row.target})")
-        except ToolMissing as missing:
-            measure.console.print(f"  [yellow]skipped: {missing}[/]")
-    return found
+    return measure.run_parts("inference", PARTS, only)

@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2 as v2
 import flywheel as fw
 from bench import h2load, measure
 from bench.feature import definitions as d
-from bench.feature.deployment import Deployment
+from bench.feature.deployment import FeatureDeployment
 from bench.inference.registry_process import model_name
 from flywheel_local import ports
 from flywheel_local.backends import Backends
@@ -145,7 +145,7 @@ class _Rows:
 @contextmanager
 def _running() -> Iterator[GatewayProcess]:
     with ExitStack() as stack:
-        features = stack.enter_context(Deployment())
+        features = stack.enter_context(FeatureDeployment())
         _fill(features)
         folder = features.folder / "inference"
         triton = stack.enter_context(
@@ -168,7 +168,7 @@ def _running() -> Iterator[GatewayProcess]:
         yield gateway
 
 
-def _fill(deployment: Deployment) -> None:
+def _fill(deployment: FeatureDeployment) -> None:
     """Materializes the features of all drivers."""
     deployment.write_table(d.WIDE_URI + "part.parquet", d.wide_rows(DRIVERS))
     worker = deployment.start_worker()

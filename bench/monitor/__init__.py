@@ -28,11 +28,5 @@ PARTS: dict[str, Part] = {
 
 
 def run(only: str) -> list[measure.Row]:
-    """Run the rows whose part or name contains `only`."""
-    found: list[measure.Row] = []
-    for name, part in PARTS.items():
-        measure.console.print(f"monitor: {name}")
-        for row in part("" if only in name else only):
-            found.append(row)
-            measure.console.print(f"  {row.name}: {measure.number(row.value)} {row.unit} ({row.target})")
-    return found
+    """Run the part named `only`, or all rows whose part or name contains it."""
+    return measure.run_parts("monitor", PARTS, only)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.common.deployment import Deployment
+from bench.common.deployment import QUIET, Deployment
 from bench.registry import against_mlflow, catalog, fan_out, rollback, uploads
 
 Part = Callable[[Deployment, str], Iterable[measure.Row]]
@@ -20,12 +21,7 @@ PARTS: dict[str, Part] = {
 
 
 def run(only: str) -> list[measure.Row]:
-    """Run the rows whose part or name contains `only`."""
-    found: list[measure.Row] = []
-    with Deployment("registry") as deployment:
-        for name, part in PARTS.items():
-            measure.console.print(f"registry: {name}")
-            for row in part(deployment, "" if only in name else only):
-                found.append(row)
-                measure.progress(row)
-    return found
+    """Run the part named `only`, or all rows whose part or name contains it."""
+    with Deployment("registry", **QUIET) as deployment:
+        parts = {name: functools.partial(part, deployment) for name, part in PARTS.items()}
+        return measure.run_parts("registry", parts, only)

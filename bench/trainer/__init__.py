@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Iterable
 
 from bench import measure
 
@@ -11,11 +13,10 @@ PARTS = ("export", "jobs", "against_mlflow", "scoring", "steps", "tracking", "tu
 
 
 def run(only: str) -> list[measure.Row]:
-    """Run the rows whose part or name contains `only`."""
-    found: list[measure.Row] = []
-    for name in PARTS:
-        measure.console.print(f"trainer: {name}")
-        for row in importlib.import_module(f"bench.trainer.{name}").run("" if only in name else only):
-            found.append(row)
-            measure.progress(row)
-    return found
+    """Run the part named `only`, or all rows whose part or name contains it."""
+    return measure.run_parts("trainer", {name: functools.partial(_run, name) for name in PARTS}, only)
+
+
+def _run(part: str, only: str) -> Iterable[measure.Row]:
+    rows: Iterable[measure.Row] = importlib.import_module(f"bench.trainer.{part}").run(only)
+    return rows

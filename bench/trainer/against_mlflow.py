@@ -17,7 +17,7 @@ import asyncpg
 
 import flywheel as fw
 from bench import measure
-from bench.common.deployment import Deployment
+from bench.common.deployment import QUIET, Deployment
 from bench.h2load import ToolMissing
 from bench.peers import mlflow_rows
 from bench.peers.mlflow_server import MlflowServer, require
@@ -45,7 +45,7 @@ def run(only: str) -> Iterable[measure.Row]:
     except ToolMissing as missing:
         measure.console.print(f"  not compared with MLflow: {missing}")
         return
-    with Deployment("trainer") as deployment, peer_of(deployment) as server:
+    with Deployment("trainer", **QUIET) as deployment, peer_of(deployment) as server:
         for clients, name in names.items():
             if only in name:
                 yield from _logging(deployment.address, server, clients, name)

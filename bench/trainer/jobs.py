@@ -18,7 +18,7 @@ import psutil
 
 import flywheel as fw
 from bench import measure
-from bench.trainer.deployment import Deployment
+from bench.common.deployment import QUIET, Deployment
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 
@@ -122,7 +122,7 @@ def run(only: str) -> Iterable[measure.Row]:
     """The rows whose name contains `only`."""
     first, memory = "submission to first step", f"memory with {JOBS} jobs, {RUNNING} running"
     if only in first:
-        with Deployment() as deployment, tempfile.TemporaryDirectory(prefix="flywheel-bench-") as name:
+        with trainer(2) as deployment, tempfile.TemporaryDirectory(prefix="flywheel-bench-") as name:
             submissions = start(deployment, Path(name))
             # The first round warms up: the files of both have been read once.
             pairs = measure.alternating(ROUNDS + 1, submissions.ours, submissions.ray)[1:]
@@ -131,12 +131,17 @@ def run(only: str) -> Iterable[measure.Row]:
             )
     if only in memory:
         with (
-            Deployment(running_jobs=RUNNING) as deployment,
+            trainer(RUNNING) as deployment,
             tempfile.TemporaryDirectory(prefix="flywheel-bench-") as name,
         ):
             used = asyncio.run(peak_memory(deployment, start(deployment, Path(name))))
             target = measure.at_most(200, of_value=True)
             yield measure.row(memory, used / MEBIBYTE, "MiB", target)
+
+
+def trainer(running_jobs: int) -> Deployment:
+    """A trainer with Ray, which lets so many jobs run at the same time."""
+    return Deployment("trainer", "ray", max_running_jobs=str(running_jobs), **QUIET)
 
 
 def shown(side: str, seconds: float) -> float:

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import io
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import time
@@ -39,6 +36,7 @@ from flywheel_trainer.jobs.job import Job
 from flywheel_trainer.jobs.tokens import AttemptTokens
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import AT, EXPERIMENT
+from tests.support.jobs_source import archived
 from tests.support.servers.trainer import serve_in_memory
 
 TRIALS, AT_ONCE, ROUNDS = 100, 2, 2
@@ -89,7 +87,7 @@ class Trainer:
 def ours(trainer: Trainer) -> float:
     """Seconds of one execution of the driver."""
     store = objects.open_store()
-    source = archive()
+    source, digest = archived({"objective.py": CODE})
     objects.write(store, "s3://b/source", source)
     job, token = trainer.start_job()
     os.environ[TOKEN_VARIABLE] = token
@@ -100,7 +98,7 @@ def ours(trainer: Trainer) -> float:
         output_uri="s3://b/artifacts",
         outcome_uri=f"s3://b/{job.name.job}/outcome.json",
         checkpoint_uri=f"s3://b/{job.name.job}/checkpoints",
-        source=Source("s3://b/source", hashlib.sha256(source).hexdigest()),
+        source=Source("s3://b/source", digest),
         resources=Resources(cpus=1),
         trainer_address=trainer.address,
     )
@@ -141,16 +139,6 @@ def ray_tune(folder: Path) -> float:
     found = tuner.fit()
     assert len(found) == TRIALS
     return time.perf_counter() - started
-
-
-def archive() -> bytes:
-    """The source of the training code."""
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w:gz") as tar:
-        entry = tarfile.TarInfo("objective.py")
-        entry.size = len(CODE.encode())
-        tar.addfile(entry, io.BytesIO(CODE.encode()))
-    return made.getvalue()
 
 
 @contextlib.contextmanager

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import random
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ from pyarrow import fs
 from flywheel_job import objects
 from flywheel_job.launch import DataSet, LaunchSpec, Source
 from flywheel_job.outcome import Outcome
+from tests.support.jobs_source import archived
 from tests.support.ranks import Group
 from tests.support.training_job import launch_spec
 
@@ -57,12 +55,8 @@ def train(ctx):
 def job(folder: Path) -> LaunchSpec:
     """The job, its source archive and its data set of 400 rows, under `folder`."""
     store = fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem())
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        info = tarfile.TarInfo("train.py")
-        info.size = len(CODE.encode())
-        tar.addfile(info, io.BytesIO(CODE.encode()))
-    objects.write(store, "s3://b/source.tar.gz", buffer.getvalue())
+    archive, digest = archived({"train.py": CODE})
+    objects.write(store, "s3://b/source.tar.gz", archive)
     random_numbers = np.random.default_rng(1)
     x = random_numbers.normal(size=(400, 4))
     frame = pl.DataFrame({f"x{n}": x[:, n] for n in range(4)} | {"y": x.sum(axis=1)})
@@ -70,7 +64,7 @@ def job(folder: Path) -> LaunchSpec:
     frame.write_parquet(folder / "b" / "set" / "0.parquet", row_group_size=32)
     return launch_spec(
         "train.py:train",
-        source=Source("s3://b/source.tar.gz", hashlib.sha256(buffer.getvalue()).hexdigest()),
+        source=Source("s3://b/source.tar.gz", digest),
         data={"train": DataSet("s3://b/set/")},
         workers=2,
         seed=9,

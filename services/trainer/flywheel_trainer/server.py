@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
@@ -188,6 +189,7 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
     registry = GrpcRegistry(registry_channel)
     producer = await stack.enter_async_context(Producer(settings.kafka_bootstrap, client_id=CLIENT_NAME))
     clock = SystemClock()
+    files = functools.cache(lambda: arrow_filesystem(settings))
     ports = Ports(
         runs=PostgresRuns(pool),
         run_edits=PostgresRunEdits(pool),
@@ -202,7 +204,7 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         signer=signer,
         engine=RayEngine(ray, installation.id),
         objects=objects,
-        tables=ParquetTables(arrow_filesystem(settings)),
+        tables=ParquetTables(files),
         feature=GrpcFeature(feature_channel),
         registry=registry,
         weights=RegisteredWeights(registry, objects, settings.s3_bucket),
@@ -210,7 +212,7 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
             GrpcFeature(feature_channel),
             RegisteredReleases(registry_channel, registry, objects, settings.s3_bucket),
             GrpcFeatureSets(feature_channel),
-            ParquetShapes(arrow_filesystem(settings)),
+            ParquetShapes(files),
         ),
         models=RegisteredModels(registry, objects, settings.s3_bucket),
         evaluations=registry,
@@ -268,7 +270,7 @@ async def wire(
     async def supervise(token: int) -> None:
         store = ports.supervision(token)
         supervisor = Supervisor(store, ports.engine, ports.objects, kinds, rules, clock)
-        await supervisor.run(settings.job_poll_seconds)
+        await supervisor.run(settings.job_poll_seconds, jobs.queued)
 
     step_kinds = all_step_kinds(
         feature=ports.feature,

@@ -18,16 +18,11 @@ from flywheel_common.errors import (
     Unavailable,
 )
 from flywheel_common.fakes.objects import MemoryObjectStore
+from flywheel_common.scoring.calibration import Isotonic, Platt, Temperature
 from flywheel_common.signature import OutputKind, OutputSpec
 from flywheel_job.artifacts import MODEL as MODEL_FILE
 from flywheel_job.artifacts import WEIGHTS
-from flywheel_job.evaluation.calibration import (
-    Calibration,
-    Isotonic,
-    Platt,
-    Temperature,
-    calibration_to_json,
-)
+from flywheel_job.evaluation.calibration import Calibration, calibration_to_json
 from flywheel_job.signature import Input
 from flywheel_protos.registry.v1 import registry_pb2_grpc
 from flywheel_trainer.fakes.registry import MemoryRegistry, MemoryWeights

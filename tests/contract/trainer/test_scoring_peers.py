@@ -62,7 +62,7 @@ async def tables(request: pytest.FixtureRequest) -> tuple[Tables, str]:
     settings: S3Settings = request.getfixturevalue("s3_settings")
     await put(settings, "users/tonight/day=1/a.parquet", ROWS[:2])
     await put(settings, "users/tonight/day=2/b.parquet", ROWS[2:])
-    return ParquetShapes(arrow_filesystem(settings)), settings.s3_bucket
+    return ParquetShapes(lambda: arrow_filesystem(settings)), settings.s3_bucket
 
 
 async def test_the_columns_and_rows_of_a_table_are_read(tables: tuple[Tables, str]) -> None:
@@ -78,7 +78,7 @@ async def test_an_absent_table_is_unknown(tables: tuple[Tables, str]) -> None:
 
 async def test_a_file_that_is_no_parquet_is_a_wrong_table(s3_settings: S3Settings) -> None:
     await put(s3_settings, "users/text.parquet", b"carrier\nUA\n")
-    tables = ParquetShapes(arrow_filesystem(s3_settings))
+    tables = ParquetShapes(lambda: arrow_filesystem(s3_settings))
     for uri in (f"s3://{s3_settings.s3_bucket}/users/text.parquet", "no address"):
         with pytest.raises(WrongTable):
             await tables.shape(uri)
@@ -88,14 +88,16 @@ async def test_credentials_that_do_not_permit_to_read_are_named(s3_settings: S3S
     await put(s3_settings, "users/a.parquet", ROWS)
     wrong = s3_settings.model_copy(update={"s3_secret_key": SecretStr("wrong")})
     with pytest.raises(FlywheelError) as caught:
-        await ParquetShapes(arrow_filesystem(wrong)).shape(f"s3://{s3_settings.s3_bucket}/users/a.parquet")
+        await ParquetShapes(lambda: arrow_filesystem(wrong)).shape(
+            f"s3://{s3_settings.s3_bucket}/users/a.parquet"
+        )
     assert caught.value.reason == "S3_REFUSED"
 
 
 async def test_an_object_store_that_is_away_is_unavailable(s3_settings: S3Settings) -> None:
     away = s3_settings.model_copy(update={"s3_endpoint": f"http://127.0.0.1:{free_port()}"})
     with pytest.raises(Unavailable):
-        await ParquetShapes(arrow_filesystem(away)).shape("s3://b/users/a.parquet")
+        await ParquetShapes(lambda: arrow_filesystem(away)).shape("s3://b/users/a.parquet")
 
 
 @dataclass

@@ -30,7 +30,7 @@ async def source(request: pytest.FixtureRequest) -> tuple[TableReader, str]:
             rows.write_parquet(content)
             await objects.put(f"sets/one/part-{number}.parquet", content.getvalue())
     files = arrow_filesystem(settings)
-    return ParquetTables(files), settings.s3_bucket
+    return ParquetTables(lambda: files), settings.s3_bucket
 
 
 def test_columns_are_read_once_in_order_without_absent_ones(

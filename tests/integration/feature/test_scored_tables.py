@@ -104,7 +104,7 @@ async def kind(client: fw.Client, server: Server, s3_settings: S3Settings, table
     )
     async with channel(f"127.0.0.1:{server.port}", client_name="tests", health_check=False) as connection:
         peers = ScoringPeers(
-            GrpcFeature(connection), releases, GrpcFeatureSets(connection), ParquetShapes(store)
+            GrpcFeature(connection), releases, GrpcFeatureSets(connection), ParquetShapes(lambda: store)
         )
         settings = ScoreSettings(TrainSettings(bucket, "python", "", 1.0), "")
         yield ScoreKind(peers, settings, SystemClock())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from scipy.optimize import minimize_scalar
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
+from flywheel_common.scoring.calibration import Platt, Temperature, logit
 from flywheel_job import objects
 from flywheel_job.errors import NothingToQuantize
-from flywheel_job.evaluation.calibration import Platt, Temperature, logit
 from flywheel_job.export import speed
 from flywheel_job.export.comparison import (
     Differences,
@@ -249,7 +250,7 @@ def test_the_calibration_is_nearest_to_the_probabilities_of_the_source() -> None
     rng = np.random.default_rng(1)
     raw = rng.uniform(0.05, 0.95, 3000)
     source = Platt(0.7, -0.4).apply(raw)
-    assert vars(fit_platt_to(source, raw)) == pytest.approx(vars(Platt(0.7, -0.4)), abs=1e-6)
+    assert astuple(fit_platt_to(source, raw)) == pytest.approx((0.7, -0.4), abs=1e-6)
     shifted = Platt(1.3, 0.5).apply(np.clip(raw + rng.normal(0, 0.01, 3000), 0.01, 0.99))
     expected = LogisticRegression(C=1e12, tol=1e-10).fit(
         np.tile(logit(shifted), 2)[:, None],

@@ -28,6 +28,7 @@ from flywheel_job.tuning.settings import (
     TuneSettings,
 )
 from flywheel_job.tuning.trial import Trial, TrialState, best_trials, schedule_of
+from tests.support.jobs_source import archived
 from tests.support.training_job import launch_spec
 from tests.support.tuning import (
     CodeWorkers,
@@ -201,13 +202,13 @@ def export(ctx):
 
 def test_the_schedule_of_the_winner_reproduces_its_score(tmp_path: Path) -> None:
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    source = archive({"train.py": CODE})
+    source, digest = archived({"train.py": CODE})
     objects.write(store, "s3://b/source", source)
     base = replace(
         BASE,
         function="train.py:train",
         export="train.py:export",
-        source=Source("s3://b/source", digest(source)),
+        source=Source("s3://b/source", digest),
         params={"steps": 100},
         seed=5,
     )
@@ -256,10 +257,10 @@ def test_the_schedule_of_the_winner_reproduces_its_score(tmp_path: Path) -> None
 
 def test_code_that_ends_before_its_segment_fails(tmp_path: Path) -> None:
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    source = archive({"train.py": CODE})
+    source, digest = archived({"train.py": CODE})
     objects.write(store, "s3://b/source", source)
     base = replace(
-        BASE, function="train.py:train", source=Source("s3://b/source", digest(source)), params={"steps": 5}
+        BASE, function="train.py:train", source=Source("s3://b/source", digest), params={"steps": 5}
     )
     chosen = settings(space={"rate": FloatRange(0.1, 0.2)}, algorithm=Population(2, 10, 1), max_trials=0)
     outcome = conclude(Study(TuneLaunch(base, chosen), StoredTrials(), CodeWorkers(store), Points()))
@@ -270,9 +271,9 @@ def test_code_that_ends_before_its_segment_fails(tmp_path: Path) -> None:
 
 def code_job(store: fs.FileSystem, **fields: Any) -> LaunchSpec:
     """CODE as the base of a tuning job."""
-    source = archive({"train.py": CODE})
+    source, digest = archived({"train.py": CODE})
     objects.write(store, "s3://b/source", source)
-    return replace(BASE, function="train.py:train", source=Source("s3://b/source", digest(source)), **fields)
+    return replace(BASE, function="train.py:train", source=Source("s3://b/source", digest), **fields)
 
 
 def test_a_trial_that_was_killed_after_its_last_checkpoint_is_repeated(tmp_path: Path) -> None:
@@ -326,25 +327,6 @@ def test_an_error_of_every_trial_ends_the_job_at_once() -> None:
     assert outcome.error_reason == "INVALID_FUNCTION"
     assert outcome.error_message == "There is no module 'train'."
     assert [trial.error_reason for trial in trials] == ["INVALID_FUNCTION"]
-
-
-def archive(files: dict[str, str]) -> bytes:
-    import io
-    import tarfile
-
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w:gz") as tar:
-        for name, text in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(text.encode())
-            tar.addfile(entry, io.BytesIO(text.encode()))
-    return made.getvalue()
-
-
-def digest(content: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -10,7 +10,8 @@ from scipy.optimize import minimize
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
-from flywheel_job.evaluation.calibration import IDENTITY, Isotonic, Platt, fit_platt, logit
+from flywheel_common.scoring.calibration import Isotonic, Platt, logit
+from flywheel_job.evaluation.calibration import IDENTITY, fit_platt
 from flywheel_job.evaluation.metrics import auc, best_threshold, brier, ece, evaluate, f1, log_loss
 
 

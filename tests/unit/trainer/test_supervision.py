@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from flywheel_trainer.runs.lease import LeaseExpiry
 from flywheel_trainer.runs.run import Run, RunState
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import AT, SECOND, metric_point
+from tests.support.eventually import eventually
 
 JOB = build.job()
 DETAILS = {"uri": "s3://b/ts", "columns": [], "warm_start": None}
@@ -158,6 +160,25 @@ async def test_an_attempt_gets_its_files_its_command_and_its_token(world: World)
         artifacts="s3://b/artifacts",
     )
     assert b'"trainer:7103"' in await world.objects.get("jobs/p/job-1/attempts/1/spec.json")
+
+
+async def test_a_queued_job_starts_before_the_next_poll() -> None:
+    world, queued = World(), asyncio.Event()
+    supervision = asyncio.create_task(world.supervisor.run(3600, queued))
+    try:
+        for _ in range(2):  # after the first tick, which may be the one at the start
+            queued.set()
+            await eventually(lambda: not queued.is_set())
+        await world.submit()
+        queued.set()
+
+        async def runs() -> bool:
+            return (await world.job()).state is JobState.RUNNING
+
+        await eventually(runs)
+    finally:
+        supervision.cancel()
+        await asyncio.gather(supervision, return_exceptions=True)
 
 
 async def test_a_success_is_stored_with_its_run(world: World) -> None:

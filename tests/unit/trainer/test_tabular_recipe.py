@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
+from flywheel_common.scoring.calibration import Platt
 from flywheel_job.errors import TooFewEventTimes
-from flywheel_job.evaluation.calibration import Platt
 from flywheel_job.launch import Column, LaunchSpec, Resources, Source
 from flywheel_job.outcome import Artifact, MetricPoint, Outcome
 from flywheel_job.recipes.dataset import (

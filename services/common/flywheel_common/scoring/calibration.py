@@ -27,15 +27,14 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Platt:
-    """p = 1 / (1 + exp(-(slope * logit(score) + intercept))): Platt 1999, on logits."""
+    """p = σ(slope * logit(score) + intercept): Platt 1999, on logits. The default is the identity."""
 
-    slope: float
-    intercept: float
+    slope: float = 1.0
+    intercept: float = 0.0
 
-    def apply(self, raw: npt.NDArray[Any]) -> Scores:
-        """[rows, 1] raw scores → [rows, 1] probabilities; NaN stays NaN."""
-        p = np.clip(raw.astype(np.float64), EPSILON, 1 - EPSILON)
-        return 1.0 / (1.0 + np.exp(-(self.slope * np.log(p / (1 - p)) + self.intercept)))
+    def apply(self, raw: npt.ArrayLike) -> Scores:
+        """Raw scores → as many probabilities; NaN stays NaN."""
+        return sigmoid(self.slope * logit(raw) + self.intercept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +50,9 @@ class Isotonic:
         if any(b < a for a, b in zip(self.x, self.x[1:], strict=False)):
             raise ValueError("the x of an isotonic calibration must not decrease")
 
-    def apply(self, raw: npt.NDArray[Any]) -> Scores:
-        """[rows, 1] raw scores → [rows, 1] probabilities; NaN stays NaN."""
-        scores = raw.astype(np.float64)
+    def apply(self, raw: npt.ArrayLike) -> Scores:
+        """Raw scores → as many probabilities; NaN stays NaN."""
+        scores = np.asarray(raw, dtype=np.float64)
         return np.where(np.isnan(scores), np.nan, np.interp(scores, self.x, self.y))
 
 
@@ -67,10 +66,10 @@ class Temperature:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError("the temperature of a calibration must be greater than 0")
 
-    def apply(self, raw: npt.NDArray[Any]) -> Scores:
+    def apply(self, raw: npt.ArrayLike) -> Scores:
         """[rows, classes] probabilities → [rows, classes]; a row without a positive one becomes NaN."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            logits = np.log(raw.astype(np.float64)) / self.temperature
+            logits = np.log(np.asarray(raw, dtype=np.float64)) / self.temperature
             # The largest logit becomes 0, so that the exponentials do not overflow.
             powers = np.exp(logits - logits.max(axis=1, keepdims=True))
             probabilities: Scores = powers / powers.sum(axis=1, keepdims=True)
@@ -78,3 +77,15 @@ class Temperature:
 
 
 Calibration = Identity | Platt | Isotonic | Temperature
+
+
+def logit(scores: npt.ArrayLike) -> Scores:
+    """log(p / (1 - p)) with p clipped to [1e-7, 1 - 1e-7]."""
+    p = np.clip(np.asarray(scores, dtype=np.float64), EPSILON, 1 - EPSILON)
+    return np.log(p) - np.log1p(-p)
+
+
+def sigmoid(z: Scores) -> Scores:
+    """1 / (1 + e^-z) without overflow."""
+    e = np.exp(-np.abs(z))
+    return np.where(z >= 0, 1 / (1 + e), e / (1 + e))

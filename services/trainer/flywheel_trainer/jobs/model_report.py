@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from flywheel_common.scoring.calibration import Temperature
 from flywheel_common.signature import OutputKind, OutputSpec
-from flywheel_job.evaluation.calibration import Calibration, Temperature, calibration_from_json
+from flywheel_job.evaluation.calibration import Calibration, calibration_from_json
 from flywheel_job.model_file import BINARY, KINDS, MULTICLASS
 
 CALIBRATIONS: Mapping[OutputKind, tuple[str, ...]] = {

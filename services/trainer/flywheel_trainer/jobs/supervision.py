@@ -8,6 +8,7 @@ be compared in both directions (`_advance` from the rows, `_stop_orphans` from t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -112,16 +113,22 @@ class Supervisor:
         self._logs = StoredLogs(objects)
         self._memory = _Memory()
 
-    async def run(self, poll_seconds: float) -> None:
-        """Tick until the lease is lost; the outage of a dependency delays jobs and ends none."""
+    async def run(self, poll_seconds: float, queued: asyncio.Event) -> None:
+        """Tick until the lease is lost, and at once when `queued` is set.
+
+        The outage of a dependency delays jobs and ends none.
+        """
         while True:
+            queued.clear()
             try:
                 await self.tick()
             except LeaseLost:
                 raise
             except FlywheelError as error:
                 log.warning("jobs not supervised", reason=error.reason, error=error.message)
-            await asyncio.sleep(poll_seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(poll_seconds):
+                    await queued.wait()
 
     async def tick(self) -> None:
         """Advance every active attempt, then start the next ones. Raises LeaseLost."""

@@ -39,6 +39,8 @@ class Jobs:
     ) -> None:
         self._store, self._kinds, self._engine, self._quota_of = store, kinds, engine, quota_of
         self._logs, self._ids, self._clock = logs, ids, clock
+        self.queued = asyncio.Event()
+        """Set when this process has queued a job, so that its supervisor does not wait for the next tick."""
 
     async def submit(
         self,
@@ -73,7 +75,9 @@ class Jobs:
             priority=priority,
             pipeline_run=pipeline_run,
         )
-        return await self._store.create(job, details, request_id, body, self._clock.now())
+        created = await self._store.create(job, details, request_id, body, self._clock.now())
+        self.queued.set()
+        return created
 
     async def _nodes(self) -> Sequence[Node]:
         """The machines of the cluster; empty if the engine does not answer soon: the job waits for it

@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import polars as pl
-
+from flywheel_common.scoring.calibration import Temperature
 from flywheel_common.scoring.output_values import output_values
 from flywheel_common.signature import OutputKind, OutputSpec
-from flywheel_job.evaluation.calibration import Calibration, Temperature
+from flywheel_job.evaluation.calibration import Calibration
 from flywheel_job.evaluation.metrics import evaluate
 from flywheel_job.evaluation.tasks import multiclass_metrics, regression_metrics
 from flywheel_job.launch import LABEL, TIME
-from flywheel_job.recipes.dataset import Split, encode, in_time_order, weights_of
-from flywheel_job.recipes.tasks import TASK_OF, task_labels
+from flywheel_job.recipes.tasks import TASK_OF
 from flywheel_job.scoring import onnx_outputs, open_session
 from flywheel_job.signature import Input
 from flywheel_trainer.jobs.model_report import calibration_of, output_of
 from flywheel_trainer.jobs.ports import TrainingSet
+
+if TYPE_CHECKING:
+    import polars as pl
 
 HEADLINES = {
     OutputKind.BINARY: "AUC {auc:.4f}, log-loss {log_loss:.4f}",
@@ -90,6 +91,10 @@ def _compare(
     weight_column = report.get("weight_column", "")  # absent in reports of older versions
     if weight_column:
         wanted[weight_column] = None
+    # Imported here: polars takes 20 MiB, which a service needs that compares models.
+    from flywheel_job.recipes.dataset import Split, in_time_order, weights_of
+    from flywheel_job.recipes.labels import task_labels
+
     frame = in_time_order(read(uri, [*wanted, LABEL, TIME]))
     split = Split(**report["split"])
     rows = frame.slice(split.calibration_end, split.rows - split.calibration_end)
@@ -128,6 +133,8 @@ def _metrics(
 ) -> dict[str, float]:
     """The metrics of a model; `expected` has the labels of the rows, and their weights or None."""
     labels, weights = expected
+    from flywheel_job.recipes.dataset import encode
+
     output, calibration = answer
     found = onnx_outputs(open_session(model), encode(rows, inputs))
     scores = output_values(output, found, rows.height).astype("float64")

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flywheel_common.scoring.calibration import Temperature
 from flywheel_common.signature import OutputKind, OutputSpec
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_job.artifacts import MODEL, REPORT
-from flywheel_job.evaluation.calibration import IDENTITY, Calibration, Temperature
+from flywheel_job.evaluation.calibration import IDENTITY, Calibration
 from flywheel_job.outcome import Artifact
 from flywheel_trainer.jobs.model_report import calibration_of, output_of
 from flywheel_trainer.jobs.verified import read_verified

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import polars as pl
-import pyarrow.dataset
 from pyarrow import fs
 
 from flywheel_job.artifacts import artifact_key
 from flywheel_job.granted.filesystem import GrantedFiles, granted_store
 from flywheel_job.granted.requests import TOKEN_VARIABLE, TRAINER_VARIABLE
+
+if TYPE_CHECKING:
+    import polars as pl
 
 STORE_FOLDER = "FLYWHEEL_JOB_STORE"
 """Variable with a folder whose subfolders are the buckets, for jobs without S3."""
@@ -111,6 +113,10 @@ def put_by_digest(store: fs.FileSystem, prefix: str, data: bytes) -> tuple[str, 
 
 def read_table(store: fs.FileSystem, uri: str, columns: list[str] | None = None) -> pl.DataFrame:
     """All Parquet files under `uri` (a file or a prefix) as one frame; absent columns are left out."""
+    # Imported here: they take longer than the start of a process that reads no table, like the launcher.
+    import polars as pl
+    import pyarrow.dataset
+
     dataset = pyarrow.dataset.dataset(path_of(uri).rstrip("/"), filesystem=store, format="parquet")
     wanted = None if columns is None else [c for c in dict.fromkeys(columns) if c in dataset.schema.names]
     frame = pl.from_arrow(dataset.to_table(columns=wanted))

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 INPUT, SCORE = "INPUT", "SCORE"
 Tensor = npt.NDArray[np.float32]
@@ -14,6 +13,8 @@ Tensor = npt.NDArray[np.float32]
 
 def open_session(model: bytes, threads: int = 1) -> Any:
     """An ONNX Runtime session on the CPU."""
+    import onnxruntime  # 20 MiB, which a service needs that compares models
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3

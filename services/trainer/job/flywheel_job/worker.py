@@ -24,7 +24,6 @@ from pyarrow import fs
 
 from flywheel_common.errors import FlywheelError
 from flywheel_job import objects
-from flywheel_job.checkpoints import Checkpoints
 from flywheel_job.context import Context, SegmentEnded
 from flywheel_job.early_stopping import GatedReporter
 from flywheel_job.errors import SegmentNotReached
@@ -118,6 +117,8 @@ def _segments(name: str, spec: LaunchSpec, store: fs.FileSystem) -> list[Segment
         return [Segment(0)]
     if name != spec.function:  # check and export
         return [Segment(0, spec.schedule[-1].params)]
+    from flywheel_job.checkpoints import Checkpoints
+
     done = Checkpoints(store, spec.checkpoint_uri, rank=0, world=1, attempt=spec.attempt).newest_step()
     return [one for one in spec.schedule if one.until_step > done]
 

@@ -11,11 +11,12 @@ from google.protobuf.json_format import ParseDict
 
 from flywheel_common.deadline import call_timeout
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.scoring.calibration import Isotonic, Platt, Temperature
 from flywheel_common.signature import FLOAT32, INPUT, SCORE, OutputSpec, Signature
 from flywheel_common.signature_messages import signature_from_message, signature_message, to_message
 from flywheel_common.tensors import Tensor
 from flywheel_job.artifacts import MODEL
-from flywheel_job.evaluation.calibration import Calibration, Isotonic, Platt, Temperature
+from flywheel_job.evaluation.calibration import Calibration
 from flywheel_job.signature import Input
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1 import value_pb2

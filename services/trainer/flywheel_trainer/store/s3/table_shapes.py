@@ -1,36 +1,45 @@
-"""`Tables` of users as Parquet files on S3."""
+"""`Tables` of users as Parquet files on S3.
+
+What reads them is imported on use: pyarrow and its client of S3 take 50 MiB, and pandas, which it imports,
+as much again. Few services need them.
+"""
 
 from __future__ import annotations
 
 import asyncio
-
-import pyarrow as pa
-import pyarrow.dataset
-from pyarrow import fs
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from flywheel_common.storage.errors import S3Refused, S3Unavailable
-from flywheel_job import objects
 from flywheel_trainer.jobs.errors import UnknownTable, WrongTable
 from flywheel_trainer.jobs.scoring_ports import TableShape
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 
 class ParquetShapes:
     """`Tables` over an object store."""
 
-    def __init__(self, files: fs.FileSystem) -> None:
-        self._files = files
+    def __init__(self, open_store: Callable[[], fs.FileSystem]) -> None:
+        self._open_store = open_store
 
     async def shape(self, uri: str) -> TableShape:
         return await asyncio.to_thread(self._shape, uri)
 
     def _shape(self, uri: str) -> TableShape:
+        import pyarrow as pa
+        import pyarrow.dataset
+        from pyarrow import fs
+
+        from flywheel_job import objects
+
+        files = self._open_store()
         try:
             path = objects.path_of(uri).rstrip("/")
-            if self._files.get_file_info(path).type == fs.FileType.NotFound:
+            if files.get_file_info(path).type == fs.FileType.NotFound:
                 raise UnknownTable(f"There is no table at {uri}.")
-            table = pyarrow.dataset.dataset(
-                path, filesystem=self._files, format="parquet", partitioning="hive"
-            )
+            table = pyarrow.dataset.dataset(path, filesystem=files, format="parquet", partitioning="hive")
             if not table.files:
                 raise UnknownTable(f"There is no Parquet file at {uri}.")
             return TableShape(tuple(table.schema.names), table.count_rows())

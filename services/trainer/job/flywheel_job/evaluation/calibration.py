@@ -1,4 +1,4 @@
-"""Platt scaling on logits: p = σ(slope · logit(score) + intercept), fitted by maximum likelihood.
+"""Fits Platt scaling by maximum likelihood; the JSON form of calibrations, which a gateway applies, too.
 
 Platt, "Probabilistic outputs for support vector machines", 1999; without his target smoothing, because the
 calibration rows number thousands and the fit must equal an unpenalised logistic regression.
@@ -7,41 +7,17 @@ calibration rows number thousands and the fit must equal an unpenalised logistic
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from flywheel_common.arrays import Floats
-from flywheel_job.evaluation.metrics import EPSILON, Weights
-
-
-@dataclass(frozen=True)
-class Platt:
-    """The fitted parameters; slope 1 and intercept 0 are the identity."""
-
-    slope: float = 1.0
-    intercept: float = 0.0
-
-    def apply(self, scores: npt.ArrayLike) -> Floats:
-        """Calibrated probabilities of raw scores."""
-        return sigmoid(self.slope * logit(scores) + self.intercept)
-
+from flywheel_common.scoring.calibration import Isotonic, Platt, Temperature, logit, sigmoid
+from flywheel_job.evaluation.metrics import Weights
 
 IDENTITY = Platt()
-
-
-def logit(scores: npt.ArrayLike) -> Floats:
-    """log(p / (1 - p)) with p clipped to [1e-7, 1 - 1e-7]."""
-    p = np.clip(np.asarray(scores, dtype=np.float64), EPSILON, 1 - EPSILON)
-    return np.log(p) - np.log1p(-p)
-
-
-def sigmoid(z: Floats) -> Floats:
-    """1 / (1 + e^-z) without overflow."""
-    e = np.exp(-np.abs(z))
-    return np.where(z >= 0, 1 / (1 + e), e / (1 + e))
 
 
 def fit_platt(
@@ -88,32 +64,6 @@ def _loss(x: Floats, y: Floats, w: Floats, beta: Floats) -> float:
 
 def _separable(y: Floats, z: Floats) -> bool:
     return bool(z[y == 1].min() >= z[y == 0].max() or z[y == 1].max() <= z[y == 0].min())
-
-
-@dataclass(frozen=True)
-class Isotonic:
-    """A piecewise linear function through the points (x, y), constant outside of them; x increases."""
-
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-
-    def apply(self, scores: npt.ArrayLike) -> Floats:
-        """Calibrated probabilities of raw scores."""
-        return np.interp(np.asarray(scores, dtype=np.float64), self.x, self.y)
-
-
-@dataclass(frozen=True)
-class Temperature:
-    """Probabilities of classes, raised to 1 / temperature and scaled to the sum 1 (Guo et al. 2017)."""
-
-    temperature: float
-
-    def apply(self, scores: npt.ArrayLike) -> Floats:
-        """Calibrated probabilities `[rows, classes]`."""
-        logs = np.log(np.clip(np.asarray(scores, dtype=np.float64), EPSILON, None)) / self.temperature
-        powers = np.exp(logs - logs.max(axis=1, keepdims=True))
-        calibrated: Floats = powers / powers.sum(axis=1, keepdims=True)
-        return calibrated
 
 
 Calibration = Platt | Isotonic

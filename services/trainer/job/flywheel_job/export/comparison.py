@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from flywheel_common.arrays import Array, Floats
-from flywheel_job.evaluation.calibration import Platt, Temperature, fit_platt
+from flywheel_common.scoring.calibration import Platt, Temperature
+from flywheel_job.evaluation.calibration import fit_platt
 from flywheel_job.evaluation.metrics import EPSILON
 from flywheel_job.evaluation.outputs import BinaryOutputs, MulticlassOutputs, Outputs, RegressionOutputs
 from flywheel_job.export.params import ExportPolicy

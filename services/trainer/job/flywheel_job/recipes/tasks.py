@@ -1,50 +1,16 @@
-"""What a recipe on tabular data predicts, and its labels."""
+"""What a recipe on tabular data predicts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
-import polars as pl
+from typing import Literal
 
 from flywheel_common.signature import OutputKind
-from flywheel_job.errors import UnusableTrainingSet
-from flywheel_job.launch import LABEL
-from flywheel_job.recipes.dataset import labels_of
 
 Task = Literal["binary", "multiclass", "regression"]
-MAX_CLASSES = 1000
 TASK_OF: Mapping[OutputKind, Task] = {
     OutputKind.BINARY: "binary",
     OutputKind.MULTICLASS: "multiclass",
     OutputKind.REGRESSION: "regression",
 }
 """Kind of the output → the task that trains such a model."""
-
-
-def task_labels(frame: pl.DataFrame, task: Task) -> npt.NDArray[Any]:
-    """The labels of all rows. Raises UnusableTrainingSet for labels that do not fit the task."""
-    if task == "binary":
-        return labels_of(frame)
-    if not frame[LABEL].dtype.is_numeric():
-        raise UnusableTrainingSet(f"Labels must be numbers, but {LABEL!r} is of type {frame[LABEL].dtype}.")
-    values = frame[LABEL].cast(pl.Float64).to_numpy()
-    if not np.isfinite(values).all():
-        raise UnusableTrainingSet("Every label must be finite.")
-    if task == "regression":
-        return values
-    if (values != np.floor(values)).any() or values.min() < 0 or values.max() >= MAX_CLASSES:
-        raise UnusableTrainingSet(f"Labels of classes must be whole numbers from 0 to {MAX_CLASSES - 1}.")
-    return values.astype(np.int64)
-
-
-def outputs_of(task: Task, labels: npt.NDArray[Any], train_end: int) -> int:
-    """The number of classes, or 1. Raises UnusableTrainingSet for a class without training rows."""
-    if task != "multiclass":
-        return 1
-    outputs = int(labels.max()) + 1
-    if outputs < 2 or len(np.unique(labels[:train_end])) != outputs:
-        raise UnusableTrainingSet(f"The training rows must have every label from 0 to {max(1, outputs - 1)}.")
-    return outputs

@@ -26,7 +26,8 @@ from flywheel_job.recipes.dataset import (
 from flywheel_job.recipes.estimators.export import check_parity, to_onnx
 from flywheel_job.recipes.estimators.fitting import fit, package, predict
 from flywheel_job.recipes.estimators.params import EstimatorParams
-from flywheel_job.recipes.tasks import Task, outputs_of, task_labels
+from flywheel_job.recipes.labels import outputs_of, task_labels
+from flywheel_job.recipes.tasks import Task
 from flywheel_job.scoring import INPUT, SCORE, onnx_outputs, open_session
 from flywheel_job.signature import Signature
 

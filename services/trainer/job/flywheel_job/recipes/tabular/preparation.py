@@ -22,9 +22,9 @@ from flywheel_job.recipes.dataset import (
     split_by_time,
     weights_of,
 )
+from flywheel_job.recipes.labels import outputs_of, task_labels
 from flywheel_job.recipes.tabular.network import renamed_layers
 from flywheel_job.recipes.tabular.spec import TabularSpec
-from flywheel_job.recipes.tasks import outputs_of, task_labels
 from flywheel_job.scoring import Tensor
 from flywheel_job.signature import Input
 
