@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from flywheel_inference.fakes.model_server import MemoryModelServer
 from flywheel_inference.fakes.saved_state import MemoryState
 from flywheel_inference.models.errors import ModelRefused
 from flywheel_inference.models.loader import ReleaseLoader
+from flywheel_inference.models.model_file import ModelFile
 from flywheel_inference.models.replica import Replica
 from flywheel_inference.models.replicas import Replicas
 from flywheel_inference.releases.release import FeatureSetContract
@@ -34,12 +35,14 @@ class Strict(MemoryModelServer):
         self._graph = graph
         self.tried: list[list[int]] = []
 
-    async def load(self, name: str, config: str, files: Mapping[str, bytes], timeout: float) -> None:
+    async def load(
+        self, name: str, config: str, files: Mapping[str, bytes], model: ModelFile, timeout: float
+    ) -> None:
         (output,) = json.loads(config)["output"]
         self.tried.append([] if "reshape" in output else output["dims"])
         if self.tried[-1] != self._graph:
             raise ModelRefused("the model expects another shape")
-        await super().load(name, config, files, timeout)
+        await super().load(name, config, files, model, timeout)
 
 
 class Peers:
@@ -48,8 +51,8 @@ class Peers:
     def __init__(self, registry: RegistryServicer) -> None:
         self._registry = registry
 
-    async def download(self, model_version: str, artifact: Any, timeout: float) -> bytes:
-        return self._registry.artifacts[model_version, artifact.name]
+    async def download(self, model_version: str, artifact: Any, timeout: float) -> AsyncGenerator[bytes]:
+        yield self._registry.artifacts[model_version, artifact.name]
 
     async def contract(self, feature_set: str, timeout: float = 5.0) -> FeatureSetContract:
         return FeatureSetContract(feature_set, (), ())
