@@ -275,8 +275,10 @@ class _Running:
 
 
 def _forget_requests(state: _Running, error: BaseException) -> None:
-    """Drops what refers to the request. An aborted call and its exception refer to each other, so that they and
-    all frames of their tracebacks stay until the garbage collector runs: large requests would fill the memory.
+    """Drops what refers to the request.
+
+    An aborted call and its exception refer to each other, so that both, and the frames of their tracebacks,
+    stay until the garbage collector runs: large requests would fill the memory.
     """
     state.request = None
     error.__traceback__ = error.__context__ = error.__cause__ = None
