@@ -92,7 +92,7 @@ async def _straight(address: str, registry: RegistryServicer, folder: Path) -> t
 
     async def call() -> None:
         sent = time.monotonic()
-        await models.infer("small", ROW, OutputSpec(), 1.0)
+        await models.infer("small", ROW, OutputSpec(), 10.0)
         calls.append(Call(sent, time.monotonic() - sent, "model"))
 
     async def load(name: str, content: bytes) -> None:
