@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.inference import feature_responses, gateway, model_loading, overload, triton_restart
+from bench.inference import (
+    feature_responses,
+    gateway,
+    hostile_callers,
+    model_loading,
+    overload,
+    triton_restart,
+)
 
 Part = Callable[[str], Iterable[measure.Row]]
 PARTS: dict[str, Part] = {
     "feature responses": feature_responses.run,
     "gateway": gateway.run,
+    "hostile callers": hostile_callers.run,
     "model loading": model_loading.run,
     "overload": overload.run,
     "restart": triton_restart.run,

@@ -40,13 +40,20 @@ VARIES_BY = 16
 
 
 def run(only: str) -> Iterable[measure.Row]:
+    wanted = [
+        (features, name, part)
+        for features in FEATURES
+        for name, part in (
+            (f"{what}, {features} features{measured}", part) for what, measured, part in _PARTS
+        )
+        if only in name
+    ]
+    if not wanted:
+        return
     h2load.require()
     with _running() as gateway, grpc.insecure_channel(gateway.address) as channel:
-        for features in FEATURES:
-            rows = _Rows(gateway, channel, features)
-            for name, part in rows.parts.items():
-                if only in name:
-                    yield part(name)
+        for features, name, part in wanted:
+            yield part(_Rows(gateway, channel, features), name)
 
 
 class _Rows:
@@ -57,18 +64,6 @@ class _Rows:
         self._stub = inference_pb2_grpc.InferenceServiceStub(channel)
         self._model = model_name(features)
         self._features = features
-        what = f"{features} features"
-        self.parts: dict[str, Callable[[str], measure.Row]] = {
-            f"Predict, 1 concurrent, {what}, p50": lambda name: self._latency(name, 1, LONE_CALLS, "p50"),
-            f"Predict, 1 concurrent, {what}, p99": lambda name: self._latency(name, 1, LONE_CALLS, "p99"),
-            f"Predict, 1 concurrent, {what}, CPU": lambda name: self._cpu(name, 1, LONE_CALLS),
-            f"Predict, 16 concurrent, {what}, CPU": lambda name: self._cpu(name, 16, CALLS),
-            f"Predict, 16 concurrent, {what}": lambda name: self._rate(name, 16),
-            f"Predict, 64 concurrent, {what}": lambda name: self._rate(name, 64),
-            f"BatchPredict of {BATCH}, {what}": self._batch,
-            f"v2 ModelInfer, tensors of 1 row, 1 concurrent, {what}, p50": self._raw_latency,
-            f"v2 ModelInfer, tensors of {RAW_ROWS} rows, 4 concurrent, {what}": self._raw_rate,
-        }
 
     def _request(self, number: int = 0) -> pb.PredictRequest:
         driver = Value(string_value=d.drivers(DRIVERS)[number % DRIVERS])
@@ -89,11 +84,11 @@ class _Rows:
             varies_by=VARIES_BY,
         )
 
-    def _latency(self, name: str, concurrent: int, calls: int, which: str) -> measure.Row:
+    def latency(self, name: str, concurrent: int, calls: int, which: str) -> measure.Row:
         found = [getattr(self._load(concurrent, calls), which) for _ in range(ROUNDS)]
         return measure.row(name, statistics.median(found), "ms", None)
 
-    def _cpu(self, name: str, concurrent: int, calls: int) -> measure.Row:
+    def cpu(self, name: str, concurrent: int, calls: int) -> measure.Row:
         found = []
         for _ in range(ROUNDS):
             before = self._gateway.cpu_seconds
@@ -101,11 +96,11 @@ class _Rows:
             found.append((self._gateway.cpu_seconds - before) / calls * 1e3)
         return measure.row(name, statistics.median(found), "ms/call", None)
 
-    def _rate(self, name: str, concurrent: int) -> measure.Row:
+    def rate(self, name: str, concurrent: int) -> measure.Row:
         found = [self._load(concurrent, CALLS).per_second for _ in range(ROUNDS)]
         return measure.row(name, statistics.median(found), "calls/s", None)
 
-    def _batch(self, name: str) -> measure.Row:
+    def batch(self, name: str) -> measure.Row:
         request = pb.BatchPredictRequest(
             model=self._model, requests=[self._request(number) for number in range(BATCH)]
         )
@@ -133,13 +128,27 @@ class _Rows:
             calls=calls,
         )
 
-    def _raw_latency(self, name: str) -> measure.Row:
+    def raw_latency(self, name: str) -> measure.Row:
         found = [self._infer(1, 1, LONE_CALLS).p50 for _ in range(ROUNDS)]
         return measure.row(name, statistics.median(found), "ms", None)
 
-    def _raw_rate(self, name: str) -> measure.Row:
+    def raw_rate(self, name: str) -> measure.Row:
         found = [self._infer(RAW_ROWS, 4, LONE_CALLS).per_second * RAW_ROWS for _ in range(ROUNDS)]
         return measure.row(name, statistics.median(found), "rows/s", None)
+
+
+_PARTS: list[tuple[str, str, Callable[[_Rows, str], measure.Row]]] = [
+    ("Predict, 1 concurrent", ", p50", lambda rows, name: rows.latency(name, 1, LONE_CALLS, "p50")),
+    ("Predict, 1 concurrent", ", p99", lambda rows, name: rows.latency(name, 1, LONE_CALLS, "p99")),
+    ("Predict, 1 concurrent", ", CPU", lambda rows, name: rows.cpu(name, 1, LONE_CALLS)),
+    ("Predict, 16 concurrent", ", CPU", lambda rows, name: rows.cpu(name, 16, CALLS)),
+    ("Predict, 16 concurrent", "", lambda rows, name: rows.rate(name, 16)),
+    ("Predict, 64 concurrent", "", lambda rows, name: rows.rate(name, 64)),
+    (f"BatchPredict of {BATCH}", "", lambda rows, name: rows.batch(name)),
+    ("v2 ModelInfer, tensors of 1 row, 1 concurrent", ", p50", lambda rows, name: rows.raw_latency(name)),
+    (f"v2 ModelInfer, tensors of {RAW_ROWS} rows, 4 concurrent", "", lambda rows, name: rows.raw_rate(name)),
+]
+"""The name of a row before and after the number of features, and its measurement."""
 
 
 @contextmanager

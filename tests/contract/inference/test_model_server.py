@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from flywheel_common.signature import (
     TensorSpec,
 )
 from flywheel_inference.fakes.model_server import MemoryModelServer
+from flywheel_inference.models.model_file import ModelFile
 from flywheel_inference.models.ports import ModelControl
 from flywheel_inference.models.triton_config import load_request
 from flywheel_inference.store.triton.model_server import TritonModelServer
@@ -68,8 +71,11 @@ async def load(models: ModelControl, name: str, file: bytes, inputs: int = 3) ->
 async def load_with(models: ModelControl, name: str, file: bytes, signature: Signature, output: Array) -> str:
     """Loads a model file with a signature and an output of this type and shape; returns its digest."""
     digest = hashlib.sha256(file).hexdigest()
-    config, files = load_request(name, signature, output, file, digest, backend="python")
-    await models.load(name, config, files, TIMEOUT)
+    config, files = load_request(name, signature, output, digest, backend="python")
+    with tempfile.TemporaryDirectory() as folder:
+        model = ModelFile(Path(folder) / "model.onnx", digest)
+        model.path.write_bytes(file)
+        await models.load(name, config, files, model, TIMEOUT)
     return digest
 
 

@@ -120,7 +120,7 @@ async def test_an_outage_ends_the_stream_and_watch_works_afterwards(registry: Ad
         await next_generation(states)
     for call in (
         registry.port.report([], 1.0),
-        registry.port.download(VERSION, ArtifactSpec("model.onnx", 3, ""), 1.0),
+        anext(registry.port.download(VERSION, ArtifactSpec("model.onnx", 3, ""), 1.0)),
     ):
         with pytest.raises((Unavailable, DeadlineExceeded)):
             await call
@@ -173,7 +173,7 @@ async def test_download_returns_all_bytes_but_never_more_than_declared(registry:
 
     async def download(name: str, size: int) -> bytes:
         artifact = ArtifactSpec(name, size, "not verified here")
-        return bytes(await registry.port.download(VERSION, artifact, TIMEOUT))
+        return b"".join([piece async for piece in registry.port.download(VERSION, artifact, TIMEOUT)])
 
     assert await download("model.onnx", len(content)) == content
     assert await download("model.onnx", len(content) + 1) == content, "the digest check detects this"

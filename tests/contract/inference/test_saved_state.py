@@ -88,6 +88,44 @@ def test_an_artifact_with_a_wrong_digest_is_ignored_and_can_be_replaced(boot: Bo
     assert b"onnx" == boot().load_artifact(digest(b"onnx"))
 
 
+def test_an_artifact_written_in_pieces_is_stored_when_it_is_kept(boot: Boot) -> None:
+    saved = boot()
+    draft = saved.draft_artifact()
+    for piece in (b"on", b"", b"nx"):
+        draft.write(piece)
+    assert digest(b"onnx") == draft.sha256
+    assert saved.artifact_file(digest(b"onnx")) is None
+    saved.keep_artifacts(set())  # which another release may need while this one is downloaded
+    path = draft.keep()
+    draft.discard()
+    assert b"onnx" == path.read_bytes() == boot().load_artifact(digest(b"onnx"))
+    assert b"onnx" == boot().artifact_file(digest(b"onnx")).read_bytes()
+
+
+def test_an_artifact_that_is_discarded_is_not_stored(boot: Boot) -> None:
+    saved = boot()
+    draft = saved.draft_artifact()
+    draft.write(b"onnx")
+    draft.discard()
+    assert boot().artifact_file(digest(b"onnx")) is None
+
+
+def test_the_file_of_a_damaged_artifact_is_ignored(boot: Boot) -> None:
+    saved = boot()
+    saved.save_artifact(digest(b"onnx"), b"other")
+    assert boot().artifact_file(digest(b"onnx")) is None
+
+
+def test_what_a_crash_left_half_written_is_deleted_at_the_next_start(tmp_path: Path) -> None:
+    with opened(tmp_path) as folder:
+        draft = folder.draft_artifact()
+        draft.write(b"onnx")
+        assert 1 == len(list((tmp_path / "artifacts").iterdir()))
+        draft._opened.close()
+    with opened(tmp_path):
+        assert [] == list((tmp_path / "artifacts").iterdir())
+
+
 def test_keep_artifacts_deletes_the_others(boot: Boot) -> None:
     saved = boot()
     contents = [b"a", b"b", b"c"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import tracemalloc
 from typing import Any
 
 import grpc
@@ -91,6 +93,27 @@ async def test_a_large_message_is_refused_with_the_limit(start: Any) -> None:
         "1000",
     )
     assert await running.stub.Echo(text("x" * 900)) == text("x" * 900)
+
+
+@pytest.mark.parametrize(("size", "reason"), [(1_500_000, "MESSAGE_TOO_LARGE"), (900_000, "NO_SUCH_THING")])
+async def test_a_failed_request_does_not_stay_in_memory(start: Any, size: int, reason: str) -> None:
+    running = await start(max_message_bytes=1_000_000)
+    # The last one of the alternatives is the value.
+    message = Value(bytes_value=bytes(size)).SerializeToString() + text("not found").SerializeToString()
+    raw = running.channel.unary_unary(f"/{SERVICE}/Echo")
+    assert reason == (await failure(raw(message))).reason
+    gc.collect()
+    # A request that only the garbage collector frees stays for minutes in a process with many objects.
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(8):
+            await failure(raw(message))
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert kept < size
 
 
 async def test_a_servicer_may_call_abort(running: Any) -> None:

@@ -1,9 +1,12 @@
-"""Loading of a model whose golden rows have the output in another shape than its graph."""
+"""Loading of a model: its download, and golden rows with the output in another shape than its graph."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +19,13 @@ from flywheel_inference.encoding.release_messages import release_spec
 from flywheel_inference.fakes.model_holds import MemoryModelHolds, SharedHolds
 from flywheel_inference.fakes.model_server import MemoryModelServer
 from flywheel_inference.fakes.saved_state import MemoryState
-from flywheel_inference.models.errors import ModelRefused
+from flywheel_inference.models.errors import DigestMismatch, ModelRefused
 from flywheel_inference.models.loader import ReleaseLoader
+from flywheel_inference.models.model_file import ModelFile
 from flywheel_inference.models.replica import Replica
 from flywheel_inference.models.replicas import Replicas
 from flywheel_inference.releases.release import FeatureSetContract
+from flywheel_inference.store.disk.state_folder import StateFolder
 from tests.support.builders.inference import run_onnx
 from tests.support.builders.kinds import KINDS
 from tests.support.peers.inference import RegistryServicer, kind_release
@@ -34,12 +39,14 @@ class Strict(MemoryModelServer):
         self._graph = graph
         self.tried: list[list[int]] = []
 
-    async def load(self, name: str, config: str, files: Mapping[str, bytes], timeout: float) -> None:
+    async def load(
+        self, name: str, config: str, files: Mapping[str, bytes], model: ModelFile, timeout: float
+    ) -> None:
         (output,) = json.loads(config)["output"]
         self.tried.append([] if "reshape" in output else output["dims"])
         if self.tried[-1] != self._graph:
             raise ModelRefused("the model expects another shape")
-        await super().load(name, config, files, timeout)
+        await super().load(name, config, files, model, timeout)
 
 
 class Peers:
@@ -48,18 +55,34 @@ class Peers:
     def __init__(self, registry: RegistryServicer) -> None:
         self._registry = registry
 
-    async def download(self, model_version: str, artifact: Any, timeout: float) -> bytes:
-        return self._registry.artifacts[model_version, artifact.name]
+    async def download(self, model_version: str, artifact: Any, timeout: float) -> AsyncGenerator[bytes]:
+        yield self._registry.artifacts[model_version, artifact.name]
 
     async def contract(self, feature_set: str, timeout: float = 5.0) -> FeatureSetContract:
         return FeatureSetContract(feature_set, (), ())
 
 
-def loader(models: Strict, registry: RegistryServicer) -> ReleaseLoader:
-    peers: Any = Peers(registry)
+class Halves(Peers):
+    """Sends the first half of a file, and the second one when `rest` is set."""
+
+    def __init__(self, registry: RegistryServicer) -> None:
+        super().__init__(registry)
+        self.halved = asyncio.Event()
+        self.rest = asyncio.Event()
+
+    async def download(self, model_version: str, artifact: Any, timeout: float) -> AsyncGenerator[bytes]:
+        content = self._registry.artifacts[model_version, artifact.name]
+        yield content[: len(content) // 2]
+        self.halved.set()
+        await self.rest.wait()
+        yield self._registry.artifacts[model_version, artifact.name][len(content) // 2 :]
+
+
+def loader(models: Strict, registry: RegistryServicer, peers: Any = None, saved: Any = None) -> ReleaseLoader:
+    peers = peers or Peers(registry)
     holds = MemoryModelHolds("gateway", SharedHolds())
     replicas = Replicas([Replica("memory", models, holds, backend="onnxruntime")])
-    return ReleaseLoader(peers, peers, MemoryState(), replicas)
+    return ReleaseLoader(peers, peers, saved or MemoryState(), replicas)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +100,25 @@ async def test_the_shape_of_the_graph_is_found(kind: str, graph: list[int], trie
     await loader(models, registry).load(spec)
     assert models.tried == tried
     assert await models.is_loaded(spec.triton_model, 1.0)
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_a_download_that_does_not_end_well_leaves_no_file(tmp_path: Path, cancelled: bool) -> None:
+    registry, models = RegistryServicer(), Strict([2])
+    spec = release_spec(kind_release(registry, 1, KINDS["binary"]()), "d")
+    peers = Halves(registry)
+    with closing(StateFolder(tmp_path)) as folder:
+        task = asyncio.create_task(loader(models, registry, peers, folder).load(spec))
+        await asyncio.wait_for(peers.halved.wait(), 10)
+        assert 1 == len(list((tmp_path / "artifacts").iterdir()))
+        if cancelled:
+            task.cancel()
+        else:
+            registry.artifacts[spec.model_version, "model.onnx"] += b"changed"
+            peers.rest.set()
+        with pytest.raises(asyncio.CancelledError if cancelled else DigestMismatch):
+            await task
+        assert [] == list((tmp_path / "artifacts").iterdir())
 
 
 async def test_a_model_that_is_refused_in_every_shape_is_not_loaded() -> None:

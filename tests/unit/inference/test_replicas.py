@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import numpy as np
@@ -63,9 +64,9 @@ class Peers:
         self._registry = registry
         self.downloads = 0
 
-    async def download(self, model_version: str, artifact: Any, timeout: float) -> bytes:
+    async def download(self, model_version: str, artifact: Any, timeout: float) -> AsyncGenerator[bytes]:
         self.downloads += 1
-        return self._registry.artifacts[model_version, artifact.name]
+        yield self._registry.artifacts[model_version, artifact.name]
 
     async def contract(self, feature_set: str, timeout: float = 5.0) -> FeatureSetContract:
         return FeatureSetContract(feature_set, (), ())

@@ -28,7 +28,7 @@ ONE = np.zeros((3, 1), np.float32)
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "python"])
 def test_both_backends_get_the_same_tensors_batching_and_digest(backend: Backend) -> None:
-    config, files = load_request("p.m.v3", SEVEN, ONE, b"onnx", "abc", backend=backend)
+    config, files = load_request("p.m.v3", SEVEN, ONE, "abc", backend=backend)
     parsed = json.loads(config)
     assert (parsed["name"], parsed["backend"]) == ("p.m.v3", backend)
     assert parsed["input"] == [{"name": "INPUT", "data_type": "TYPE_FP32", "dims": [7]}]
@@ -36,8 +36,7 @@ def test_both_backends_get_the_same_tensors_batching_and_digest(backend: Backend
     assert parsed["dynamic_batching"] == {}
     assert parsed["instance_group"] == [{"kind": "KIND_CPU", "count": 1}]
     assert parsed["parameters"]["sha256"] == {"string_value": "abc"}
-    assert files["file:1/model.onnx"] == b"onnx"
-    assert ("file:1/model.py" in files) == (backend == "python")
+    assert list(files) == (["file:1/model.py"] if backend == "python" else [])
 
 
 def test_every_tensor_of_the_signature_is_in_the_config_with_its_type_and_shape() -> None:
@@ -56,7 +55,7 @@ def test_every_tensor_of_the_signature_is_in_the_config_with_its_type_and_shape(
         ),
         output=OutputSpec(OutputKind.MULTICLASS, "probabilities", class_names=("a", "b", "c")),
     )
-    config, _ = load_request("m", signature, np.zeros((3, 3)), b"", "", backend="onnxruntime")
+    config, _ = load_request("m", signature, np.zeros((3, 3)), "", backend="onnxruntime")
     assert json.loads(config)["input"] == [
         {"name": "text", "data_type": "TYPE_STRING", "dims": [1]},
         {"name": "count", "data_type": "TYPE_INT64", "dims": [1], "reshape": {"shape": []}},
@@ -67,7 +66,7 @@ def test_every_tensor_of_the_signature_is_in_the_config_with_its_type_and_shape(
 
 
 def test_model_py_compiles() -> None:
-    _, files = load_request("p.m.v3", SEVEN, ONE, b"onnx", "abc", backend="python")
+    _, files = load_request("p.m.v3", SEVEN, ONE, "abc", backend="python")
     compile(files["file:1/model.py"], "model.py", "exec")
 
 
@@ -77,7 +76,7 @@ def test_model_names_contain_project_model_and_version() -> None:
 
 def test_a_placement_chooses_processor_instances_and_batches() -> None:
     placement = Placement(gpu=True, instances=3, max_batch_rows=64, max_queue_delay_micros=500)
-    config, files = load_request("m", SEVEN, ONE, b"", "", backend="python", placement=placement)
+    config, files = load_request("m", SEVEN, ONE, "", backend="python", placement=placement)
     parsed = json.loads(config)
     assert parsed["instance_group"] == [{"kind": "KIND_GPU", "count": 3}]
     assert parsed["max_batch_size"] == 64

@@ -112,6 +112,7 @@ class Pipeline:
                         return await behavior(request, context)
                 return await behavior(request, context)
             except BaseException as error:  # noqa: BLE001 - _fail always raises
+                raw = request = None  # see _forget_requests
                 await self._fail(state, error, context)
             finally:
                 self._leave(state)
@@ -140,6 +141,7 @@ class Pipeline:
                 state.code = "CANCELLED"
                 raise
             except BaseException as error:  # noqa: BLE001 - _fail always raises
+                raw = request = None  # see _forget_requests
                 await self._fail(state, error, context)
             finally:
                 self._leave(state)
@@ -194,6 +196,7 @@ class Pipeline:
         left = left_seconds()
         if left is not None and left < RETRY_SECONDS:
             metadata = (*metadata, NO_RETRY)
+        _forget_requests(state, error)
         await context.abort(mapped.code, mapped.message, metadata)
 
     def _leave(self, state: _Running) -> None:
@@ -269,6 +272,16 @@ class _Running:
         self.request: Any = None
         self.span: Span | None = None
         self.call: Call | None = None
+
+
+def _forget_requests(state: _Running, error: BaseException) -> None:
+    """Drops what refers to the request.
+
+    An aborted call and its exception refer to each other, so that both, and the frames of their tracebacks,
+    stay until the garbage collector runs: large requests would fill the memory.
+    """
+    state.request = None
+    error.__traceback__ = error.__context__ = error.__cause__ = None
 
 
 def _carries_request_id(parse: Any) -> bool:

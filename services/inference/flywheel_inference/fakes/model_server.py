@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 
@@ -11,8 +12,9 @@ from flywheel_common.arrays import Array
 from flywheel_common.scoring.input_tensors import Tensors
 from flywheel_common.scoring.output_values import output_values
 from flywheel_common.signature import OutputSpec
-from flywheel_inference.models.errors import ModelNotLoaded, ModelRefused, ModelServerDown
-from flywheel_inference.models.triton_config import DIGEST, MODEL_FILE
+from flywheel_inference.models.errors import DigestMismatch, ModelNotLoaded, ModelRefused, ModelServerDown
+from flywheel_inference.models.model_file import ModelFile
+from flywheel_inference.models.triton_config import DIGEST
 
 _DTYPES = {
     "TYPE_BOOL": np.dtype("?"),
@@ -35,10 +37,14 @@ class MemoryModelServer:
         self.down = False
         self.loads = 0
 
-    async def load(self, name: str, config: str, files: Mapping[str, bytes], timeout: float) -> None:
+    async def load(
+        self, name: str, config: str, files: Mapping[str, bytes], model: ModelFile, timeout: float
+    ) -> None:
         self._check_up()
         declared = json.loads(config)
-        file = files[f"file:1/{MODEL_FILE}"]
+        file = model.path.read_bytes()
+        if hashlib.sha256(file).hexdigest() != model.sha256:
+            raise DigestMismatch(f"The file of {name} does not have its digest.")
         output = declared["output"][0]
         found = self._output(name, file, {t["name"]: _one_row(t) for t in declared["input"]}, output["name"])
         if found.dtype != _DTYPES[output["data_type"]]:

@@ -61,6 +61,13 @@ class WrongSize(DataLoss):
     remedy = "Register the version again; the stored artifact is damaged."
 
 
+class LoadProcessFailed(Unavailable):
+    """The process that sends a model file to Triton ended without a result."""
+
+    reason = "LOAD_PROCESS_FAILED"
+    remedy = "None: the gateway loads the model again; when it repeats, give the gateway more memory."
+
+
 class ModelRefused(FailedPrecondition):
     """Triton refused to load or to run the model."""
 

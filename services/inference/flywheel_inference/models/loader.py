@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Coroutine, Sequence
+from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 from flywheel_common.errors import FlywheelError
 from flywheel_inference.models.errors import DigestMismatch, ModelTimeout, NoModelFile, UnknownRuleField
+from flywheel_inference.models.model_file import ModelFile
 from flywheel_inference.models.ports import ArtifactCache, ArtifactSource, FeatureSetContracts
 from flywheel_inference.models.replica import LOAD_SECONDS
 from flywheel_inference.models.replicas import Replicas
@@ -51,13 +53,13 @@ class ReleaseLoader:
         artifact = _model_file(spec)
         one_at_a_time = asyncio.Lock()
 
-        async def onnx() -> bytes:
+        async def model_file() -> ModelFile:
             async with one_at_a_time:
                 return await self._verified(spec, artifact)
 
         # All of them when none answers: health checks may be late.
         targets = [replica for replica in self.replicas.all if replica.up] or self.replicas.all
-        loads = [replica.load(spec, artifact, onnx) for replica in targets]
+        loads = [replica.load(spec, artifact, model_file) for replica in targets]
         return contract, await self._spread(spec, loads, LOAD_SECONDS if answers else self._spread_seconds)
 
     async def _spread(
@@ -109,18 +111,29 @@ class ReleaseLoader:
                 raise found
         return any(ended)
 
-    async def _verified(self, spec: ReleaseSpec, artifact: ArtifactSpec) -> bytes:
-        content = await asyncio.to_thread(self._cache.load_artifact, artifact.sha256)
-        if content is None:
-            content = await self._artifacts.download(spec.model_version, artifact, LOAD_SECONDS)
-            digest = await asyncio.to_thread(lambda: hashlib.sha256(content).hexdigest())
-            if digest != artifact.sha256:
+    async def _verified(self, spec: ReleaseSpec, artifact: ArtifactSpec) -> ModelFile:
+        path = await asyncio.to_thread(self._cache.artifact_file, artifact.sha256)
+        if path is None:
+            path = await self._downloaded(spec, artifact)
+        return ModelFile(path, artifact.sha256)
+
+    async def _downloaded(self, spec: ReleaseSpec, artifact: ArtifactSpec) -> Path:
+        """The event loop holds one piece of the file at a time: a copy of a large file would delay it."""
+        draft = await asyncio.to_thread(self._cache.draft_artifact)
+        try:
+            async with aclosing(
+                self._artifacts.download(spec.model_version, artifact, LOAD_SECONDS)
+            ) as pieces:
+                async for piece in pieces:
+                    await asyncio.to_thread(draft.write, piece)
+            if draft.sha256 != artifact.sha256:
                 raise DigestMismatch(
-                    f"{artifact.name} of {spec.model_version} has the digest {digest}, "
+                    f"{artifact.name} of {spec.model_version} has the digest {draft.sha256}, "
                     f"but {artifact.sha256} is registered."
                 )
-            await asyncio.to_thread(self._cache.save_artifact, artifact.sha256, content)
-        return content
+            return await asyncio.to_thread(draft.keep)
+        finally:
+            await asyncio.to_thread(draft.discard)
 
 
 def _check_rules(spec: ReleaseSpec, contract: FeatureSetContract) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
 from typing import Protocol
 
 from flywheel_common.arrays import Array
 from flywheel_common.scoring.input_tensors import Tensors
 from flywheel_common.signature import OutputSpec
+from flywheel_inference.models.model_file import ModelFile
 from flywheel_inference.releases.release import ArtifactSpec, FeatureSetContract
 
 
 class ArtifactSource(Protocol):
-    """Downloads artifacts by model version and file name. The bytes are not verified.
+    """Downloads artifacts by model version and file name, in pieces of at most a few MiB. The bytes are not
+    verified; the piece that exceeds the declared size is not yielded.
     Raises NotFound, Unavailable, DataLoss WRONG_SIZE."""
 
-    async def download(self, model_version: str, artifact: ArtifactSpec, timeout: float) -> bytes: ...
+    def download(
+        self, model_version: str, artifact: ArtifactSpec, timeout: float
+    ) -> AsyncGenerator[bytes]: ...
 
 
 class FeatureSetContracts(Protocol):
@@ -24,15 +29,37 @@ class FeatureSetContracts(Protocol):
     async def contract(self, feature_set: str, timeout: float = 5.0) -> FeatureSetContract: ...
 
 
+class ArtifactDraft(Protocol):
+    """An artifact that is being written. Blocking; raises OSError. `sha256`: digest of its bytes so far."""
+
+    @property
+    def sha256(self) -> str: ...
+
+    def write(self, piece: bytes) -> None:
+        """Appends to it."""
+        ...
+
+    def keep(self) -> Path:
+        """Stores it under its digest, complete or not at all; returns its file."""
+        ...
+
+    def discard(self) -> None:
+        """Deletes it unless it is kept."""
+        ...
+
+
 class ArtifactCache(Protocol):
     """Local copies of contracts by feature set and artifacts by digest.
 
     An artifact is verified when it is read: one that is absent or does not have its digest is None.
+    Model files are written and verified in pieces and never held in memory; specifications are small.
     Blocking; raises OSError.
     """
 
     def load_artifact(self, sha256: str) -> bytes | None: ...
     def save_artifact(self, sha256: str, content: bytes) -> None: ...
+    def artifact_file(self, sha256: str) -> Path | None: ...
+    def draft_artifact(self) -> ArtifactDraft: ...
     def load_contract(self, feature_set: str) -> FeatureSetContract | None: ...
     def save_contract(self, contract: FeatureSetContract) -> None: ...
 
@@ -78,9 +105,12 @@ class ModelControl(ModelServer, Protocol):
     """Loads and unloads models of the model server. Raises Unavailable MODEL_SERVER_DOWN,
     DeadlineExceeded."""
 
-    async def load(self, name: str, config: str, files: Mapping[str, bytes], timeout: float) -> None:
-        """Loads a model, or replaces the one of that name atomically. Raises FailedPrecondition
-        MODEL_REFUSED; then the loaded model stays."""
+    async def load(
+        self, name: str, config: str, files: Mapping[str, bytes], model: ModelFile, timeout: float
+    ) -> None:
+        """Loads a model, or replaces the one of that name atomically. `files`: the small ones beside the
+        model. Raises FailedPrecondition MODEL_REFUSED, DataLoss DIGEST_MISMATCH when the model file does not
+        have its digest, and Unavailable; the loaded model stays then."""
         ...
 
     async def unload(self, name: str, timeout: float) -> None:

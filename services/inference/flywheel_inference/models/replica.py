@@ -24,6 +24,7 @@ from flywheel_inference.models.errors import (
     ModelTimeout,
     NoGoldenRows,
 )
+from flywheel_inference.models.model_file import ModelFile
 from flywheel_inference.models.ports import ModelControl, ModelHolds
 from flywheel_inference.models.triton_config import Backend, load_request
 from flywheel_inference.releases.release import ArtifactSpec, ReleaseSpec
@@ -98,16 +99,16 @@ class Replica:
             self.up, self._timeouts = True, 0
 
     async def load(
-        self, spec: ReleaseSpec, artifact: ArtifactSpec, onnx: Callable[[], Awaitable[bytes]]
+        self, spec: ReleaseSpec, artifact: ArtifactSpec, model_file: Callable[[], Awaitable[ModelFile]]
     ) -> None:
-        """Returns when this server reproduces the golden rows of a release. `onnx` returns the model file; it
-        is called when the server does not have the model. Raises a FlywheelError."""
+        """Returns when this server reproduces the golden rows of a release. `model_file` is called when the
+        server does not have the model. Raises a FlywheelError."""
         name = spec.triton_model
         async with self._locks[name]:
             await self.holds.hold(name)
             if await self.server.loaded_digest(name, 5.0) != artifact.sha256:
                 self.models.discard(name)
-                await self._load(spec, artifact, await onnx())
+                await self._load(spec, await model_file())
             try:
                 await self._check_golden(spec)
             except FlywheelError as error:
@@ -140,10 +141,10 @@ class Replica:
             log.warning("model lost by the model server", replica=self.address, model=name)
             self.models.discard(name)
 
-    async def _load(self, spec: ReleaseSpec, artifact: ArtifactSpec, onnx: bytes) -> None:
+    async def _load(self, spec: ReleaseSpec, model: ModelFile) -> None:
         for backend in ("onnxruntime", "python") if self._backend is None else (self._backend,):
             try:
-                await self._load_with(backend, spec, artifact, onnx)
+                await self._load_with(backend, spec, model)
             except FlywheelError as error:
                 # Triton's message when it was built without the native ONNX Runtime backend.
                 if backend == "onnxruntime" and self._backend is None and "backend library" in error.message:
@@ -153,9 +154,7 @@ class Replica:
             log.info("model loaded", model=spec.triton_model, replica=self.address, backend=backend)
             return
 
-    async def _load_with(
-        self, backend: Backend, spec: ReleaseSpec, artifact: ArtifactSpec, onnx: bytes
-    ) -> None:
+    async def _load_with(self, backend: Backend, spec: ReleaseSpec, model: ModelFile) -> None:
         """Golden rows may have the output in another shape of its kind than the graph, and the ONNX Runtime
         backend needs the graph's: a refusal counts when all shapes are refused."""
         golden, placement = spec.golden.output, spec.serving.placement
@@ -169,13 +168,12 @@ class Replica:
                 spec.triton_model,
                 spec.signature,
                 np.empty((0, *shape), golden.dtype),
-                onnx,
-                artifact.sha256,
+                model.sha256,
                 backend=backend,
                 placement=placement,
             )
             try:
-                return await self.server.load(spec.triton_model, config, files, LOAD_SECONDS)
+                return await self.server.load(spec.triton_model, config, files, model, LOAD_SECONDS)
             except ModelRefused as error:
                 refusals.append(error)
         raise refusals[0]

@@ -17,6 +17,8 @@ from flywheel_inference.releases.serving_policy import DEFAULT_PLACEMENT, Placem
 Backend = Literal["onnxruntime", "python"]
 
 MODEL_FILE = "model.onnx"
+MODEL_PATH = f"file:1/{MODEL_FILE}"
+"""Parameter with the model file in a RepositoryModelLoad request."""
 DIGEST = "sha256"
 """Config parameter with the hexadecimal SHA-256 digest of the model file."""
 ONE_THREAD: dict[str, object] = {
@@ -44,14 +46,14 @@ def load_request(
     name: str,
     signature: Signature,
     golden_output: Array,
-    onnx: bytes,
     sha256: str,
     *,
     backend: Backend,
     placement: Placement = DEFAULT_PLACEMENT,
 ) -> tuple[str, dict[str, bytes]]:
-    """The config (JSON) and the files of a RepositoryModelLoad request. Batching is dynamic, without a queue
-    delay unless `placement` has one: requests that arrive while an instance is busy form its next batch.
+    """The config (JSON) of a RepositoryModelLoad request and its files beside the model. Batching is dynamic,
+    without a queue delay unless `placement` has one: requests that arrive while an instance is busy form its
+    next batch.
     `golden_output` [rows, …] float32 or float64: type and shape of the output.
 
     The digest is part of the config because Triton does not reload a model whose config is unchanged, even
@@ -70,7 +72,7 @@ def load_request(
         "dynamic_batching": {"max_queue_delay_microseconds": delay} if delay else {},
         "parameters": {DIGEST: {"string_value": sha256}, **THREADS[backend]},
     }
-    files = {f"file:1/{MODEL_FILE}": onnx}
+    files: dict[str, bytes] = {}
     if backend == "python":
         config["backend"] = "python"
         files["file:1/model.py"] = PYTHON_MODEL.encode()

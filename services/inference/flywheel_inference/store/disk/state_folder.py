@@ -13,8 +13,12 @@ import secrets
 from dataclasses import astuple
 from pathlib import Path
 
+from flywheel_inference.models.ports import ArtifactDraft
 from flywheel_inference.releases.release import FeatureSetContract, FieldSpec
 from flywheel_inference.serving.errors import StateInUse
+
+UNFINISHED = ".new"
+"""End of the name of a file that is being written."""
 
 
 class StateFolder:
@@ -36,6 +40,8 @@ class StateFolder:
             raise StateInUse(
                 f"Another gateway uses the state folder {folder}: give each gateway a folder of its own."
             ) from None
+        for left_over in self._artifacts.glob(f"*{UNFINISHED}"):
+            left_over.unlink()
 
     def close(self) -> None:
         """Lets another gateway use the folder."""
@@ -69,9 +75,21 @@ class StateFolder:
             return None
         return content if hashlib.sha256(content).hexdigest() == sha256 else None
 
+    def artifact_file(self, sha256: str) -> Path | None:
+        file = self._artifacts / sha256
+        try:
+            with file.open("rb") as opened:
+                found = hashlib.file_digest(opened, "sha256").hexdigest()
+        except FileNotFoundError:
+            return None
+        return file if found == sha256 else None
+
+    def draft_artifact(self) -> ArtifactDraft:
+        return _Draft(self._artifacts)
+
     def keep_artifacts(self, wanted: set[str]) -> None:
         for file in self._artifacts.iterdir():
-            if file.name not in wanted:
+            if file.name not in wanted and not file.name.endswith(UNFINISHED):
                 file.unlink(missing_ok=True)
 
     def save_contract(self, contract: FeatureSetContract) -> None:
@@ -99,8 +117,34 @@ class StateFolder:
         return self._contracts / f"{hashlib.sha256(feature_set.encode()).hexdigest()}.json"
 
 
+class _Draft:
+    """`models.ArtifactDraft`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / f"{secrets.token_hex(6)}{UNFINISHED}"
+        self._digest = hashlib.sha256()
+        self._opened = self._file.open("wb")
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def write(self, piece: bytes) -> None:
+        self._digest.update(piece)
+        self._opened.write(piece)
+
+    def keep(self) -> Path:
+        self._opened.flush()
+        os.fsync(self._opened.fileno())
+        return self._file.replace(self._file.with_name(self.sha256))
+
+    def discard(self) -> None:
+        self._opened.close()
+        self._file.unlink(missing_ok=True)
+
+
 def _write(file: Path, content: bytes) -> None:
-    temporary = file.with_name(f"{file.name}.{secrets.token_hex(6)}.new")
+    temporary = file.with_name(f"{file.name}.{secrets.token_hex(6)}{UNFINISHED}")
     with temporary.open("wb") as opened:
         opened.write(content)
         opened.flush()

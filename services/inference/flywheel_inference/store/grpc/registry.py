@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 import grpc
@@ -54,24 +53,25 @@ class GrpcRegistry:
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
 
-    async def download(self, model_version: str, artifact: ArtifactSpec, timeout: float) -> bytes:
-        """Stops with WRONG_SIZE at the first byte beyond the declared size, which bounds the memory."""
+    async def download(
+        self, model_version: str, artifact: ArtifactSpec, timeout: float
+    ) -> AsyncGenerator[bytes]:
         request = pb.DownloadArtifactRequest(model_version=model_version, artifact=artifact.name)
-        content = bytearray()
+        size = 0
         call = self._stub.DownloadArtifact(request, timeout=timeout)
         try:
             async for part in call:
-                content += part.data
-                if len(content) > artifact.size_bytes:
+                size += len(part.data)
+                if size > artifact.size_bytes:
                     raise WrongSize(
                         f"{artifact.name} of {model_version} is longer than the declared "
                         f"{artifact.size_bytes} bytes."
                     )
+                yield part.data
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
         finally:
             call.cancel()
-        return await asyncio.to_thread(bytes, content)
 
 
 def to_observed(model: ObservedModel) -> model_pb2.ObservedModel:

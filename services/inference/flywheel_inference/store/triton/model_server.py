@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -20,23 +21,33 @@ from flywheel_common.scoring.output_values import output_values
 from flywheel_common.signature import OutputSpec
 from flywheel_common.tensors import packed_texts
 from flywheel_inference.models.errors import (
+    DigestMismatch,
     ModelNotLoaded,
     ModelRefused,
     ModelServerDown,
     ModelTimeout,
 )
+from flywheel_inference.models.model_file import ModelFile
 from flywheel_inference.models.triton_config import DIGEST
+from flywheel_inference.store.triton.load_process import send_in_process
+from flywheel_inference.store.triton.load_request import request_head
 
 _TYPES = {"|b1": "BOOL", "<i8": "INT64", "<f4": "FP32", "<f8": "FP64", "|O": "BYTES"}
 """numpy type of a tensor → its name in the protocol."""
 _DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
 _NOT_LOADED = ("unknown model", "is not found", "is not ready", "not loaded", "has no available versions")
 
+LOAD = "/inference.GRPCInferenceService/RepositoryModelLoad"
+SENT_HERE_BYTES = 1024 * 1024
+"""Largest model file that this process sends itself, in about a millisecond. Starting a process takes 100 ms
+of CPU, which is too much for many small models that are loaded at once."""
+
 
 class TritonModelServer:
     """`models.ModelControl`."""
 
     def __init__(self, address: str) -> None:
+        self._address = address
         self._channel = grpc.aio.insecure_channel(
             address,
             options=[
@@ -52,9 +63,7 @@ class TritonModelServer:
             ],
         )
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._load_serialized = self._channel.unary_unary(
-            "/inference.GRPCInferenceService/RepositoryModelLoad"
-        )
+        self._load_serialized = self._channel.unary_unary(LOAD)
 
     async def close(self) -> None:
         await self._channel.close()
@@ -69,17 +78,29 @@ class TritonModelServer:
         try:
             response = await self._stub.ModelInfer(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
-            raise _translated(error, name) from None
+            raise _translated(error.code(), error.details(), name) from None
         rows = len(next(iter(tensors.values())))
         return output_values(output, _array(response, name), rows)
 
-    async def load(self, name: str, config: str, files: Mapping[str, bytes], timeout: float) -> None:
-        # The files are copied twice; on the event loop callers of other models would wait for that.
-        request = await asyncio.to_thread(_load_request, name, config, files)
+    async def load(
+        self, name: str, config: str, files: Mapping[str, bytes], model: ModelFile, timeout: float
+    ) -> None:
+        size = (await asyncio.to_thread(model.path.stat)).st_size
+        head = request_head(name, config, files, size)
+        if size > SENT_HERE_BYTES:
+            code, details = await send_in_process(self._address, LOAD, head, model, timeout)
+            if code is grpc.StatusCode.DATA_LOSS:
+                raise _damaged(name)
+            if code is not grpc.StatusCode.OK:
+                raise _translated(code, details, name)
+            return
+        content = await asyncio.to_thread(model.path.read_bytes)
+        if hashlib.sha256(content).hexdigest() != model.sha256:
+            raise _damaged(name)
         try:
-            await self._load_serialized(request, timeout=timeout)
+            await self._load_serialized(head + content, timeout=timeout)
         except grpc.aio.AioRpcError as error:
-            raise _translated(error, name) from None
+            raise _translated(error.code(), error.details(), name) from None
 
     async def unload(self, name: str, timeout: float) -> None:
         try:
@@ -87,7 +108,7 @@ class TritonModelServer:
                 pb.RepositoryModelUnloadRequest(model_name=name), timeout=timeout
             )
         except grpc.aio.AioRpcError as error:
-            translated = _translated(error, name)
+            translated = _translated(error.code(), error.details(), name)
             if not isinstance(translated, NotFound):
                 raise translated from None
 
@@ -98,7 +119,7 @@ class TritonModelServer:
         try:
             response = await self._stub.ModelConfig(pb.ModelConfigRequest(name=name), timeout=timeout)
         except grpc.aio.AioRpcError as error:
-            translated = _translated(error, name)
+            translated = _translated(error.code(), error.details(), name)
             if isinstance(translated, NotFound):
                 return ""
             raise translated from None
@@ -109,24 +130,20 @@ class TritonModelServer:
         try:
             await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=timeout)
         except grpc.aio.AioRpcError as error:
-            raise _translated(error, "the server") from None
+            raise _translated(error.code(), error.details(), "the server") from None
 
     async def is_loaded(self, name: str, timeout: float) -> bool:
         try:
             return bool((await self._stub.ModelReady(pb.ModelReadyRequest(name=name), timeout=timeout)).ready)
         except grpc.aio.AioRpcError as error:
-            translated = _translated(error, name)
+            translated = _translated(error.code(), error.details(), name)
             if isinstance(translated, NotFound):
                 return False
             raise translated from None
 
 
-def _load_request(name: str, config: str, files: Mapping[str, bytes]) -> bytes:
-    request = pb.RepositoryModelLoadRequest(model_name=name)
-    request.parameters["config"].string_param = config
-    for path, content in files.items():
-        request.parameters[path].bytes_param = content
-    return bytes(request.SerializeToString())
+def _damaged(name: str) -> DigestMismatch:
+    return DigestMismatch(f"The stored model file of {name} has changed since it was verified.")
 
 
 def _described(name: str, tensor: Array) -> pb.ModelInferRequest.InferInputTensor:
@@ -151,8 +168,8 @@ def _array(response: pb.ModelInferResponse, name: str) -> Array:
     raise WrongShape(f"{name} returned {', '.join(found) or 'no output'}: one float tensor is expected.")
 
 
-def _translated(error: grpc.aio.AioRpcError, name: str) -> FlywheelError:
-    code, details = error.code(), error.details() or ""
+def _translated(code: grpc.StatusCode, details: str | None, name: str) -> FlywheelError:
+    details = details or ""
     not_loaded = any(words in details for words in _NOT_LOADED)
     if code is grpc.StatusCode.NOT_FOUND or (not_loaded and code is grpc.StatusCode.UNAVAILABLE):
         return ModelNotLoaded(f"Triton has no model {name}: {details}")

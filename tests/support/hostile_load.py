@@ -1,0 +1,112 @@
+"""Healthy callers of a gateway beside hostile ones: short deadlines, wrong types, large fields, bad rows.
+
+Phases with and without the other calls alternate in one run, so that the p99 of the healthy ones compares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import grpc
+
+from flywheel_protos.inference.v1 import inference_pb2, inference_pb2_grpc
+from flywheel_protos.types.v1.value_pb2 import Value, ValueList
+from tests.support.builders.inference import MODEL
+from tests.support.prediction_load import Call, p99_ms, predict_request, sent_in, separate_load
+
+HEALTHY, HOSTILE = 300.0, 200.0
+ROUNDS, PHASE_SECONDS = 3, 4.0
+SHORT_SECONDS = 0.006
+LARGE = "x" * (15 * 1024 * 1024)
+BATCH_ROWS = 100
+
+
+class OtherCaller:
+    """Sends one call after the other, hostile ones of all kinds or valid ones; counts how they end."""
+
+    def __init__(self, channel: grpc.aio.Channel, *, hostile: bool = True) -> None:
+        self._stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        self._hostile = hostile
+        self._batch = inference_pb2.BatchPredictRequest(
+            model=MODEL, requests=[predict_request(number, "") for number in range(BATCH_ROWS)]
+        )
+        # One row of a hundred lacks its key.
+        self._batch.requests[17].entity_keys.clear()
+        self.ended: Counter[str] = Counter()
+        self._numbers = itertools.count()
+        self.seconds = 0.0
+        """How long it has sent calls."""
+
+    async def run_for(self, seconds: float) -> None:
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for count in range(int(seconds * HOSTILE)):
+                group.create_task(self._send(next(self._numbers)))
+                await asyncio.sleep(max(0.0, began + count / HOSTILE - time.monotonic()))
+        self.seconds += seconds
+
+    async def _send(self, number: int) -> None:
+        request = predict_request(number)
+        timeout = 5.0
+        try:
+            if not self._hostile:
+                pass
+            elif number % 200 == 0:
+                request.request_fields["origin"].CopyFrom(Value(string_value=LARGE))
+            elif number % 50 == 1:
+                batch = await self._stub.BatchPredict(self._batch, timeout=timeout)
+                bad = [place for place, one in enumerate(batch.results) if one.HasField("error")]
+                self.ended["batch" if bad == [17] else f"batch {bad}"] += 1
+                return
+            elif number % 2:
+                timeout = SHORT_SECONDS
+            else:
+                ragged = ValueList(values=[Value(double_value=1.0)] * (number % 5))
+                request.request_fields["miles"].CopyFrom(Value(list_value=ragged))
+            await self._stub.Predict(request, timeout=timeout)
+            self.ended["OK"] += 1
+        except grpc.aio.AioRpcError as error:
+            self.ended[error.code().name] += 1
+
+
+@dataclass
+class Compared:
+    """All healthy calls, and the phases in which they were alone and beside the other caller."""
+
+    calls: Sequence[Call] = ()
+    alone: list[tuple[float, float]] = field(default_factory=list)
+    together: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def p99s(self) -> tuple[float, float]:
+        """Of the healthy calls beside the other caller and alone, in milliseconds."""
+        return p99_ms(sent_in(self.calls, self.together)), p99_ms(sent_in(self.calls, self.alone))
+
+
+async def compare(address: str, other: OtherCaller) -> Compared:
+    """Sends healthy calls from a process of its own, and in every second phase those of `other`."""
+    found = Compared()
+    seconds = ROUNDS * 2 * PHASE_SECONDS + 10.0
+    load = asyncio.create_task(separate_load(address, rate=HEALTHY, seconds=seconds, deadline=5.0))
+    await asyncio.sleep(3.0)  # its interpreter starts
+    for _ in range(ROUNDS):
+        began = time.monotonic()
+        await asyncio.sleep(PHASE_SECONDS)
+        found.alone.append((began, time.monotonic()))
+        began = time.monotonic()
+        await other.run_for(PHASE_SECONDS)
+        found.together.append((began, began + PHASE_SECONDS))
+        await asyncio.sleep(0.2)
+    found.calls = await load
+    return found
+
+
+def other_channel(address: str) -> grpc.aio.Channel:
+    """A channel that shares no connection with the healthy callers, and may send large messages."""
+    options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+    return grpc.aio.insecure_channel(address, options=options)
