@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flywheel_common.postgres.pool import Connection
-from flywheel_monitor.store.postgres.pane_cache import PaneCache, PaneState, SliceKey
+from flywheel_monitor.store.postgres.pane_cache import PaneCache, PaneState, SliceKey, WindowKey
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.layout import Layout
 from flywheel_monitor.windows.pane_sums import PaneSum, WindowSum
@@ -32,7 +32,7 @@ JOIN pane p ON p.variant_id = ANY($1::integer[]) AND p.segment = $2
 """
 _STATES = (
     "SELECT p.width_us, p.start_us, sum(p.predictions)::bigint AS predictions, count(*) AS panes, "
-    "sum(p.xmin::text::bigint)::bigint AS changes" + _PIECES + "GROUP BY p.width_us, p.start_us"
+    "sum(p.xmin::text::bigint)::bigint AS changes" + _PIECES + "GROUP BY p.width_us, p.start_us ORDER BY 1, 2"
 )
 _SLICES = """
 SELECT p.width_us, p.start_us, p.predictions, p.counts, p.sums
@@ -97,25 +97,32 @@ async def sum_of_panes(
     """The sum of the panes in the pieces."""
     columns = [[p.width_us for p in parts], [p.span.start_us for p in parts], [p.span.end_us for p in parts]]
     ids = tuple(variant_ids)
+    window = WindowKey(ids, segment, tuple(parts))
     # One snapshot: a pane that is written in between is in both statements or in none.
     async with conn.transaction(isolation=None if conn.is_in_transaction() else "repeatable_read"):
         rows = await conn.fetch(_STATES, list(ids), segment, *columns)
+        if (counts := cache.window(window, rows)) is not None:
+            return counts
         total = WindowSum(layout, {r["start_us"]: r["predictions"] for r in rows})
+        known: list[tuple[int, PaneSum]] = []
         unknown: dict[SliceKey, PaneState] = {}
-        for r in rows:
-            key = SliceKey(ids, segment, r["width_us"], r["start_us"])
-            state = PaneState(r["panes"], r["changes"])
+        for width, start, _, panes, changes in rows:
+            key, state = SliceKey(ids, segment, width, start), PaneState(panes, changes)
             found = cache.get(key, state)
             if found is None:
                 unknown[key] = state
             else:
-                total.add(key.start_us, found)
+                known.append((start, found))
+        total.add(known)
         for at in range(0, len(unknown), SLICES_AT_ONCE):
             keys = list(unknown)[at : at + SLICES_AT_ONCE]
-            for key, found in (await _slices(conn, ids, layout, segment, keys)).items():
+            read = await _slices(conn, ids, layout, segment, keys)
+            for key, found in read.items():
                 cache.put(key, unknown[key], found)
-                total.add(key.start_us, found)
-    return total.result()
+            total.add((key.start_us, found) for key, found in read.items())
+    counts = total.result()
+    cache.put_window(window, rows, counts)
+    return counts
 
 
 async def _slices(
