@@ -179,9 +179,10 @@ def test_templates_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_records_of_models_with_names_of_one_length_are_joined_by_model() -> None:
     rng = np.random.default_rng(0)
     models = [f"projects/p/models/{name}" for name in "abc"]
-    values = [record(rng, 2, model=models[i % 3]) for i in range(3 * FEWEST)]
+    values = [record(rng, 2, model=models[i % 3]) for i in range(90)]
     found = together(values)
-    assert [list(range(k, len(values), 3)) for k in range(3)] == sorted(indices for indices, _ in found)
+    assert list(range(len(values))) == sorted(i for indices, _ in found for i in indices)
+    assert set(models) == {joint.key.model for indices, joint in found if len(indices) >= FEWEST}
     for indices, joint in found:
         assert_equal(values, indices, joint)
-        assert models[indices[0]] == joint.key.model
+        assert {models[i % 3] for i in indices} == {joint.key.model}
