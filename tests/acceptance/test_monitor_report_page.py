@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium"),
     pytest.mark.timeout(120),
 ]
-SECTIONS = ["Quality and latency", "Alerts", "Timelines", "Scores", "Features", "Segments"]
+SECTIONS = ["Why", "Quality and latency", "Alerts", "Timelines", "Scores", "Features", "Segments"]
 
 
 class Browser:

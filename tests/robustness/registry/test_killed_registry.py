@@ -127,7 +127,6 @@ async def test_each_acknowledged_change_survives_kills_once(
     postgres: Postgres,
     kafka: Kafka,
     database: str,
-    record_property: Callable[[str, object], None],
 ) -> None:
     dice = random.Random(SEED)
     address = victim_env["FLYWHEEL_REGISTRY_LISTEN"]
@@ -162,9 +161,6 @@ async def test_each_acknowledged_change_survives_kills_once(
     finally:
         await connection.close()
     assert duplicates <= KILLS * BATCH
-    record_property("outcomes", dict(counts))
-    record_property("events", len(sent))
-    record_property("duplicates", duplicates)
     print(f"{KILLS} kills, changes: {dict(counts)}, {len(sent)} events, {duplicates} sent again, {rates=}")
     checked = await asyncio.to_thread(command, victim_env, "verify-audit")
     assert (0, "all audit chains are intact") == (checked.returncode, checked.stdout.strip()), checked.stderr
