@@ -46,13 +46,22 @@ WindowState: TypeAlias = list[tuple[int, ...]]
 """Width, start, predictions and `PaneState` of every slice of a window."""
 
 
+SLICE_BYTES = 256
+"""Memory of the state of one slice of a window."""
+
+
+class _Entry(NamedTuple):
+    state: PaneState | WindowState
+    found: PaneSum | WindowCounts
+    size: int
+    """Memory in bytes."""
+
+
 class PaneCache:
     """The most recently used sums, in at most MOST_BYTES."""
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[
-            SliceKey | WindowKey, tuple[PaneState, PaneSum] | tuple[WindowState, WindowCounts]
-        ] = OrderedDict()
+        self._entries: OrderedDict[SliceKey | WindowKey, _Entry] = OrderedDict()
         self._bytes = 0
 
     def get(self, key: SliceKey, state: PaneState) -> PaneSum | None:
@@ -68,28 +77,24 @@ class PaneCache:
         return found
 
     def put(self, key: SliceKey, state: PaneState, total: PaneSum) -> None:
-        self._add(key, (state, total))
+        self._add(key, _Entry(state, total, total.size))
 
     def put_window(self, key: WindowKey, state: WindowState, counts: WindowCounts) -> None:
-        self._add(key, (state, counts))
+        self._add(key, _Entry(state, counts, counts.size + SLICE_BYTES * len(state)))
 
     def _known(self, key: SliceKey | WindowKey, state: PaneState | WindowState) -> object:
-        found = self._entries.get(key)
-        if found is None or found[0] != state:
+        entry = self._entries.get(key)
+        if entry is None or entry.state != state:
             return None
         self._entries.move_to_end(key)
-        return found[1]
+        return entry.found
 
-    def _add(
-        self,
-        key: SliceKey | WindowKey,
-        entry: tuple[PaneState, PaneSum] | tuple[WindowState, WindowCounts],
-    ) -> None:
+    def _add(self, key: SliceKey | WindowKey, entry: _Entry) -> None:
         before = self._entries.pop(key, None)
         if before is not None:
-            self._bytes -= before[1].size
+            self._bytes -= before.size
         self._entries[key] = entry
-        self._bytes += entry[1].size
+        self._bytes += entry.size
         while self._bytes > MOST_BYTES:
-            _, (_, removed) = self._entries.popitem(last=False)
+            _, removed = self._entries.popitem(last=False)
             self._bytes -= removed.size
