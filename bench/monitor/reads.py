@@ -49,7 +49,7 @@ _WRITE = """
 INSERT INTO pane (variant_id, partition, segment, width_us, start_us, predictions, counts, sums)
 SELECT $1, p, '', $2, s, $3, $4, $5 FROM unnest($6::bigint[]) AS s, generate_series(0, $7) AS p
 """
-_CHANGE = "UPDATE pane SET predictions = predictions WHERE width_us = $1 AND start_us >= $2"
+_CHANGE = "UPDATE pane SET predictions = predictions WHERE start_us + width_us > $1"
 
 
 def run(only: str) -> Iterable[measure.Row]:
@@ -119,7 +119,7 @@ async def _timed(pool: Pool, name: str, call: Callable[[], Awaitable[Any]]) -> l
         times.append((time.perf_counter() - started) * 1e3)
     changed = []
     for _ in range(CHANGES):
-        await pool.execute(_CHANGE, PANE_US, END_US - 2 * PANE_US)
+        await pool.execute(_CHANGE, END_US - PANE_US)
         started = time.perf_counter()
         await call()
         changed.append((time.perf_counter() - started) * 1e3)
