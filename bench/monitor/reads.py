@@ -3,7 +3,9 @@
 A version with 20 features serves 20,000 predictions an hour, half of them labelled, over four partitions. Its
 panes are counted by the monitor's own code from random rows and stored for a year, as far as the reads need
 them: all days, the hours of the last days and of the edges, and the minutes of the hours at the edges. The
-methods of the API are called in this process; the ranges begin and end within an hour.
+methods of the API are called in this process; the ranges begin and end within an hour. The same call is
+repeated, as a console does. "After a change" means that the newest panes were written before each call, as
+under traffic, so that nothing that was computed from them can be used again.
 """
 
 from __future__ import annotations
@@ -40,12 +42,14 @@ END_US = 1_763_000_000_000_000 // DAY_US * DAY_US + 13 * HOUR_US + 37 * 60_000_0
 RANGES = {"a day": 1, "a week": 7, "a year": 365}
 READS = ("GetDriftReport", "GetPerformance", "CompareVariants")
 CALLS = 200
+CHANGES = 30
 ROLLOUT = f"{MODEL}/rollouts/1"
 WIDTHS = {"minute": PANE_US, "hour": HOUR_US, "day": DAY_US}
 _WRITE = """
 INSERT INTO pane (variant_id, partition, segment, width_us, start_us, predictions, counts, sums)
 SELECT $1, p, '', $2, s, $3, $4, $5 FROM unnest($6::bigint[]) AS s, generate_series(0, $7) AS p
 """
+_CHANGE = "UPDATE pane SET predictions = predictions WHERE start_us + width_us > $1"
 
 
 def run(only: str) -> Iterable[measure.Row]:
@@ -76,7 +80,7 @@ async def _measured(backends: Backends, only: str) -> list[measure.Row]:
         servicer = MonitorServicer(store=store, archive=None, lag=None, replays=None, pane_us=PANE_US)  # type: ignore[arg-type]
         for name, call in _calls(servicer):
             if only in name:
-                found += await _timed(name, call)
+                found += await _timed(pool, name, call)
         return found
 
 
@@ -103,7 +107,7 @@ def _calls(servicer: MonitorServicer) -> Iterator[tuple[str, Callable[[], Awaita
         yield f"CompareVariants of {name}", lambda r=compared: servicer.CompareVariants(r, None)
 
 
-async def _timed(name: str, call: Callable[[], Awaitable[Any]]) -> list[measure.Row]:
+async def _timed(pool: Pool, name: str, call: Callable[[], Awaitable[Any]]) -> list[measure.Row]:
     for _ in range(3):
         await call()
     reset_peak(os.getpid())
@@ -113,6 +117,12 @@ async def _timed(name: str, call: Callable[[], Awaitable[Any]]) -> list[measure.
         started = time.perf_counter()
         await call()
         times.append((time.perf_counter() - started) * 1e3)
+    changed = []
+    for _ in range(CHANGES):
+        await pool.execute(_CHANGE, END_US - PANE_US)
+        started = time.perf_counter()
+        await call()
+        changed.append((time.perf_counter() - started) * 1e3)
     growth = (peak_bytes(os.getpid()) - before) / 2**20
     limit = 50.0 if "year" in name else 5.0
     return [
@@ -120,6 +130,7 @@ async def _timed(name: str, call: Callable[[], Awaitable[Any]]) -> list[measure.
             f"{name}, p99", float(np.quantile(times, 0.99)), "ms", measure.at_most(limit, of_value=True)
         ),
         measure.row(f"{name}, p50", float(np.median(times)), "ms", None),
+        measure.row(f"{name}, after a change, p50", float(np.median(changed)), "ms", None),
         measure.row(f"{name}, additional memory", growth, "MiB", measure.at_most(20, of_value=True)),
     ]
 

@@ -36,6 +36,9 @@ class Counting:
 
     counted: list[Any]
 
+    def known_output(self, model_version: str) -> Output | None:
+        return None
+
     async def outputs(self, model: str) -> dict[str, Output]:
         return {VERSION: Output()}
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flywheel_monitor.store.postgres.pane_cache import PaneCache, PaneState, SliceKey
+from flywheel_monitor.store.postgres.pane_cache import PaneCache, PaneState, SliceKey, WindowKey
 from flywheel_monitor.windows.layout import Layout
 from flywheel_monitor.windows.packing import pack, pack_sums
-from flywheel_monitor.windows.pane_sums import PaneSum
+from flywheel_monitor.windows.pane_sums import PaneSum, sum_panes
 from flywheel_monitor.windows.panes import PackedPane
+from flywheel_monitor.windows.pieces import Piece
+from flywheel_monitor.windows.span import Span
 from flywheel_monitor.windows.sums import LIMBS
 from tests.support.builders.monitor import REFERENCE
 
@@ -47,3 +49,27 @@ def test_the_least_recently_used_sums_make_room(monkeypatch: pytest.MonkeyPatch)
     assert cache.get(key(0), state) is not None
     cache.put(key(3), state, total(1))
     assert [True, False, True, True] == [cache.get(key(start), state) is not None for start in range(4)]
+
+
+def test_a_window_is_used_for_the_state_of_all_its_slices_only() -> None:
+    cache, counts = PaneCache(), sum_panes(LAYOUT, ())
+    parts = (Piece(60, Span(0, 120)),)
+    name, state = WindowKey((1, 2), "", parts), [(60, 0, 7, 2, 100), (60, 60, 1, 1, 101)]
+    cache.put_window(name, state, counts)
+    assert cache.window(name, list(state)) is counts
+    assert cache.window(name, state[:1]) is None
+    assert cache.window(name, [state[0], (60, 60, 1, 1, 102)]) is None
+    assert cache.window(name._replace(segment="s"), state) is None
+    assert cache.window(name._replace(parts=(Piece(60, Span(0, 60)),)), state) is None
+
+
+def test_windows_and_sums_of_panes_share_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, state = sum_panes(LAYOUT, ()), PaneState(1, 1)
+    limit = counts.size + total(1).size
+    monkeypatch.setattr("flywheel_monitor.store.postgres.pane_cache.MOST_BYTES", limit)
+    cache, name = PaneCache(), WindowKey((1,), "", ())
+    cache.put(key(0), state, total(1))
+    cache.put_window(name, [], counts)
+    assert cache.get(key(0), state) is not None
+    cache.put(key(1), state, total(1))
+    assert [None, True] == [cache.window(name, []), cache.get(key(0), state) is not None]

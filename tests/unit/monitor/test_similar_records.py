@@ -33,11 +33,16 @@ COLUMNS = (
 
 
 def record(
-    rng: np.random.Generator, rows: int, *, role: int = 1, classes: int = 0, nulls: bool = False
+    rng: np.random.Generator,
+    rows: int,
+    *,
+    role: int = 1,
+    classes: int = 0,
+    nulls: bool = False,
+    model: str = "projects/p/models/m",
 ) -> bytes:
     """A record as a gateway writes it, with values at random."""
     at = 1_700_000_000_000_000 + rng.integers(0, 10**9, rows)
-    model = "projects/p/models/m"
     valid = rng.uniform(size=rows) > 0.3 if nulls else None
     scores = rng.uniform(size=(rows, max(classes, 1)))
     batch = PredictionBatch(
@@ -169,3 +174,15 @@ def test_templates_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         groups, rest = similar.join(values)
         assert 20 == sum(len(g.indices) for g in groups) + len(rest)
     assert similar._bytes <= 20_000
+
+
+def test_records_of_models_with_names_of_one_length_are_joined_by_model() -> None:
+    rng = np.random.default_rng(0)
+    models = [f"projects/p/models/{name}" for name in "abc"]
+    values = [record(rng, 2, model=models[i % 3]) for i in range(90)]
+    found = together(values)
+    assert list(range(len(values))) == sorted(i for indices, _ in found for i in indices)
+    assert set(models) == {joint.key.model for indices, joint in found if len(indices) >= FEWEST}
+    for indices, joint in found:
+        assert_equal(values, indices, joint)
+        assert {models[i % 3] for i in indices} == {joint.key.model}

@@ -36,6 +36,7 @@ from flywheel_monitor.evaluation.report_lookup import (
     find_report,
     find_reports,
 )
+from flywheel_monitor.evaluation.report_memory import ReportMemory
 from flywheel_monitor.experiments.ports import Experiments
 from flywheel_monitor.ingest.ports import ConsumerLag, IngestStatus
 from flywheel_monitor.models.lookup import existing_policy
@@ -78,6 +79,7 @@ class MonitorServicer(
         self._lag = lag
         self._replays = replays
         self._pane_us = pane_us
+        self._reports = ReportMemory()
 
     async def _mutate(
         self, method: str, request: Any, response: type[M], effect: Callable[[ApiRecords], Awaitable[M]]
@@ -121,6 +123,7 @@ class MonitorServicer(
             end_us=end,
             segment=request.segment,
             pane_us=self._pane_us,
+            memory=self._reports,
         )
         return pb.GetDriftReportResponse(report=report_to_proto(report))
 

@@ -10,7 +10,8 @@ from flywheel_common.paging import Page
 from flywheel_common.postgres.transactions import Store
 from flywheel_monitor.drift.distribution import Distribution, of_feature, of_scores
 from flywheel_monitor.evaluation.ports import Reports
-from flywheel_monitor.evaluation.report import Report, report_on
+from flywheel_monitor.evaluation.report import Report
+from flywheel_monitor.evaluation.report_memory import ReportMemory
 from flywheel_monitor.ingest.ports import CountedWindows
 from flywheel_monitor.models.lookup import existing_policy
 from flywheel_monitor.models.policy import WEEK_US, MonitorPolicy
@@ -36,9 +37,11 @@ async def find_report(
     end_us: int | None,
     segment: str,
     pane_us: int,
+    memory: ReportMemory | None = None,
 ) -> Report:
     """Drift of a range, widened to whole panes, or of the newest judged window if both ends are None.
-    Raises UnknownModel, NoPredictions, NoReference, InvalidTimeRange."""
+    `memory` keeps the reports for further reads of the same range. Raises UnknownModel, NoPredictions,
+    NoReference, InvalidTimeRange."""
     async with store.reading() as records:
         version = await find_version(records, name)
         if not version.reference.columns:
@@ -53,7 +56,8 @@ async def find_report(
         earlier = await seasonal_window(records, version, span, policy, segment)
     if window.predictions == 0:
         raise NoPredictions(f"{version.name} served no predictions in this range.")
-    return report_on(version, span, window, quality, policy, late, earlier=earlier)
+    memory = memory or ReportMemory()
+    return memory.report(version, span, window, quality, policy, late, segment=segment, earlier=earlier)
 
 
 async def seasonal_window(

@@ -58,6 +58,9 @@ class MemoryVersions:
         known = {v.name: v.output for v in self._data.versions.values() if v.model == model}
         return {b.key.model_version: b.output for b in reversed(waiting)} | known
 
+    def known_output(self, model_version: str) -> Output | None:
+        return next((v.output for v in self._data.versions.values() if v.name == model_version), None)
+
     async def _add_version(self, batch: PredictionColumns) -> WatchedVersion:
         key = batch.key
         version = await self.version(key.model_version)

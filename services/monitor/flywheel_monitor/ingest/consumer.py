@@ -219,11 +219,14 @@ class _Outputs:
 
     async def check(self, batch: PredictionColumns) -> None:
         """Raises MalformedBatch if the output differs from that of the version's first batch."""
-        known = (await self.of_model(batch.key.model)).setdefault(batch.key.model_version, batch.output)
+        name = batch.key.model_version
+        known = self._ingestion.known_output(name)
+        if known is None:
+            known = (await self.of_model(batch.key.model)).setdefault(name, batch.output)
         if not known.same(batch.output):
             raise MalformedBatch(
                 f"The batch is malformed: its scores are {batch.output.describe()}, those of "
-                f"{batch.key.model_version} are {known.describe()}."
+                f"{name} are {known.describe()}."
             )
 
 

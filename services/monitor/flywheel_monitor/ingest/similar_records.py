@@ -22,6 +22,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from flywheel_common.arrays import Mask
 from flywheel_common.errors import InvalidArgument
 from flywheel_monitor.ingest.decode import prediction_columns
 from flywheel_protos.events.v1.event_pb2 import Event
@@ -33,6 +34,8 @@ FEWEST = 8
 MOST_BYTES = 8 * 1024 * 1024
 MOST_KINDS = 10_000
 """What is kept of templates, and of kinds of records without one."""
+COMPARED_BYTES = 128 * 1024
+"""Bytes that are compared with a template at once: they stay in the cache of a core."""
 _FIXED, _VARINT = 0xFF, 0x80
 """Bits of a byte that must equal those of the template."""
 _ASCII = 0x80
@@ -99,12 +102,9 @@ class SimilarRecords:
     def join(self, values: Sequence[bytes]) -> tuple[list[Similar], list[int]]:
         """Groups of records of the topic `prediction.logged` that could be decoded together, and the
         indices of the others, in order."""
-        kinds: dict[_Kind, list[int]] = {}
-        for i, value in enumerate(values):
-            kinds.setdefault(_kind(value), []).append(i)
         groups: list[Similar] = []
         rest: list[int] = []
-        for kind, indices in kinds.items():
+        for kind, indices in _by_kind(values).items():
             if kind in self._templates:
                 self._templates.move_to_end(kind)
             for template in self._templates.get(kind, ()):
@@ -138,6 +138,26 @@ class SimilarRecords:
         if len(self._seen) >= MOST_KINDS:
             self._seen.clear()
         self._seen[kind] = self._seen.get(kind, 0) + records
+
+
+def _by_kind(values: Sequence[bytes]) -> dict[_Kind, list[int]]:
+    """The indices of the records of each kind. Records of a length that all have the same bytes where the
+    first one names its model are of its kind."""
+    lengths: dict[int, list[int]] = {}
+    for i, length in enumerate(map(len, values)):
+        lengths.setdefault(length, []).append(i)
+    kinds: dict[_Kind, list[int]] = {}
+    for indices in lengths.values():
+        first = values[indices[0]]
+        kind = _kind(first)
+        start = first.find(kind[1])
+        name = slice(start, start + len(kind[1]))
+        if all(values[i][name] == kind[1] for i in indices):
+            kinds[kind] = indices
+            continue
+        for i in indices:
+            kinds.setdefault(_kind(values[i]), []).append(i)
+    return kinds
 
 
 def _kind(value: bytes) -> _Kind:
@@ -193,7 +213,7 @@ class _Template:
     def take(self, values: Sequence[bytes], indices: list[int], groups: list[Similar]) -> list[int]:
         """Add a group of the records that agree with the template; returns the indices of the others."""
         matrix = np.frombuffer(b"".join([values[i] for i in indices]), np.uint8).reshape(len(indices), -1)
-        agree = ((matrix & self._mask) == self._expected).all(axis=1)
+        agree = self._agree(matrix)
         if agree.all():
             groups.append(Similar(tuple(indices), self._joined(matrix)))
             return []
@@ -201,6 +221,12 @@ class _Template:
             found = np.flatnonzero(agree)
             groups.append(Similar(tuple(indices[k] for k in found.tolist()), self._joined(matrix[found])))
         return [indices[k] for k in np.flatnonzero(~agree).tolist()]
+
+    def _agree(self, matrix: Bytes) -> Mask:
+        """[records] which of them agree with the template."""
+        step = max(1, COMPARED_BYTES // len(self._mask))
+        parts = (matrix[at : at + step] for at in range(0, len(matrix), step))
+        return np.concatenate([((part & self._mask) == self._expected).all(axis=1) for part in parts])
 
     def _joined(self, matrix: Bytes) -> PredictionBatch:
         """The rows of the records as one batch."""

@@ -29,6 +29,12 @@ class WindowCounts:
     sum_blocks: Ints
     predictions: int
 
+    @property
+    def size(self) -> int:
+        """Memory in bytes, with that of the sums over the blocks."""
+        blocks = len(self.count_blocks) + 1
+        return int(self.count_blocks.nbytes + self.sum_blocks.nbytes) * blocks // max(1, blocks - 1) + 512
+
     @cached_property
     def counts(self) -> Ints:
         return self.count_blocks.sum(axis=0)

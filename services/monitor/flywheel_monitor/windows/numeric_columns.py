@@ -78,9 +78,10 @@ class NumericColumns:
         """[features, rows] bin of each value."""
         if len(self._edges) <= MOST_EDGES:
             # Right-closed bins: the number of edges below the value.
-            small = np.zeros(x.shape, np.uint8)
+            small, above = np.zeros(x.shape, np.uint8), np.empty(x.shape, np.bool_)
             for edge in self._edges:
-                small += x > edge
+                np.greater(x, edge, out=above)
+                small += above.view(np.uint8)
             bins = small.astype(np.int64)
         else:
             found = [np.searchsorted(f.reference.edges, v) for f, v in zip(self.features, x, strict=True)]
@@ -104,6 +105,13 @@ class NumericColumns:
         reference."""
         mean, spread, low, high = self._moments
         with np.errstate(invalid="ignore", over="ignore"):
-            raw = np.clip((x - mean) / spread, -1e6, 1e6)
-        raw[~(counted & np.isfinite(x) & np.isfinite(spread))] = 0.0
-        return raw, np.where(raw != 0.0, np.clip(raw, low, high), 0.0)
+            raw: Floats = np.subtract(x, mean)
+            raw /= spread
+            raw.clip(-1e6, 1e6, out=raw)
+        shown = counted & np.isfinite(x) & np.isfinite(spread)
+        if not shown.all():
+            raw[~shown] = 0.0
+        clipped: Floats = raw.clip(low, high)
+        if ((low > 0) | (high < 0)).any():
+            clipped[raw == 0.0] = 0.0
+        return raw, clipped

@@ -48,11 +48,18 @@ class WindowSum:
         self._counts = np.zeros((size, layout.size), np.int64)
         self._sums = np.zeros((size, layout.sums, LIMBS), np.int64)
 
-    def add(self, start_us: int, panes: PaneSum) -> None:
-        """Add panes that begin at one of the starts."""
-        at = self._block[start_us]
-        self._counts[at][panes.indices] += panes.values
-        self._sums[at] += panes.sums
+    def add(self, panes: Iterable[tuple[int, PaneSum]]) -> None:
+        """Add panes, each with its start, which is one of the starts."""
+        blocks: dict[int, list[PaneSum]] = {}
+        for start, pane in panes:
+            blocks.setdefault(self._block[start], []).append(pane)
+        for at, found in blocks.items():
+            # One call of numpy for all panes of a block: they are many and small. Their counts are rows, far
+            # fewer than the 2^53 up to which floats add exactly.
+            indices = np.concatenate([pane.indices for pane in found])
+            values = np.concatenate([pane.values for pane in found])
+            self._counts[at] += np.bincount(indices, values, self._layout.size).astype(np.int64)
+            self._sums[at] += np.stack([pane.sums for pane in found]).sum(axis=0)
 
     def result(self) -> WindowCounts:
         return WindowCounts(self._layout, self._counts, carried(self._sums), self._total)
@@ -64,6 +71,5 @@ def sum_panes(layout: Layout, panes: Sequence[tuple[int, PackedPane]]) -> Window
     for start, pane in panes:
         rows[start] = rows.get(start, 0) + pane.predictions
     total = WindowSum(layout, rows)
-    for start, pane in panes:
-        total.add(start, PaneSum(layout, [pane]))
+    total.add((start, PaneSum(layout, [pane])) for start, pane in panes)
     return total.result()

@@ -8,12 +8,12 @@ bytes per feature; a full pane of 20 features with 128 bins stays below 32 KiB.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from flywheel_common.arrays import Floats, Ints, Mask
+from flywheel_common.arrays import Array, Floats, Ints, Mask
 from flywheel_common.signature import OutputKind
 from flywheel_monitor.windows.delays import delay_bins
 from flywheel_monitor.windows.histograms import calibration_bins, latency_bins
@@ -28,7 +28,12 @@ from flywheel_monitor.windows.sums import EXACT_ROWS, LIMBS, carried, exact_term
 from flywheel_monitor.windows.vectors import with_projections
 
 _Column: TypeAlias = tuple[int | Ints, Mask | None]
-"""The index that each row counts at, and the rows that count or None for all."""
+"""The index that each row counts at (of several columns [columns, n]), and the rows that count or None for
+all."""
+_Sum: TypeAlias = tuple[int | Ints, Floats]
+"""The sum that the values [n] are added to, or sums [sums] and values [sums, n]."""
+_Assigned: TypeAlias = list[tuple[Ints, Mask | None]]
+"""(group of each row, mask of the rows to count or None for all)."""
 
 
 class PaneKey(NamedTuple):
@@ -104,16 +109,17 @@ class PaneAccumulator:
         sums.append((base + Sums.SCORE, scores))
         sums.append((base + Sums.SCORE_SQUARED, scores * scores))
         sums.append((base + Sums.COST, np.where(costed, rows.costs, 0.0)))
-        self._add(rows.event_times, rows.segments, columns, sums)
-        for groups, keep in self._assign(rows.event_times, rows.segments):
+        assigned = self._assign(rows.event_times, rows.segments)
+        self._add(assigned, columns, sums)
+        for groups, keep in assigned:
             self._rows.append(groups if keep is None else groups[keep])
 
-    def _features(self, rows: Rows, by_model: Mask) -> tuple[list[_Column], list[tuple[int, Floats]]]:
+    def _features(self, rows: Rows, by_model: Mask) -> tuple[list[_Column], list[_Sum]]:
         """The columns and the sums of the features, which count where the model was called."""
         layout, n = self._layout, len(rows.event_times)
         features = with_projections(rows.features, layout.vector_projections)
         columns: list[_Column] = []
-        sums: list[tuple[int, Floats]] = []
+        sums: list[_Sum] = []
         where = None if by_model.all() else by_model
         numbers = [
             f.name
@@ -126,18 +132,17 @@ class PaneAccumulator:
                 together = together.only(numbers)
             x = np.stack([features[f.name][0] for f in together.features]).astype(np.float64, copy=False)
             valid = np.stack([features[f.name][1] for f in together.features])
-            offsets = np.array([layout.offsets[f.name] for f in together.features])
-            columns += [(found, where) for found in together.assign(x, valid) + offsets[:, None]]
+            bins = together.assign(x, valid)
+            bins += np.array([layout.offsets[f.name] for f in together.features])[:, None]
+            columns.append((bins, where))
             raw, clipped = together.standardized(x, valid & by_model)
-            squared = raw**2
-            for i, f in enumerate(together.features):
-                number = layout.numeric[f.name]
-                at = layout.moments + 2 * number
-                sums += [(number, clipped[i]), (at, raw[i]), (at + 1, squared[i])]
-        for bins in layout.features:
-            if bins.name not in numbers:
-                values, valid = features.get(bins.name, (None, np.zeros(n, np.bool_)))
-                columns.append((layout.offsets[bins.name] + bins.assign(values, valid, n), where))
+            number = np.array([layout.numeric[f.name] for f in together.features])
+            at = layout.moments + 2 * number
+            sums += [(number, clipped), (at, raw), (at + 1, raw**2)]
+        for one in layout.features:
+            if one.name not in numbers:
+                values, valid = features.get(one.name, (None, np.zeros(n, np.bool_)))
+                columns.append((layout.offsets[one.name] + one.assign(values, valid, n), where))
         return columns, sums
 
     def _class_columns(self, rows: Rows, usable: Mask) -> list[_Column]:
@@ -168,7 +173,7 @@ class PaneAccumulator:
         layout, base = self._layout, self._layout.common_sums
         terms = loss_terms(layout.output, rows.scores, rows.outputs, rows.labels)
         indices = np.where(terms.positive, layout.positives, layout.negatives) + terms.bins
-        sums: list[tuple[int, Floats]] = [
+        sums: list[_Sum] = [
             (base + Sums.LABEL, terms.label),
             (base + Sums.LABEL_SQUARED, terms.label**2),
             (base + Sums.LOSS, terms.loss),
@@ -188,7 +193,7 @@ class PaneAccumulator:
         by_bin = None
         if layout.output.unit_interval:
             by_bin = base + Sums.CALIBRATION + calibration_bins(terms.bins), rows.scores
-        self._add(rows.event_times, rows.segments, columns, sums, rows.weights, by_bin)
+        self._add(self._assign(rows.event_times, rows.segments), columns, sums, rows.weights, by_bin)
 
     def add_pairs(self, rows: PairedRows) -> None:
         """Count requests that champion and shadow both answered, with the labels that are known, or only
@@ -205,7 +210,7 @@ class PaneAccumulator:
             (layout.right, rows.right < 0),
             (layout.right + 1, rows.right > 0),
         ]
-        sums: list[tuple[int, Floats]] = [
+        sums: list[_Sum] = [
             (base + Sums.PAIR_LOSS_DELTA, deltas),
             (base + Sums.PAIR_LOSS_DELTA_SQUARED, deltas**2),
         ]
@@ -216,7 +221,7 @@ class PaneAccumulator:
                 (base + Sums.PAIR_CHAMPION_SQUARED, rows.champion_scores**2),
                 (base + Sums.PAIR_SHADOW_SCORE, rows.shadow_scores),
             ]
-        self._add(rows.event_times, rows.segments, columns, sums, rows.weights)
+        self._add(self._assign(rows.event_times, rows.segments), columns, sums, rows.weights)
 
     def merge(self, stored: Mapping[PaneKey, PackedPane]) -> dict[PaneKey, PackedPane]:
         """The new content of every pane that changes: the stored pane plus what was added."""
@@ -272,66 +277,101 @@ class PaneAccumulator:
         """The pane of this width that contains the pane."""
         return PaneKey(key.segment, width_us, key.start_us // width_us * width_us)
 
-    def _assign(self, event_times: Ints, segments: tuple[str, ...]) -> Iterable[tuple[Ints, Mask | None]]:
-        """(group of each row, mask of the rows to count or None for all): first for the segment "", then
-        for the named segments. A group is the index of a pane."""
+    def _assign(self, event_times: Ints, segments: tuple[str, ...]) -> _Assigned:
+        """The groups of the rows, first for the segment "", then for the named segments. A group is the index
+        of a pane."""
         panes = event_times // self._pane_us * self._pane_us
-        distinct, inverse = np.unique(panes, return_inverse=True)
-        ids = np.array([self._group(PaneKey("", self._pane_us, int(p))) for p in distinct], np.int64)
-        yield ids[inverse], None
+        distinct, inverse = _distinct(panes)
+        ids = np.array([self._group(PaneKey("", self._pane_us, p)) for p in distinct.tolist()], np.int64)
+        found: _Assigned = [(ids[inverse], None)]
         if segments and any(segments):
             pairs = list(zip(segments, panes.tolist(), strict=True))
             groups = np.array(
                 [self._group(PaneKey(s, self._pane_us, p)) if s else 0 for s, p in pairs], np.int64
             )
-            yield groups, np.array([bool(s) for s in segments], np.bool_)
+            found.append((groups, np.array([bool(s) for s in segments], np.bool_)))
+        return found
 
     def _group(self, key: PaneKey) -> int:
         return self._groups.setdefault(key, len(self._groups))
 
     def _add(
         self,
-        event_times: Ints,
-        segments: tuple[str, ...],
+        assigned: _Assigned,
         columns: Sequence[_Column],
-        sums: Sequence[tuple[int, Floats]],
+        sums: Sequence[_Sum],
         weights: Ints | None = None,
         by_row: tuple[Ints, Floats] | None = None,
     ) -> None:
         """Count n rows in these columns, each in the rows of its mask, and add up these sums; `by_row`:
         values that go to another column [n] in each row."""
-        n, size = len(event_times), self._layout.size
-        everywhere = np.arange(n)
-        at = [everywhere if mask is None else np.flatnonzero(mask) for _, mask in columns]
-        indices = np.concatenate(
-            [
-                np.full(len(rows), c) if isinstance(c, int) else c if rows is everywhere else c[rows]
-                for (c, _), rows in zip(columns, at, strict=True)
-            ]
-        )
-        positions = np.concatenate(at)
-        places = np.array([column for column, _ in sums], np.int64)
-        stacked = np.stack([values for _, values in sums])
-        # Floats add faster than integers, and as exactly while they are small.
-        terms = exact_terms(stacked) if n <= EXACT_ROWS and weights is None else None
-        limbs: list[Ints] | list[Floats] = limbs_of(stacked) if terms is None else [terms]
+        size, n = self._layout.size, len(assigned[0][0])
+        parts: list[tuple[Ints, int, Array]] = []
+        for places, added_up in sums:
+            block = np.atleast_2d(added_up)
+            # Floats add faster than integers, and as exactly while they are small.
+            terms = exact_terms(block) if n <= EXACT_ROWS and weights is None else None
+            limbs: list[Ints] | list[Floats] = limbs_of(block) if terms is None else [terms]
+            for which, terms_of in enumerate(limbs):
+                parts.append((np.atleast_1d(places), which, terms_of))
         row_limbs = [] if by_row is None else limbs_of(by_row[1])
-        weights = np.ones(n, np.int64) if weights is None else weights
-        for groups, keep in self._assign(event_times, segments):
-            added = weights if keep is None else weights * keep
+        for groups, keep in assigned:
             panes, starts, order = _runs(groups)
             # Counted at once for the panes of these rows, which are few.
-            local = np.searchsorted(panes, groups)
-            where, totals = _total(local[positions] * size + indices, added[positions], len(panes) * size)
+            local = None if len(panes) == 1 else np.searchsorted(panes, groups) * size
+            where, totals = _counted(n, columns, local, keep, weights, len(panes) * size)
             self._keys.append(panes[where // size] * size + where % size)
             self._weights.append(totals)
-            for limb, parts in enumerate(limbs):
-                weighted = parts if keep is None and terms is not None else parts * added
+            for places, limb, values in parts:
+                weighted = values if weights is None else values * weights
+                weighted = weighted if keep is None else weighted * keep
                 found = np.add.reduceat(weighted if order is None else weighted[:, order], starts, axis=1)
                 self._sums.append((panes, places, limb, found.T.astype(np.int64)))
             for limb, part in enumerate(row_limbs):
                 assert by_row is not None
-                self._row_sums.append((groups, by_row[0], limb, part * added))
+                added = part if weights is None else part * weights
+                self._row_sums.append((groups, by_row[0], limb, added if keep is None else added * keep))
+
+
+def _distinct(values: Ints) -> tuple[Ints, Ints]:
+    """(distinct values in ascending order, the index among them of each value)."""
+    rises = values[1:] != values[:-1]
+    if (values[1:] < values[:-1]).any():
+        found, inverse = np.unique(values, return_inverse=True)
+        return found, inverse
+    return values[np.concatenate([[True], rises])], np.concatenate([[0], np.cumsum(rises)])
+
+
+def _counted(
+    rows: int,
+    columns: Sequence[_Column],
+    first: Ints | None,
+    keep: Mask | None,
+    weights: Ints | None,
+    size: int,
+) -> tuple[Ints, Ints]:
+    """(distinct keys below `size`, rows of each) of all columns. `first`: what is added to the index of each
+    row, None for 0; `keep`: the rows that count at all; `weights` of the rows, None for 1."""
+    keys: list[Ints] = []
+    added: list[Ints] = []
+    for column, mask in columns:
+        shown = mask if keep is None else keep if mask is None else mask & keep
+        chosen = slice(None) if shown is None else np.flatnonzero(shown)
+        mine = np.full(rows, column, np.int64) if isinstance(column, int) else np.atleast_2d(column)
+        mine = np.atleast_2d(mine if first is None else mine + first)[:, chosen]
+        keys.append(mine.ravel())
+        if weights is not None:
+            added.append(np.broadcast_to(weights[chosen], mine.shape).ravel())
+    if weights is not None:
+        return _total(np.concatenate(keys), np.concatenate(added), size)
+    if size > 4 * sum(map(len, keys)):
+        together = np.concatenate(keys)
+        return _total(together, np.ones(len(together), np.int64), size)
+    dense = np.zeros(size, np.int64)
+    for part in keys:
+        dense += np.bincount(part, minlength=size)
+    where = np.flatnonzero(dense)
+    return where, dense[where]
 
 
 def _runs(groups: Ints) -> tuple[Ints, Ints, Ints | None]:

@@ -80,10 +80,11 @@ SELECT *, $5, $6 FROM unnest($1::text[], $2::text[], $3::float8[], $4::bigint[])
     ON CONFLICT DO NOTHING RETURNING outcome_id
 """
 _COUNT = """
-INSERT INTO ingest_count AS c (model_id, partition, predictions, outcomes, orphans, duplicates, late)
-    VALUES ($1, $2, $3, $4, $5, $6, $7)
-ON CONFLICT (model_id, partition) DO UPDATE SET predictions = c.predictions + $3, outcomes = c.outcomes + $4,
-    orphans = c.orphans + $5, duplicates = c.duplicates + $6, late = c.late + $7
+INSERT INTO ingest_count AS c (partition, model_id, predictions, outcomes, orphans, duplicates, late)
+SELECT $1, * FROM unnest($2::integer[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
+ON CONFLICT (model_id, partition) DO UPDATE SET predictions = c.predictions + excluded.predictions,
+    outcomes = c.outcomes + excluded.outcomes, orphans = c.orphans + excluded.orphans,
+    duplicates = c.duplicates + excluded.duplicates, late = c.late + excluded.late
 """
 # Models that have a named variant as shadow, of which any champion's answer may be a pair.
 _NAMED_SHADOWS = """
@@ -128,6 +129,9 @@ class IngestRows:
 
     async def outputs(self, model: str) -> dict[str, Output]:
         return {r["name"]: output_from_json(r["output"]) for r in await self._conn.fetch(_OUTPUTS, model)}
+
+    def known_output(self, model_version: str) -> Output | None:
+        return self._versions.known_output(model_version)
 
     async def add_predictions(self, partition: int, batches: Sequence[PredictionColumns]) -> None:
         """Store the new predictions, count them and the labels that arrived before them, and queue them
@@ -335,10 +339,12 @@ class IngestRows:
         return [label.event_time for i, label in latest.items() if i in added or i in corrected]
 
     async def _count(self, partition: int, tallies: dict[int, _Tally]) -> None:
-        for model_id, t in sorted(tallies.items()):
-            await self._conn.execute(
-                _COUNT, model_id, partition, t.predictions, t.outcomes, t.orphans, t.duplicates, t.late
-            )
+        rows = [
+            (model_id, t.predictions, t.outcomes, t.orphans, t.duplicates, t.late)
+            for model_id, t in sorted(tallies.items())
+        ]
+        if rows:
+            await self._conn.execute(_COUNT, partition, *map(list, zip(*rows, strict=True)))
 
 
 class _Panes:
@@ -356,9 +362,7 @@ class _Panes:
         return self._found[variant.id]
 
     async def write(self, conn: Connection, partition: int) -> None:
-        for variant_id, added in sorted(self._found.items()):
-            if added:
-                await merge_panes(conn, variant_id, partition, added)
+        await merge_panes(conn, partition, {v: added for v, added in self._found.items() if added})
 
 
 def _known(label: Label) -> Known:

@@ -1,16 +1,19 @@
 """Sums of stored panes in memory, so that a window is read again without reading its panes.
 
-An entry is the sum over variants and partitions of the panes of one slice of time. It is used while the
-panes are the same: every change of a pane gives its row a larger transaction id (xmin), so that their
-number and the sum of their ids tell every state of them apart, until the ids of the database wrap around.
+An entry is the sum over variants and partitions of the panes of one slice of time, or the counts of a whole
+window. It is used while the panes are the same: every change of a pane gives its row a larger transaction id
+(xmin), so that their number and the sum of their ids tell every state of them apart, until the ids of the
+database wrap around.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.pane_sums import PaneSum
+from flywheel_monitor.windows.pieces import Piece
 
 MOST_BYTES = 16 * 1024 * 1024
 
@@ -24,6 +27,14 @@ class SliceKey(NamedTuple):
     start_us: int
 
 
+class WindowKey(NamedTuple):
+    """A window of some variants."""
+
+    variant_ids: tuple[int, ...]
+    segment: str
+    parts: tuple[Piece, ...]
+
+
 class PaneState(NamedTuple):
     """Tells states of the panes of a slice apart: their number, and the sum of their transaction ids."""
 
@@ -31,27 +42,59 @@ class PaneState(NamedTuple):
     changes: int
 
 
+WindowState: TypeAlias = list[tuple[int, ...]]
+"""Width, start, predictions and `PaneState` of every slice of a window."""
+
+
+SLICE_BYTES = 256
+"""Memory of the state of one slice of a window."""
+
+
+class _Entry(NamedTuple):
+    state: PaneState | WindowState
+    found: PaneSum | WindowCounts
+    size: int
+    """Memory in bytes."""
+
+
 class PaneCache:
     """The most recently used sums, in at most MOST_BYTES."""
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[SliceKey, tuple[PaneState, PaneSum]] = OrderedDict()
+        self._entries: OrderedDict[SliceKey | WindowKey, _Entry] = OrderedDict()
         self._bytes = 0
 
     def get(self, key: SliceKey, state: PaneState) -> PaneSum | None:
         """The sum of the panes in this state."""
-        found = self._entries.get(key)
-        if found is None or found[0] != state:
-            return None
-        self._entries.move_to_end(key)
-        return found[1]
+        found = self._known(key, state)
+        assert found is None or isinstance(found, PaneSum)
+        return found
+
+    def window(self, key: WindowKey, state: WindowState) -> WindowCounts | None:
+        """The counts of the window in this state: the same object as long as nothing changes."""
+        found = self._known(key, state)
+        assert found is None or isinstance(found, WindowCounts)
+        return found
 
     def put(self, key: SliceKey, state: PaneState, total: PaneSum) -> None:
+        self._add(key, _Entry(state, total, total.size))
+
+    def put_window(self, key: WindowKey, state: WindowState, counts: WindowCounts) -> None:
+        self._add(key, _Entry(state, counts, counts.size + SLICE_BYTES * len(state)))
+
+    def _known(self, key: SliceKey | WindowKey, state: PaneState | WindowState) -> object:
+        entry = self._entries.get(key)
+        if entry is None or entry.state != state:
+            return None
+        self._entries.move_to_end(key)
+        return entry.found
+
+    def _add(self, key: SliceKey | WindowKey, entry: _Entry) -> None:
         before = self._entries.pop(key, None)
         if before is not None:
-            self._bytes -= before[1].size
-        self._entries[key] = state, total
-        self._bytes += total.size
+            self._bytes -= before.size
+        self._entries[key] = entry
+        self._bytes += entry.size
         while self._bytes > MOST_BYTES:
-            _, (_, removed) = self._entries.popitem(last=False)
+            _, removed = self._entries.popitem(last=False)
             self._bytes -= removed.size

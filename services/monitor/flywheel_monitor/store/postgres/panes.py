@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flywheel_common.postgres.pool import Connection
-from flywheel_monitor.store.postgres.pane_cache import PaneCache, PaneState, SliceKey
+from flywheel_monitor.store.postgres.pane_cache import PaneCache, PaneState, SliceKey, WindowKey
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.layout import Layout
 from flywheel_monitor.windows.pane_sums import PaneSum, WindowSum
@@ -14,14 +14,16 @@ from flywheel_monitor.windows.pieces import Piece
 from flywheel_monitor.windows.span import Span
 
 _READ = """
-SELECT p.segment, p.width_us, p.start_us, p.predictions, p.counts, p.sums
-FROM unnest($3::text[], $4::bigint[], $5::bigint[]) AS k (segment, width_us, start_us)
-JOIN pane p ON p.variant_id = $1 AND p.partition = $2
+SELECT p.variant_id, p.segment, p.width_us, p.start_us, p.predictions, p.counts, p.sums
+FROM unnest($2::integer[], $3::text[], $4::bigint[], $5::bigint[])
+    AS k (variant_id, segment, width_us, start_us)
+JOIN pane p ON p.variant_id = k.variant_id AND p.partition = $1
     AND p.segment = k.segment AND p.width_us = k.width_us AND p.start_us = k.start_us
 """
 _WRITE = """
-INSERT INTO pane (variant_id, partition, segment, width_us, start_us, predictions, counts, sums)
-SELECT $1, $2, * FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], $8::bytea[])
+INSERT INTO pane (partition, variant_id, segment, width_us, start_us, predictions, counts, sums)
+SELECT $1, * FROM unnest($2::integer[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[],
+    $8::bytea[])
 ON CONFLICT (variant_id, segment, width_us, start_us, partition)
 DO UPDATE SET predictions = excluded.predictions, counts = excluded.counts, sums = excluded.sums
 """
@@ -32,7 +34,7 @@ JOIN pane p ON p.variant_id = ANY($1::integer[]) AND p.segment = $2
 """
 _STATES = (
     "SELECT p.width_us, p.start_us, sum(p.predictions)::bigint AS predictions, count(*) AS panes, "
-    "sum(p.xmin::text::bigint)::bigint AS changes" + _PIECES + "GROUP BY p.width_us, p.start_us"
+    "sum(p.xmin::text::bigint)::bigint AS changes" + _PIECES + "GROUP BY p.width_us, p.start_us ORDER BY 1, 2"
 )
 _SLICES = """
 SELECT p.width_us, p.start_us, p.predictions, p.counts, p.sums
@@ -54,6 +56,8 @@ SELECT min(start_us), max(start_us) FROM (
 _ADOPT = "UPDATE pane SET width_us = $1 WHERE width_us = 0"
 SLICES_AT_ONCE = 64
 """Slices of time whose panes are in memory while a window is summed."""
+PANES_AT_ONCE = 512
+"""Panes that are read and written in one statement; those of one variant are together."""
 
 
 async def adopt_panes(conn: Connection, pane_us: int) -> None:
@@ -61,29 +65,34 @@ async def adopt_panes(conn: Connection, pane_us: int) -> None:
     await conn.execute(_ADOPT, pane_us)
 
 
-async def merge_panes(conn: Connection, variant_id: int, partition: int, added: PaneAccumulator) -> None:
-    """Add to the stored panes. Only the consumer of the partition writes them, so that nothing changes
-    between read and write."""
-    keys = added.touched()
-    columns = tuple(list(column) for column in zip(*keys, strict=True))
-    rows = await conn.fetch(_READ, variant_id, partition, *columns)
-    stored = {
-        PaneKey(r["segment"], r["width_us"], r["start_us"]): PackedPane(
-            r["counts"], r["sums"], r["predictions"]
-        )
-        for r in rows
-    }
-    merged = added.merge(stored)
-    panes: Sequence[PackedPane] = [merged[k] for k in keys]
-    await conn.execute(
-        _WRITE,
-        variant_id,
-        partition,
-        *columns,
-        [p.predictions for p in panes],
-        [p.counts for p in panes],
-        [p.sums for p in panes],
-    )
+async def merge_panes(conn: Connection, partition: int, added: Mapping[int, PaneAccumulator]) -> None:
+    """Add to the stored panes of these variants. Only the consumer of the partition writes them, so that
+    nothing changes between read and write."""
+    group: dict[int, PaneAccumulator] = {}
+    panes = 0
+    for variant_id, mine in sorted(added.items()):
+        if group and panes + len(mine.touched()) > PANES_AT_ONCE:
+            await _merge(conn, partition, group)
+            group, panes = {}, 0
+        group[variant_id] = mine
+        panes += len(mine.touched())
+    if group:
+        await _merge(conn, partition, group)
+
+
+async def _merge(conn: Connection, partition: int, added: Mapping[int, PaneAccumulator]) -> None:
+    """`merge_panes` in one read and one write."""
+    touched = [(variant_id, *key) for variant_id, mine in added.items() for key in mine.touched()]
+    stored: dict[int, dict[PaneKey, PackedPane]] = {variant_id: {} for variant_id in added}
+    for r in await conn.fetch(_READ, partition, *map(list, zip(*touched, strict=True))):
+        key = PaneKey(r["segment"], r["width_us"], r["start_us"])
+        stored[r["variant_id"]][key] = PackedPane(r["counts"], r["sums"], r["predictions"])
+    rows = [
+        (variant_id, *key, pane.predictions, pane.counts, pane.sums)
+        for variant_id, mine in added.items()
+        for key, pane in mine.merge(stored[variant_id]).items()
+    ]
+    await conn.execute(_WRITE, partition, *map(list, zip(*rows, strict=True)))
 
 
 async def sum_of_panes(
@@ -97,25 +106,32 @@ async def sum_of_panes(
     """The sum of the panes in the pieces."""
     columns = [[p.width_us for p in parts], [p.span.start_us for p in parts], [p.span.end_us for p in parts]]
     ids = tuple(variant_ids)
+    window = WindowKey(ids, segment, tuple(parts))
     # One snapshot: a pane that is written in between is in both statements or in none.
     async with conn.transaction(isolation=None if conn.is_in_transaction() else "repeatable_read"):
         rows = await conn.fetch(_STATES, list(ids), segment, *columns)
+        if (counts := cache.window(window, rows)) is not None:
+            return counts
         total = WindowSum(layout, {r["start_us"]: r["predictions"] for r in rows})
+        known: list[tuple[int, PaneSum]] = []
         unknown: dict[SliceKey, PaneState] = {}
-        for r in rows:
-            key = SliceKey(ids, segment, r["width_us"], r["start_us"])
-            state = PaneState(r["panes"], r["changes"])
+        for width, start, _, panes, changes in rows:
+            key, state = SliceKey(ids, segment, width, start), PaneState(panes, changes)
             found = cache.get(key, state)
             if found is None:
                 unknown[key] = state
             else:
-                total.add(key.start_us, found)
+                known.append((start, found))
+        total.add(known)
         for at in range(0, len(unknown), SLICES_AT_ONCE):
             keys = list(unknown)[at : at + SLICES_AT_ONCE]
-            for key, found in (await _slices(conn, ids, layout, segment, keys)).items():
+            read = await _slices(conn, ids, layout, segment, keys)
+            for key, found in read.items():
                 cache.put(key, unknown[key], found)
-                total.add(key.start_us, found)
-    return total.result()
+            total.add((key.start_us, found) for key, found in read.items())
+    counts = total.result()
+    cache.put_window(window, rows, counts)
+    return counts
 
 
 async def _slices(

@@ -11,8 +11,11 @@ _RECENT = """
 SELECT model_id, recent_us FROM progress
 WHERE model_id = ANY($1::integer[]) AND labels = $2 AND partition = $3
 """
+# Arrays of arrays must have equal lengths, hence the texts.
 _ADVANCE = """
-INSERT INTO progress (model_id, labels, partition, recent_us, reached_us) VALUES ($1, $2, $3, $4, $5)
+INSERT INTO progress (labels, partition, model_id, recent_us, reached_us)
+SELECT $1, $2, a.model_id, a.recent_us::bigint[], a.reached_us
+FROM unnest($3::integer[], $4::text[], $5::bigint[]) AS a (model_id, recent_us, reached_us)
 ON CONFLICT (model_id, labels, partition) DO UPDATE
     SET recent_us = excluded.recent_us, reached_us = excluded.reached_us
 """
@@ -27,10 +30,12 @@ async def advance(
     """Add the times of predictions or of outcomes (`labels`), by model id and in order of arrival. One writer
     at a time works on a partition."""
     arrived = {model_id: times for model_id, times in sorted(arrived.items()) if times}
+    if not arrived:
+        return
     before = {r[0]: r[1] for r in await conn.fetch(_RECENT, list(arrived), labels, partition)}
-    for model_id, times in arrived.items():
-        recent = with_recent(before.get(model_id, ()), times)
-        await conn.execute(_ADVANCE, model_id, labels, partition, recent, reached_time(recent))
+    recent = [with_recent(before.get(model_id, ()), times) for model_id, times in arrived.items()]
+    texts = [f"{{{','.join(map(str, times))}}}" for times in recent]
+    await conn.execute(_ADVANCE, labels, partition, list(arrived), texts, list(map(reached_time, recent)))
 
 
 async def reached(conn: Connection, *, labels: bool) -> dict[int, dict[int, int]]:

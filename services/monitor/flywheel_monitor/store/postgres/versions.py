@@ -147,6 +147,11 @@ class VersionCache:
             self._ask_again[name] = loop.time() + ASK_AGAIN_SECONDS
             return None
 
+    def known_output(self, model_version: str) -> Output | None:
+        """The output of a version, if the version is in memory; it never changes."""
+        version = self._versions.get(model_version)
+        return None if version is None else version.output
+
     async def variant(self, batch: PredictionColumns, seconds: float | None = None) -> Variant:
         """The variant of a batch; the reference of a new version is fetched first, in `seconds` at most.
         Raises ReferencePending while a peer is unavailable."""
