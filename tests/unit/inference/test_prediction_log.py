@@ -132,6 +132,37 @@ async def test_drain_stores_the_remaining_rows_or_counts_them() -> None:
     assert log.dropped_count == 1
 
 
+class SlowLog(MemoryPredictionLog):
+    """Stores records at once, which sets `stored_some`, and acknowledges them after `go`."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.stored_some, self.go = asyncio.Event(), asyncio.Event()
+
+    async def publish(self, records: Sequence[LogRecord]) -> int:
+        count = await super().publish(records)
+        self.stored_some.set()
+        await self.go.wait()
+        return count
+
+
+async def test_rows_in_flight_when_the_gateway_stops_are_stored_once() -> None:
+    sink = SlowLog()
+    log = PredictionLog(sink)
+    running = asyncio.create_task(log.run())
+    log.offer(numbered_log_rows([1, 2]))
+    await sink.stored_some.wait()
+    running.cancel()
+    await asyncio.wait([running])
+    log.offer(numbered_log_rows([3]))
+    draining = asyncio.create_task(log.drain(5.0))
+    await asyncio.sleep(0)
+    sink.go.set()
+    await draining
+    assert logged(sink) == ["id-1", "id-2", "id-3"]
+    assert (log.logged_count, log.held, log.dropped_count) == (3, 0, 0)
+
+
 def test_records_hold_ids_of_their_partition_and_aligned_columns() -> None:
     records = prediction_records(
         [numbered_log_rows(list(range(30))), numbered_log_rows(list(range(30, 60)))], 4

@@ -45,6 +45,7 @@ class PredictionLog:
         self._buffer: deque[tuple[LogRows, int]] = deque()
         self._buffered = 0
         self._records: deque[LogRecord] = deque()
+        self._in_flight: tuple[list[LogRecord], asyncio.Future[int]] | None = None
         self._recorded = 0
         self._bytes = 0
         self._filled = asyncio.Event()
@@ -95,8 +96,7 @@ class PredictionLog:
                 if not self._records:
                     self._encode()
                     continue
-                sending = list(islice(self._records, 64))
-                stored = await self._sink.publish(sending)
+                sending, stored = await self._publish()
                 for record in sending[:stored]:
                     self._records.popleft()
                     self._recorded -= record.rows
@@ -109,6 +109,22 @@ class PredictionLog:
                     )
                     return False
             return True
+
+    async def _publish(self) -> tuple[list[LogRecord], int]:
+        """Sends the next records; returns them, and how many of the first ones are stored.
+
+        A cancelled flush leaves its records in flight: the next one waits for their result and sends none
+        twice.
+        """
+        if self._in_flight is None:
+            sending = list(islice(self._records, 64))
+            self._in_flight = sending, asyncio.ensure_future(self._sink.publish(sending))
+        sending, publishing = self._in_flight
+        try:
+            return sending, await asyncio.shield(publishing)
+        finally:
+            if publishing.done():
+                self._in_flight = None
 
     async def drain(self, timeout: float) -> None:
         """Stores the rows left at shutdown, within `timeout` seconds; counts the rest as dropped."""
