@@ -185,7 +185,7 @@ def main() -> None:
         dist.destroy_process_group()
         if rank == 0:
             print(json.dumps({"side": "torchrun", "step_ms": seconds * 1e3}), flush=True)
-        return
+        os._exit(0)  # a thread of gloo that still runs would abort the process at its usual end
     import ray
 
     from flywheel_job.driver import run_on_ray
