@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flywheel_common.message_fields import prefix
 from flywheel_feature.api.convert_online import applied_table
 from flywheel_feature.definitions.model import Field
 from flywheel_feature.encoding.row_encoding import DTYPES, is_variable
@@ -30,21 +31,6 @@ LAYOUTS_KEPT = 64
 _RESPONSE = pb.GetOnlineFeaturesResponse.DESCRIPTOR.fields_by_name
 _TABLE = column_pb2.Table.DESCRIPTOR.fields_by_name
 _COLUMN = column_pb2.Column.DESCRIPTOR.fields_by_name
-
-
-def varint(value: int) -> bytes:
-    """A protobuf varint."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def prefix(field: Any, length: int) -> bytes:
-    """Tag and length of a length-delimited field."""
-    return varint(field.number << 3 | 2) + varint(length)
 
 
 def applied_field(applied: Sequence[AppliedOffsets]) -> bytes:

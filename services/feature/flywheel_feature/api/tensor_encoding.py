@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flywheel_common.errors import WrongType
-from flywheel_feature.api.answer_encoding import applied_field, prefix
+from flywheel_common.message_fields import prefix
+from flywheel_feature.api.answer_encoding import applied_field
 from flywheel_feature.api.convert_definitions import field_to_proto
 from flywheel_feature.definitions.model import DataType, Field
 from flywheel_feature.online.read_plan import Answer, ReadPlan
