@@ -19,6 +19,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from flywheel_common.arrays import Array
+from flywheel_common.process.freed_memory import keep_freed_memory
 from flywheel_inference.config import InferenceSettings
 from flywheel_inference.prediction_log.rows import LogRecord
 from flywheel_inference.server import wire
@@ -100,5 +101,6 @@ async def main(port: int, feature_address: str) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as the gateway's command does
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main(int(sys.argv[1]), sys.argv[2]))
