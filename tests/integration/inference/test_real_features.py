@@ -51,7 +51,7 @@ PRESENT, NULL, NOT_FOUND = "PRESENT", "NULL", "NOT_FOUND"
 
 
 class Relay(feature_pb2_grpc.FeatureServiceServicer):
-    """Forwards to a feature service; keeps the layouts that were asked for, and counts answers with a tensor."""
+    """Forwards to a feature service; keeps the layouts asked for, and counts answers with a tensor."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = feature_pb2_grpc.FeatureServiceStub(channel)

@@ -78,7 +78,7 @@ def model_py(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("pb_utils"))
     _, files = load_request("p.m.v3", SEVEN, ONE, "abc", backend="python")
     names: dict[str, Any] = {}
-    exec(compile(files["file:1/model.py"], "model.py", "exec"), names)  # noqa: S102 - it is our own text
+    exec(compile(files["file:1/model.py"], "model.py", "exec"), names)
     return names
 
 
