@@ -27,6 +27,20 @@ PREDICT = "/flywheel.inference.v1.InferenceService/Predict"
 BATCH_ROWS = 100
 
 
+def large_request() -> inference_pb2.PredictRequest:
+    request = predict_request(0)
+    request.request_fields["origin"].string_value = "x" * LARGE_BYTES
+    return request
+
+
+def ragged_request(elements: int) -> inference_pb2.PredictRequest:
+    """A request with a list in place of a number."""
+    request = predict_request(elements)
+    ragged = ValueList(values=[Value(double_value=1.0)] * elements)
+    request.request_fields["miles"].CopyFrom(Value(list_value=ragged))
+    return request
+
+
 class OtherCaller:
     """Sends one call after the other, hostile ones of all kinds or valid ones; counts how they end."""
 
@@ -35,10 +49,8 @@ class OtherCaller:
         self._predict = channel.unary_unary(PREDICT)
         """Sends messages that are encoded already."""
         self._hostile = hostile
-        large = predict_request(0)
-        large.request_fields["origin"].CopyFrom(Value(string_value="x" * LARGE_BYTES))
         # Encoding it for each call would take time of the gateway's cores, which a caller does not have.
-        self._large = large.SerializeToString()
+        self._large = large_request().SerializeToString()
         self._batch = inference_pb2.BatchPredictRequest(
             model=MODEL, requests=[predict_request(number, "") for number in range(BATCH_ROWS)]
         )
@@ -73,8 +85,7 @@ class OtherCaller:
             elif number % 2:
                 timeout = SHORT_SECONDS
             else:
-                ragged = ValueList(values=[Value(double_value=1.0)] * (number % 5))
-                request.request_fields["miles"].CopyFrom(Value(list_value=ragged))
+                request = ragged_request(number % 5)
             await self._stub.Predict(request, timeout=timeout)
             self.ended["OK"] += 1
         except grpc.aio.AioRpcError as error:
