@@ -106,7 +106,8 @@ class BulkPredictor:
     ) -> list[Result]:
         """The result of each request, in order. `answer` calls `predict` and returns errors of the request as
         results; `refusal` makes the result of a request that is not begun: the deadline of the call is near,
-        or the results so far are too large.
+        or the results so far are too large. Shortens the budget of the calling task by a reserve for the
+        response.
         """
         self._working += 1
         try:
