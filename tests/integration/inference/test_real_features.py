@@ -17,13 +17,13 @@ import flywheel as fw
 from flywheel_common import columns
 from flywheel_common.grpc.server import Server
 from flywheel_common.kafka import topics
+from flywheel_common.signature import BOOL, FLOAT32, FLOAT32_VECTOR, InputSpec, Signature
 from flywheel_local.kafka import Kafka
 from flywheel_local.triton import Triton
 from flywheel_protos.feature.v1 import feature_pb2, feature_pb2_grpc
-from flywheel_protos.types.v1 import value_pb2 as types
-from tests.support.builders.inference import expected_score
-from tests.support.builders.onnx_models import golden_rows
-from tests.support.peers.inference import feature_server
+from tests.support.builders.inference import expected_score, onnx_model
+from tests.support.builders.kinds import KindModel
+from tests.support.peers.inference import feature_server, kind_release
 from tests.support.servers.feature import client, environment, server
 from tests.support.servers.inference import Deployment
 
@@ -108,17 +108,17 @@ async def feature_set(client: fw.Client, bucket: str) -> str:
     return "projects/default/featureSets/carriers/versions/1"
 
 
-def release(deployment: Deployment, name: str) -> Any:
+def release(deployment: Deployment, feature_set: str) -> Any:
     """A release whose model has one float32 tensor of the four elements of the features."""
-    found = deployment.registry.release(1, W, feature_set=name)
-    version = found.model_version
-    del version.signature.inputs[:]
-    version.signature.inputs.add(name="hist__delay", data_type=types.DATA_TYPE_FLOAT32)
-    version.signature.inputs.add(name="hist__late", data_type=types.DATA_TYPE_BOOL)
-    version.signature.inputs.add(name="hist__route", data_type=types.DATA_TYPE_FLOAT32_VECTOR, vector_size=2)
+    inputs = (
+        InputSpec("hist__delay", FLOAT32),
+        InputSpec("hist__late", BOOL),
+        InputSpec("hist__route", FLOAT32_VECTOR, vector_size=2),
+    )
     rows = np.array([[1, 0, 2, 0], [0.5, 1, -1, np.nan]], np.float32)
-    scores = np.array([expected_score(W, 0.0, row) for row in rows.tolist()], np.float32)
-    version.golden_rows.CopyFrom(golden_rows(rows, scores))
+    model = KindModel(onnx_model(W, 0.0), Signature(inputs), {"INPUT": rows})
+    found = kind_release(deployment.registry, 1, model, threshold=0.5)
+    found.release.feature_set = found.model_version.feature_set = feature_set
     return found
 
 
