@@ -93,39 +93,12 @@ def _tensor(name: str, data_type: int, shape: Sequence[int]) -> dict[str, object
 PYTHON_MODEL = '''\
 """Runs model.onnx with ONNX Runtime, for a Triton without an ONNX Runtime backend."""
 
-import importlib
 import json
 import os
-import threading
 
 import numpy as np
+import onnxruntime
 import triton_python_backend_utils as pb_utils
-
-NICE = 10
-
-
-def gently(work):
-    """The result of work in a thread of lower priority: calls of other models come before a load. A thread,
-    because a process without privileges cannot raise its priority again."""
-    ended = []
-
-    def run():
-        os.nice(NICE)  # on Linux, of this thread only
-        try:
-            ended.append((work(), None))
-        except BaseException as error:
-            ended.append((None, error))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    result, error = ended[0]
-    if error is not None:
-        raise error
-    return result
-
-
-onnxruntime = gently(lambda: importlib.import_module("onnxruntime"))
 
 TYPES = {
     "tensor(bool)": "TYPE_BOOL",
@@ -159,7 +132,7 @@ class TritonPythonModel:
             device = {"device_id": args["model_instance_device_id"]}
             providers = [("CUDAExecutionProvider", device), *providers]
         path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
-        self._session = gently(lambda: onnxruntime.InferenceSession(path, options, providers=providers))
+        self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         check("inputs", config["input"], self._session.get_inputs())
         check("outputs", config["output"], self._session.get_outputs())
         self._inputs = [(tensor["name"], tensor["data_type"] == "TYPE_STRING") for tensor in config["input"]]
