@@ -21,7 +21,8 @@ class LoopShare:
     """Gives turns to tasks of one event loop, in the order in which they were asked for: in one iteration as
     many as take about `seconds`, and at least one. The work of a turn ends where its task next waits."""
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.thread_time) -> None:
+        """`clock`: CPU time of the thread, so that other processes on its core make no smaller slices."""
         self._seconds = seconds
         self._clock = clock
         self._each = FIRST_ESTIMATE_SECONDS
