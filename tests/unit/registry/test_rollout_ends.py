@@ -68,13 +68,16 @@ async def in_shadow(policy: RolloutPolicy = POLICY) -> tuple[Simulation, Rollout
     return simulation, rollout
 
 
+def alerts(simulation: Simulation) -> list[RolloutChanged]:
+    assert isinstance(simulation.store, MemoryStore)
+    return [e for e, _ in simulation.store.events if isinstance(e, RolloutChanged) and e.alert]
+
+
 async def assert_ended(simulation: Simulation, rollout: Rollout, state: RolloutState, words: str) -> None:
     """Assert the end, the alert, and that neither version changed its stage by it."""
     ended = await simulation.rollout(rollout.number)
     assert (state, True) == (ended.progress.state, words in ended.reason), ended.reason
-    assert isinstance(simulation.store, MemoryStore)
-    last = [e for e, _ in simulation.store.events if isinstance(e, RolloutChanged)][-1]
-    assert (state.value, True) == (last.state, last.alert)
+    assert state.value == alerts(simulation)[-1].state
     assert Stage.PRODUCTION is await simulation.stage(1)
     assert await simulation.stage(2) in (Stage.STAGING, Stage.CANDIDATE)
     async with simulation.store.reading() as records:
@@ -187,8 +190,13 @@ async def test_a_stalled_gateway_is_reported_and_the_rollout_expires() -> None:
     assert stalls.note(rollout, 5, 3600.0)
     assert (1, False) == (stalls.count(3601.0), stalls.note(rollout, 5, 3601.0)), "reported once"
     assert (False, 0) == (stalls.note(rollout, 6, 3602.0), stalls.count(3603.0))
+    await simulation.ticks(0.9 * HOUR)
+    assert not alerts(simulation)
     await simulation.ticks(2 * HOUR)
     assert 1 == simulation.ticker._stalls.count(simulation.clock.monotonic())
+    (alert,) = alerts(simulation)
+    assert ("SHADOW", rollout.number) == (alert.state, alert.rollout)
+    assert alert.reason.startswith("No new evidence for 1:00:00: Evidence is missing: 0 of 100 rows labelled")
     await simulation.ticks(5 * DAY, every=HOUR)
     await assert_ended(simulation, rollout, RolloutState.EXPIRED, "0 of 100 rows labelled")
 
