@@ -119,7 +119,7 @@ async def test_an_upload_killed_at_90_percent_sends_a_tenth_again(
     with back.open("rb") as content:
         assert sha256 == hashlib.file_digest(content, "sha256").hexdigest()
     print(
-        f"{UPLOAD_MIB} MiB: {done / size:.1%} of {first / size:.1%} were stored, {again / size:.1%} sent again, "
+        f"{UPLOAD_MIB} MiB: {done / size:.1%} of {first / size:.1%} stored, {again / size:.1%} sent again, "
         f"peak {peak:.0f} MiB"
     )
     assert peak <= MEMORY_MIB
