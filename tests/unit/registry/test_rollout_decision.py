@@ -52,6 +52,7 @@ def judged(
         (SHADOW, None, Decision.HOLD, "provides no evidence"),
         (SHADOW, NOTHING, Decision.HOLD, "0 of 200 rows labelled"),
         (SHADOW, evidence(labelled=199), Decision.HOLD, "199 of 200"),
+        (SHADOW, evidence(labelled=29), Decision.HOLD, "enough labelled rows for a log-loss bound"),
         (SHADOW, evidence(days=0.5), Decision.HOLD, "12:00:00 of 1 day, 0:00:00 of event time"),
         (SHADOW, evidence(0.00715), Decision.ADVANCE, "+0.00715"),
         (SHADOW, evidence(0.00717), Decision.HOLD, "Undecided"),

@@ -87,7 +87,8 @@ def _decide_shadow(
         found.rows >= step.min_samples,
         f"{found.rows} of {step.min_samples} rows labelled on both sides",
     )
-    if missing := _missing_evidence(findings, labelled, *bake):
+    bounded = found.upper is not None, "enough labelled rows for a log-loss bound"
+    if missing := _missing_evidence(findings, labelled, bounded, *bake):
         return Verdict(Decision.HOLD, f"Evidence is missing: {missing}.", findings.lines())
     limit, numbers, rows = found.limit, _log_loss_delta(found, step), f"{found.rows} labelled rows"
     within = found.verdict is LimitVerdict.WITHIN
@@ -98,7 +99,7 @@ def _decide_shadow(
     if found.breached:
         reason = f"Worse in shadow on {rows}: {numbers}, even the lower bound is above {limit:g}."
         return Verdict(Decision.REFUSE, reason, findings.lines(), rejects=True)
-    reason = f"Undecided on {rows}: {numbers}; {limit:g} is not excluded, and more labels are needed."
+    reason = f"Undecided on {rows}: {numbers}; {limit:g} is within the bounds, and more labels are needed."
     return Verdict(Decision.HOLD, reason, findings.lines())
 
 

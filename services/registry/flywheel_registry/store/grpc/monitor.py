@@ -89,7 +89,6 @@ def compare_request(rollout: Rollout) -> monitor_pb2.CompareVariantsRequest:
         champion_release=ReleaseName.of(rollout.model, rollout.champion),
         challenger_release=ReleaseName.of(rollout.model, rollout.challenger),
         mode=monitor_pb2.COMPARISON_MODE_SHADOW if in_shadow else monitor_pb2.COMPARISON_MODE_CANARY,
-        alpha=rollout.policy.level,
         generation=rollout.generation,
         limits=step_verdict_pb2.StepLimits(
             **{_FIELDS[metric]: limit for metric, limit in wanted.limits.items()},
