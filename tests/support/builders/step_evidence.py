@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -94,7 +95,7 @@ class Counted:
 
     def comparison(self, policy: RolloutPolicy, progress: Progress) -> Comparison:
         """Return what the registry reads of the answer about a step."""
-        return compared(self, Rollout("projects/p/models/late", 2, 2, 1, 1, progress, policy, generation=1))
+        return _compared(self, policy, progress)
 
 
 NOTHING = Counted(delta=0.0, error=math.inf, labelled=0, days=0.0, predictions=0, champion_predictions=0)
@@ -103,4 +104,10 @@ NOTHING = Counted(delta=0.0, error=math.inf, labelled=0, days=0.0, predictions=0
 
 def compared(counted: Counted, rollout: Rollout) -> Comparison:
     """Return what the registry reads of the monitor's answer about the current step of a rollout."""
+    return _compared(counted, rollout.policy, rollout.progress)
+
+
+@lru_cache(maxsize=10_000)
+def _compared(counted: Counted, policy: RolloutPolicy, progress: Progress) -> Comparison:
+    rollout = Rollout("projects/p/models/late", 2, 2, 1, 1, progress, policy, generation=1)
     return parse_comparison(counted.answer(compare_request(rollout)))
