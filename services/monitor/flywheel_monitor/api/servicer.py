@@ -18,7 +18,7 @@ from flywheel_monitor.alerts.filter import parse_filter
 from flywheel_monitor.alerts.ports import Alerts
 from flywheel_monitor.api.alert_sink_methods import AlertSinkMethods
 from flywheel_monitor.api.convert_alerts import alert_to_proto
-from flywheel_monitor.api.convert_comparison import comparison_to_proto
+from flywheel_monitor.api.convert_comparison import comparison_to_proto, limits_from_proto
 from flywheel_monitor.api.convert_performance import performance_to_proto
 from flywheel_monitor.api.convert_policies import policy_from_proto, policy_to_proto
 from flywheel_monitor.api.convert_reports import distributions_to_proto, report_to_proto
@@ -179,7 +179,7 @@ class MonitorServicer(
             alpha=request.alpha,
             generation=request.generation,
             champion_source=request.champion_source,
-            p99_alpha=request.p99_alpha,
+            limits=limits_from_proto(request.limits),
         )
         return comparison_to_proto(request.champion_release, request.challenger_release, found)
 
