@@ -188,9 +188,9 @@ class Evaluator:
             report = report_on(version, span, window, quality, policy, late, earlier=earlier)
             await records.put_report(version_id, report)
             kinds = (*FEATURE_KINDS, *LABEL_KINDS) if labels else FEATURE_KINDS
-            for kind, (verdict, reason) in verdicts(report, version, policy, kinds).items():
+            for kind, verdict in verdicts(report, version, policy, kinds).items():
                 before = await records.verdict(version_id, kind, span)
-                await records.put_verdict(version_id, kind, span, verdict, reason)
+                await records.put_verdict(version_id, kind, verdict)
                 await update_alert(records, self._ids, version, kind, report, policy, before)
             await records.close(version_id, span.end_us, labels=labels)
         self._metrics.report(report)

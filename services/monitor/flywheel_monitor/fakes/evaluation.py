@@ -38,10 +38,8 @@ class MemoryReports:
     async def put_report(self, version_id: int, report: Report) -> None:
         self._data.reports[version_id, report.span] = report
 
-    async def put_verdict(
-        self, version_id: int, kind: Kind, span: Span, verdict: Verdict, reason: str
-    ) -> None:
-        self._data.verdicts[version_id, kind, span] = WindowVerdict(verdict, span, reason)
+    async def put_verdict(self, version_id: int, kind: Kind, verdict: WindowVerdict) -> None:
+        self._data.verdicts[version_id, kind, verdict.span] = verdict
 
     async def recent(self, version_id: int, kind: Kind, limit: int) -> list[WindowVerdict]:
         mine = [j for (v, k, _), j in self._data.verdicts.items() if (v, k) == (version_id, kind)]
@@ -83,9 +81,8 @@ class MemoryReports:
             if version == version_id and span.start_us <= start < span.end_us
         )
 
-    async def verdict(self, version_id: int, kind: Kind, span: Span) -> Verdict | None:
-        found = self._data.verdicts.get((version_id, kind, span))
-        return None if found is None else found.verdict
+    async def verdict(self, version_id: int, kind: Kind, span: Span) -> WindowVerdict | None:
+        return self._data.verdicts.get((version_id, kind, span))
 
     async def judged(self, version_id: int, span: Span) -> bool:
         return (version_id, span) in self._data.reports
