@@ -216,10 +216,13 @@ def test_score_shift_depends_on_the_effect_not_on_the_traffic() -> None:
 
 def test_concept_drift_needs_labels_and_a_worse_model() -> None:
     promised = QualityReference(auc=0.8, log_loss=0.4, label_mean=0.3)
-    good = Quality(labelled=1000, auc=0.79, log_loss=0.41, label_mean=0.31)
+    errors = {"auc_error": 0.01, "log_loss_error": 0.02, "calibration_error_error": 0.01}
+    good = Quality(labelled=1000, auc=0.79, log_loss=0.41, label_mean=0.31, **errors)
     assert judge_concept(good, promised, POLICY)[0] == Verdict.NO_DRIFT
     assert judge_concept(replace(good, auc=0.70), promised, POLICY)[0] == Verdict.DRIFT
     assert judge_concept(replace(good, log_loss=0.60), promised, POLICY)[0] == Verdict.DRIFT
+    noisy = replace(good, auc=0.70, auc_error=0.04), replace(good, log_loss=0.60, log_loss_error=0.07)
+    assert all(judge_concept(one, promised, POLICY)[0] == Verdict.NO_DRIFT for one in noisy)
     assert judge_concept(replace(good, labelled=100, auc=0.5), promised, POLICY)[0] == Verdict.INSUFFICIENT
     calibrated = replace(promised, brier=0.12, calibration_error=0.01)
     same = replace(
