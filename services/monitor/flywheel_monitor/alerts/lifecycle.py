@@ -73,7 +73,7 @@ class AlertActions:
 def alert_actions(
     shown: Collection[str] | None, recent: Sequence[Drifted], policy: MonitorPolicy
 ) -> AlertActions:
-    """The effects of the newest verdict of a kind. `shown`: the subjects of the unresolved alert of this kind,
+    """The effects of the newest verdict of a kind. `shown`: the subjects of the unresolved alert of the kind,
     None without one. `recent`: what drifted in the windows with enough rows, newest first, beginning with the
     window that was just judged."""
     if not recent:

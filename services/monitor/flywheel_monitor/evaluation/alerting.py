@@ -119,8 +119,8 @@ def retracts(
 
 
 def evidence(kind: Kind, report: Report, subjects: Collection[str]) -> list[FeatureDrift]:
-    """The features that an alert of this kind shows, most drifted first: those that it is about, or, of a kind
-    that concerns no feature, all that drifted in the window."""
+    """The features that an alert of this kind shows, most drifted first: those that it is about, or, if it
+    concerns no feature, all that drifted in the window."""
     if kind in OF_FEATURES:
         return [d for d in report.features_with(*OF_FEATURES[kind]) if d.feature in subjects]
     return report.features_with(Verdict.DRIFT, Verdict.WARNING)
