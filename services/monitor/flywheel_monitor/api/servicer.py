@@ -52,6 +52,10 @@ LAG_SECONDS = 2.0
 """How long GetIngestStatus waits for the broker; then it returns the lag that was read last."""
 
 
+LATE_MODELS_SHOWN = 100
+"""Models with late predictions that GetIngestStatus lists."""
+
+
 class ApiRecords(
     PerformanceRecords, ReportRecords, VariantCounts, Alerts, IngestStatus, Experiments, Protocol
 ):
@@ -233,6 +237,7 @@ class MonitorServicer(
             counts, reached = await records.counts(project), await records.reached(project)
             evaluated = await records.evaluated(project)
             waiting = await records.waiting_rows(project)
+            late = await records.late_by_model(project, LATE_MODELS_SHOWN)
         return pb.GetIngestStatusResponse(
             lag_records=lag.total,
             predictions=counts.predictions,
@@ -240,6 +245,7 @@ class MonitorServicer(
             orphan_outcomes=counts.orphans,
             duplicates=counts.duplicates,
             late_predictions=counts.late,
+            late_models=[pb.LateModel(model=model, late_predictions=count) for model, count in late],
             waiting_predictions=waiting,
             dead_letters=lag.dead_letters,
             watermark=timestamp(reached),
