@@ -132,7 +132,8 @@ class EvaluationMetrics:
         self._shift.labels(version).set(report.score.shift)
         if report.estimate is not None:
             for name, value in asdict(report.estimate.expected).items():
-                self._estimated.labels(version, name).set(value)
+                if value is not None:
+                    self._estimated.labels(version, name).set(value)
 
     def _show_quality(self, report: Report) -> None:
         found, version = report.quality, report.model_version
@@ -163,7 +164,7 @@ class EvaluationMetrics:
         }
         for name, promised in asdict(found.labelled).items():
             value = realised[name]
-            if value is not None:
+            if value is not None and promised is not None:
                 self._estimate_error.labels(report.model_version, name).set(value - promised)
         self._estimate_wrong.labels(report.model_version).set(1.0 if found.warning else 0.0)
 
