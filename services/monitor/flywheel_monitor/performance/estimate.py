@@ -9,7 +9,7 @@ Kuberski and Nurminen, "Performance estimation in binary classification using ca
     log-loss = Σ n_i H(p_i) / n                          H(p) = -p ln p - (1 - p) ln(1 - p)
     AUC      = P(score of a positive > score of a negative) + half of the ties, from the expected counts
 
-BINARY: p_i is the middle of score bin i. A score lies at most 1/400 from it, so that the accuracy is wrong by at most
+BINARY: p_i is the middle of score bin i. A score lies at most 1/400 from it: the accuracy is wrong by at most
 1/400, and the log-loss by at most H(1/400) = 0.018, which it is if all scores are 0 or 1.
 
 MULTICLASS: the predicted class is right with its own probability, so that the accuracy is the mean of the
