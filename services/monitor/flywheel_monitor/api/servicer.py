@@ -37,6 +37,7 @@ from flywheel_monitor.evaluation.report_lookup import (
     find_reports,
 )
 from flywheel_monitor.evaluation.report_memory import ReportMemory
+from flywheel_monitor.evaluation.window_series import find_series
 from flywheel_monitor.experiments.ports import Experiments
 from flywheel_monitor.ingest.ports import ConsumerLag, IngestStatus
 from flywheel_monitor.models.lookup import existing_policy
@@ -135,7 +136,20 @@ class MonitorServicer(
         self, request: pb.ListDriftReportsRequest, context: Any
     ) -> pb.ListDriftReportsResponse:
         size = page_size(request.page_size, default=100)
-        page = await find_reports(self._store, request.name, size, request.page_token)
+        if request.HasField("window"):
+            page = await find_series(
+                self._store,
+                request.name,
+                request.window.ToMicroseconds(),
+                start_us=micros_of(request, "start_time"),
+                end_us=micros_of(request, "end_time"),
+                segment=request.segment,
+                pane_us=self._pane_us,
+                size=size,
+                token=request.page_token,
+            )
+        else:
+            page = await find_reports(self._store, request.name, size, request.page_token)
         return pb.ListDriftReportsResponse(
             reports=[report_to_proto(r) for r in page.items], next_page_token=page.next_page_token
         )

@@ -51,7 +51,8 @@ class Reports(LatePredictions, Protocol):
         ...
 
     async def windows(self, version_id: int, start_us: int, end_us: int, window_us: int) -> list[Span]:
-        """Windows with served predictions that begin in [start, end), oldest first."""
+        """Windows that begin in [start, end), and in which panes with served predictions begin, oldest
+        first."""
         ...
 
     async def lock(self, version_id: int) -> WatchedVersion:

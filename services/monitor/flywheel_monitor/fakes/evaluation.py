@@ -18,6 +18,7 @@ from flywheel_monitor.windows.watermark import ReachedTimes
 
 class MemoryReports:
     _data: Data
+    _pane_us: int
 
     async def reached_times(self) -> ReachedTimes:
         return ReachedTimes(_by_model(self._data.reached()), _by_model(self._data.reached_labels()))
@@ -29,7 +30,7 @@ class MemoryReports:
 
     async def windows(self, version_id: int, start_us: int, end_us: int, window_us: int) -> list[Span]:
         times = [prediction.time for prediction, _ in self._data.served(version_id)]
-        found = {window_of(time, window_us) for time in times}
+        found = {window_of(time // self._pane_us * self._pane_us, window_us) for time in times}
         return sorted(span for span in found if start_us <= span.start_us < end_us)
 
     async def lock(self, version_id: int) -> WatchedVersion:

@@ -1,0 +1,101 @@
+"""Reports on windows of any width, and the page that shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from flywheel_monitor.evaluation.report import Report
+from flywheel_monitor.evaluation.window_series import find_series
+from flywheel_protos.monitor.v1 import monitor_pb2
+from tests.support.builders.monitor import (
+    HOUR_US,
+    MINUTE_US,
+    PANE_US,
+    START_US,
+    outcomes,
+    predictions,
+    version_name,
+)
+from tests.support.servers.monitor import LocalMonitor
+
+SECOND_US = 1_000_000
+
+
+async def series(
+    monitor: LocalMonitor, seconds: int, size: int = 100, token: str = "", **fields: Any
+) -> tuple[list[Report], str]:
+    given = {"start_us": None, "end_us": None, "segment": ""} | fields
+    page = await find_series(
+        monitor.store, version_name(), seconds * SECOND_US, pane_us=PANE_US, size=size, token=token, **given
+    )
+    return list(page.items), page.next_page_token
+
+
+async def traffic(monitor: LocalMonitor) -> np.ndarray:
+    """300 predictions over 50 minutes, 100 a day later, and 100 a year later; their event times."""
+    rng = np.random.default_rng(3)
+    first = rng.integers(0, 50 * MINUTE_US, 300)
+    times = START_US + np.concatenate([first, 24 * HOUR_US + first[:100], 365 * 24 * HOUR_US + first[:100]])
+    ids = [str(i) for i in range(len(times))]
+    segments = ["even" if i % 2 == 0 else "odd" for i in range(len(times))]
+    await monitor.predicted(
+        predictions(ids, times=times, values=rng.normal(size=len(times)), segments=segments)
+    )
+    await monitor.labelled(outcomes(ids[:50], [1.0] * 50))
+    return times
+
+
+@pytest.mark.parametrize("seconds", [1, 45, 60, 90, 600, 3_600, 5_000, 86_400, 10**9])
+async def test_each_prediction_is_in_one_window_of_any_width(monitor: LocalMonitor, seconds: int) -> None:
+    times = await traffic(monitor)
+    found, token = await series(monitor, seconds)
+    while token:
+        more, token = await series(monitor, seconds, token=token)
+        found += more
+    # A pane of a minute counts in the window in which it begins.
+    windows, counts = np.unique(times // PANE_US * PANE_US // (seconds * SECOND_US), return_counts=True)
+    assert counts[::-1].tolist() == [r.predictions for r in found]
+    begins = -(-windows * seconds * SECOND_US // PANE_US) * PANE_US
+    assert begins[::-1].tolist() == [r.span.start_us for r in found]
+    assert 50 == sum(r.quality.labelled for r in found)
+    same = await monitor.report(version_name(), found[0].span.start_us, found[0].span.end_us)
+    assert same == found[0]
+
+
+async def test_windows_are_read_of_a_range_and_a_segment(monitor: LocalMonitor) -> None:
+    times = await traffic(monitor)
+    even = times[::2]
+    start, end = START_US + 11 * MINUTE_US, START_US + 40 * MINUTE_US
+    found, token = await series(monitor, 600, start_us=start, end_us=end, segment="even")
+    assert "" == token
+    begins = [START_US + m * MINUTE_US for m in (30, 20)]
+    assert begins == [r.span.start_us for r in found], "the window at 10 minutes begins before the range"
+    expected = [int(np.sum((even >= at) & (even < at + 600 * SECOND_US))) for at in begins]
+    assert expected == [r.predictions for r in found]
+    assert ([], "") == await series(monitor, 600, segment="none")
+
+
+async def test_pages_of_windows_follow_one_another(monitor: LocalMonitor) -> None:
+    await traffic(monitor)
+    every, _ = await series(monitor, 60)
+    found, token = await series(monitor, 60, size=7)
+    assert every[:7] == found and token
+    assert every[7:14] == (await series(monitor, 60, size=7, token=token))[0]
+
+
+async def test_the_api_lists_windows_of_a_width(edge: LocalMonitor, stub: Any) -> None:
+    await traffic(edge)
+    request = monitor_pb2.ListDriftReportsRequest(name=version_name(), window=Duration(seconds=5_000))
+    reports = (await stub.ListDriftReports(request)).reports
+    assert [100, 100, 300] == [r.predictions for r in reports]
+    for window in (Duration(), Duration(nanos=500_000_000), Duration(seconds=-5)):
+        request.window.CopyFrom(window)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ListDriftReports(request)
+        assert grpc.StatusCode.INVALID_ARGUMENT == caught.value.code()
+        assert "window" in (caught.value.details() or "")
