@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from typer.testing import CliRunner
 
+from flywheel.cli.main import app
 from flywheel_monitor.evaluation.report import Report
 from flywheel_monitor.evaluation.window_series import find_series
 from flywheel_protos.monitor.v1 import monitor_pb2
@@ -21,7 +25,7 @@ from tests.support.builders.monitor import (
     predictions,
     version_name,
 )
-from tests.support.servers.monitor import LocalMonitor
+from tests.support.servers.monitor import LocalMonitor, listening, memory_monitor
 
 SECOND_US = 1_000_000
 
@@ -99,3 +103,17 @@ async def test_the_api_lists_windows_of_a_width(edge: LocalMonitor, stub: Any) -
             await stub.ListDriftReports(request)
         assert grpc.StatusCode.INVALID_ARGUMENT == caught.value.code()
         assert "window" in (caught.value.details() or "")
+
+
+async def test_the_page_shows_windows_of_the_width_that_was_asked_for(tmp_path: Path) -> None:
+    monitor, page = memory_monitor(), tmp_path / "report.html"
+    await traffic(monitor)
+    command = ["monitor", "report", version_name(), "--window", "3600", "--out", str(page)]
+    async with listening(monitor.store) as address:
+        environment = {"FLYWHEEL_MONITOR_ADDRESS": address, "FLYWHEEL_PROJECT": "p"}
+        done = await asyncio.to_thread(CliRunner().invoke, app, command, env=environment)
+    assert 0 == done.exit_code, done.output
+    html = page.read_text(encoding="utf-8")
+    assert f"{version_name()}: 2014-04-01 00:00:00 to 2014-04-01 01:00:00 UTC" in html
+    titles = [f"2013-04-0{day} 00:00:00: {rows}</title>" for day, rows in ((1, 300), (2, 100))]
+    assert all(title in html for title in (*titles, "2014-04-01 00:00:00: 100</title>"))
