@@ -239,11 +239,14 @@ def _segments(content: ReportContent) -> str:
             f"{report.predictions:,}",
             _verdict(report.verdict),
             f"{report.score_mean:.4g}",
+            f"{report.labelled:,}",
+            *(f"{getattr(report, n):.4g}" if report.HasField(n) else "–" for n in ("auc", "log_loss")),
             escape(", ".join(f"{f.feature} {f.psi_corrected:.3g}" for f in report.features[:3])),
         )
         for name, report in content.segments.items()
     )
-    return _table(("segment", "predictions", "verdict", "mean score", "largest PSI"), rows)
+    header = ("segment", "predictions", "verdict", "mean score", "labelled", "AUC", "log-loss", "largest PSI")
+    return _table(header, rows)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
