@@ -97,6 +97,9 @@ async def test_the_api_lists_windows_of_a_width(edge: LocalMonitor, stub: Any) -
     request = monitor_pb2.ListDriftReportsRequest(name=version_name(), window=Duration(seconds=5_000))
     reports = (await stub.ListDriftReports(request)).reports
     assert [100, 100, 300] == [r.predictions for r in reports]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ListDriftReports(monitor_pb2.ListDriftReportsRequest(name=version_name(), segment="even"))
+    assert "need a window" in (caught.value.details() or "")
     for window in (Duration(), Duration(nanos=500_000_000), Duration(seconds=-5)):
         request.window.CopyFrom(window)
         with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -44,6 +44,7 @@ from flywheel_monitor.models.lookup import existing_policy
 from flywheel_monitor.models.names import AlertName, ModelName
 from flywheel_monitor.performance.served import PerformanceRecords, served_performance
 from flywheel_monitor.replay.replay import Replays
+from flywheel_monitor.windows.errors import InvalidTimeRange
 from flywheel_protos.monitor.v1 import distribution_pb2, monitor_pb2_grpc
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
 
@@ -136,18 +137,21 @@ class MonitorServicer(
         self, request: pb.ListDriftReportsRequest, context: Any
     ) -> pb.ListDriftReportsResponse:
         size = page_size(request.page_size, default=100)
+        start, end = micros_of(request, "start_time"), micros_of(request, "end_time")
         if request.HasField("window"):
             page = await find_series(
                 self._store,
                 request.name,
                 request.window.ToMicroseconds(),
-                start_us=micros_of(request, "start_time"),
-                end_us=micros_of(request, "end_time"),
+                start_us=start,
+                end_us=end,
                 segment=request.segment,
                 pane_us=self._pane_us,
                 size=size,
                 token=request.page_token,
             )
+        elif start is not None or end is not None or request.segment:
+            raise InvalidTimeRange("start_time, end_time and segment need a window.", field="window")
         else:
             page = await find_reports(self._store, request.name, size, request.page_token)
         return pb.ListDriftReportsResponse(
