@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from flywheel_common.errors import FlywheelError
 from flywheel_monitor.evaluation.ports import Frontier
 from flywheel_monitor.fakes.data import Data
 from flywheel_monitor.ingest.batches import PredictionColumns, Role, VariantKey
@@ -57,6 +58,17 @@ class MemoryVersions:
         waiting = [batch for _, batch in self._data.waiting.values() if batch.key.model == model]
         known = {v.name: v.output for v in self._data.versions.values() if v.model == model}
         return {b.key.model_version: b.output for b in reversed(waiting)} | known
+
+    async def knows_model(self, model: str) -> bool:
+        waiting = any(batch.key.model == model for _, batch in self._data.waiting.values())
+        if waiting or model in self._data.models:
+            return True
+        try:
+            return await self._source.has_model(model)
+        except FlywheelError as error:
+            if not error.retryable:
+                raise
+            return True
 
     def known_output(self, model_version: str) -> Output | None:
         return next((v.output for v in self._data.versions.values() if v.name == model_version), None)

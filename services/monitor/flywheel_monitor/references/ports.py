@@ -16,6 +16,10 @@ class ReferenceSource(Protocol):
 
     async def fetch(self, model_version: str) -> Reference: ...
 
+    async def has_model(self, model: str) -> bool:
+        """Whether the registry has the model."""
+        ...
+
 
 class Versions(Protocol):
     """Model versions that have made predictions. The reference of a version is fetched before its first

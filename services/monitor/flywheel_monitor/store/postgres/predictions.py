@@ -74,6 +74,10 @@ SELECT coalesce(sum(predictions), 0) AS predictions, coalesce(sum(outcomes), 0) 
     coalesce(sum(late), 0) AS late
 FROM ingest_count c JOIN model m ON m.id = c.model_id WHERE m.project = $1
 """
+_LATE_BY_MODEL = """
+SELECT m.name, sum(c.late) AS late FROM ingest_count c JOIN model m ON m.id = c.model_id
+WHERE m.project = $1 AND c.late > 0 GROUP BY m.name ORDER BY late DESC, m.name LIMIT $2
+"""
 _REACHED = """
 SELECT max(reached_us) FROM progress p JOIN model m ON m.id = p.model_id WHERE m.project = $1 AND NOT labels
 """
@@ -149,6 +153,10 @@ class PredictionRows:
         return IngestCounts(
             **{name: int(n) for name, n in (await self._conn.fetchrow(_STATUS, project)).items()}
         )
+
+    async def late_by_model(self, project: str, limit: int) -> list[tuple[str, int]]:
+        rows = await self._conn.fetch(_LATE_BY_MODEL, project, limit)
+        return [(r["name"], int(r["late"])) for r in rows]
 
     async def reached(self, project: str) -> int | None:
         found: int | None = await self._conn.fetchval(_REACHED, project)

@@ -29,6 +29,9 @@ from flywheel_monitor.windows.support import SUPPORT
 
 _ADD_MODEL = "INSERT INTO model (name, project) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING"
 _MODEL = "SELECT id FROM model WHERE name = $1"
+_KNOWS_MODEL = """
+SELECT EXISTS (SELECT FROM model WHERE name = $1) OR EXISTS (SELECT FROM waiting_batch WHERE model = $1)
+"""
 _MODELS = "SELECT id, name, policy FROM model ORDER BY id"
 _ADD_VERSION = """
 INSERT INTO model_version (model_id, name, reference_hash, reference, reference_reason, metrics, output)
@@ -124,7 +127,7 @@ class VersionCache:
         self._variants: dict[VariantKey, Variant] = {}
         self._by_id: dict[int, Variant] = {}
         self._ask_again: dict[str, float] = {}
-        """Version without reference → time of the loop at which its peers are asked again."""
+        """Version without reference, or unknown model → time of the loop at which peers are asked again."""
 
     async def model_id(self, name: str) -> int:
         """The id of a model, which is created if it is new."""
@@ -133,6 +136,30 @@ class VersionCache:
                 await conn.execute(_ADD_MODEL, name, ModelName.parse(name).project)
                 self._models[name] = await conn.fetchval(_MODEL, name)
         return self._models[name]
+
+    async def knows_model(self, name: str) -> bool:
+        """`Ingestion.knows_model`. A slow or absent registry is asked for INLINE_SECONDS at most."""
+        if name in self._models:
+            return True
+        async with connection(self._pool) as conn:
+            if await conn.fetchval(_KNOWS_MODEL, name):
+                return True
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._ask_again.get(name, 0.0):
+            return False
+        try:
+            async with asyncio.timeout(INLINE_SECONDS):
+                found = await self._source.has_model(name)
+        except TimeoutError:
+            return True
+        except FlywheelError as error:
+            if not error.retryable:
+                raise
+            return True
+        if not found:
+            self._ask_again = {n: at for n, at in self._ask_again.items() if at > loop.time()}
+            self._ask_again[name] = loop.time() + ASK_AGAIN_SECONDS
+        return found
 
     async def known_variant(self, batch: PredictionColumns) -> Variant | None:
         """The variant of a batch, or None while the reference of its version cannot be fetched. A slow or
