@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from flywheel_common.errors import InvalidPageToken
+from flywheel_common.granted.access import Access
+from flywheel_common.granted.errors import AttemptEnded
 from flywheel_common.postgres.errors import LeaseLost, RequestIdReused
 from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.attempt import Attempt, Watch
 from flywheel_trainer.jobs.errors import CancelledOnRequest, JobEnded, UnknownJob
 from flywheel_trainer.jobs.job import FILTER_FIELDS, Job, JobName, JobState
 from flywheel_trainer.jobs.limits import Limits
-from flywheel_trainer.jobs.object_access import Access
-from flywheel_trainer.runs.errors import AttemptEnded, ForeignRun, UnknownExperiment
+from flywheel_trainer.runs.errors import ForeignRun, UnknownExperiment
 from flywheel_trainer.runs.filter_terms import parse_terms
 from flywheel_trainer.runs.metric_points import LoggedPoints
 from flywheel_trainer.runs.run import ExperimentName, RunName, RunState

@@ -27,11 +27,13 @@ from flywheel_feature.offline.model import Compute
 from flywheel_feature.offline.partitioned.build import JoinLimits
 from flywheel_feature.store.engines.ray import PartitionRay
 from flywheel_feature.store.postgres.jobs import PostgresJobs
+from flywheel_feature.store.postgres.join_access import PostgresJoinAccess
 from flywheel_local.ray import Ray
 from flywheel_local.s3 import S3
 from tests.support.builders.jobs import RecordingJob
 from tests.support.builders.partitioned_joins import S3JoinInputs, drives_join, request, without_identity
 from tests.support.eventually import eventually
+from tests.support.servers.join_signing import join_signing
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -51,8 +53,9 @@ async def cluster(ray: Ray) -> AsyncIterator[RayJobs]:
 
 
 @pytest.fixture
-def on_ray(inputs: S3JoinInputs, ray: Ray, cluster: RayJobs) -> PartitionRay:
-    return inputs.on_ray(ray, cluster)
+async def on_ray(inputs: S3JoinInputs, ray: Ray, cluster: RayJobs, pool: Pool) -> AsyncIterator[PartitionRay]:
+    async with join_signing(inputs.s3, PostgresJoinAccess(pool)) as signing:
+        yield inputs.on_ray(ray, cluster, signing)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.support.ports import free_port
 @pytest.mark.parametrize("key", ["403/404.parquet", "NoSuchBucket.parquet"])
 def test_an_outage_is_no_fault_of_the_address(key: str) -> None:
     endpoint = f"http://127.0.0.1:{free_port()}"
-    tables = S3TableFiles(endpoint=endpoint, access_key="none", secret_key="none", bucket="local")
+    tables = S3TableFiles.connect(endpoint=endpoint, access_key="none", secret_key="none", bucket="local")
     for read in (tables.snapshot, tables.files):
         with pytest.raises(Unavailable) as down:
             read(f"s3://local/{key}", 1)
@@ -60,7 +60,7 @@ def refusing() -> Iterator[str]:
 def test_refused_and_missing_buckets_are_faults_of_the_address(
     refusing: str, table_format: TableFormat, bucket: str, reason: str
 ) -> None:
-    tables = S3TableFiles(endpoint=refusing, access_key="a", secret_key="b", bucket=bucket)
+    tables = S3TableFiles.connect(endpoint=refusing, access_key="a", secret_key="b", bucket=bucket)
     for read in (tables.snapshot, tables.files):
         for key in ("t", "t/", "t.parquet"):
             with pytest.raises(FlywheelError) as refused:

@@ -13,10 +13,11 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from flywheel_job.granted.requests import SignedRequests
-from flywheel_job.granted.streams import PART_BYTES, WINDOW_BYTES, Reader, Uploads, Writer
-from flywheel_protos.trainer.v1 import object_access_pb2 as pb
-from flywheel_protos.trainer.v1 import trainer_pb2_grpc
+from flywheel_common.granted.requests import SignedRequests
+from flywheel_common.granted.streams import PART_BYTES, WINDOW_BYTES, Reader, Uploads, Writer
+from flywheel_job.granted import TRAINER
+from flywheel_protos.trainer.v1 import object_access_pb2, trainer_pb2_grpc
+from flywheel_protos.types.v1 import object_access_pb2 as pb
 
 URI = "s3://b/own/a"
 METHODS = {
@@ -82,7 +83,8 @@ def world() -> Iterator[World]:
             method = METHODS.get(pb.ObjectMethod.Name(one.method).removeprefix("OBJECT_METHOD_"), "PUT")
             url = f"http://127.0.0.1:{store.server_port}/{len(world.signed)}"
             signed = pb.SignedObjectRequest(http_method=method, url=url)
-            return pb.SignObjectRequestsResponse(requests=[signed], lifetime=Duration(seconds=world.lifetime))
+            lifetime = Duration(seconds=world.lifetime)
+            return object_access_pb2.SignObjectRequestsResponse(requests=[signed], lifetime=lifetime)
 
     store = ThreadingHTTPServer(("127.0.0.1", 0), Store)
     serving = threading.Thread(target=store.serve_forever)
@@ -91,7 +93,7 @@ def world() -> Iterator[World]:
     trainer_pb2_grpc.add_TrainerServiceServicer_to_server(Trainer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    requests = SignedRequests(f"127.0.0.1:{port}", "token", retry_seconds=5)
+    requests = SignedRequests(f"127.0.0.1:{port}", "token", TRAINER, retry_seconds=5)
     world = World(requests)
     yield world
     requests.close()
@@ -164,7 +166,7 @@ def test_what_stays_away_is_given_up(world: World) -> None:
     with pytest.raises(OSError, match="503"):
         world.requests.send(GET)
     world.signing = [grpc.StatusCode.UNAVAILABLE] * 100
-    with pytest.raises(OSError, match="trainer does not answer"):
+    with pytest.raises(OSError, match="signs requests does not answer"):
         world.requests.send(pb.ObjectRequest(method=pb.OBJECT_METHOD_GET, uri="s3://b/own/b"))
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from flywheel_common.errors import FlywheelError
 from flywheel_feature.offline.errors import SpillFull
 from flywheel_feature.offline.ports import Workspace
-from flywheel_feature.store.s3.deletion import S3Deletion
+from flywheel_feature.store.s3.deletion import Deletion
 from flywheel_feature.tables.errors import ObjectStoreDown, UnknownTable
 from flywheel_feature.tables.ports import Between
 
@@ -26,7 +26,7 @@ from flywheel_feature.tables.ports import Between
 class FileWorkspace(Workspace):
     """A folder on a disk, or in an object store when `deletion` is given."""
 
-    def __init__(self, files: fs.FileSystem, root: str, deletion: S3Deletion | None = None) -> None:
+    def __init__(self, files: fs.FileSystem, root: str, deletion: Deletion | None = None) -> None:
         self._fs = files
         self._root = root.rstrip("/")
         self._deletion = deletion

@@ -11,14 +11,9 @@ from urllib.parse import unquote_plus
 import pyarrow as pa
 from pyarrow import fs
 
-from flywheel_job.granted.requests import SignedRequests
-from flywheel_job.granted.streams import Reader, Uploads, Writer
-from flywheel_protos.trainer.v1 import object_access_pb2 as pb
-
-
-def granted_store(trainer: str, token: str) -> fs.PyFileSystem:
-    """The store of the attempt with this token; `trainer` is host:port."""
-    return fs.PyFileSystem(GrantedFiles(SignedRequests(trainer, token)))
+from flywheel_common.granted.requests import SignedRequests
+from flywheel_common.granted.streams import Reader, Uploads, Writer
+from flywheel_protos.types.v1 import object_access_pb2 as pb
 
 
 class GrantedFiles(fs.FileSystemHandler):

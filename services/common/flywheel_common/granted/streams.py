@@ -6,8 +6,8 @@ import io
 import xml.etree.ElementTree as ET
 from typing import Any
 
-from flywheel_job.granted.requests import SignedRequests
-from flywheel_protos.trainer.v1 import object_access_pb2 as pb
+from flywheel_common.granted.requests import SignedRequests
+from flywheel_protos.types.v1 import object_access_pb2 as pb
 
 PART_BYTES = 16 * 1024 * 1024
 """Size of the parts of an upload: at most one is in memory, and 10,000 make an object of 160 GiB."""
