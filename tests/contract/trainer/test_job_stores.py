@@ -274,6 +274,11 @@ async def test_a_specification_reads_back_with_every_field(stores: Any) -> None:
     assert spec == (await stores.jobs.create(job, {}, "", b"", AT)).spec
 
 
+async def test_a_fraction_of_a_gpu_is_kept(stores: Any) -> None:
+    job = replace(build.job(), spec=replace(TRAIN_SPEC, gpus_per_worker=0.25))
+    assert 0.25 == (await stores.jobs.create(job, {}, "", b"", AT)).spec.gpus_per_worker
+
+
 @pytest.mark.parametrize("spec", [build.EVALUATE_SPEC, build.EXPORT_SPEC], ids=lambda spec: spec.KIND)
 async def test_jobs_that_read_models_read_back_with_every_field(stores: Any, spec: Any) -> None:
     job = replace(build.job(), spec=spec, kind=spec.KIND)
