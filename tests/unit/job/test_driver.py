@@ -10,9 +10,8 @@ from pyarrow import fs
 
 from flywheel_job import objects
 from flywheel_job.driver import backend_of, failure_of, run, stored_output
-from flywheel_job.launch import Resources
 from flywheel_job.errors import NonFiniteMetric, TrainingFailed, WorkerLost
-from flywheel_job.launch import LaunchSpec
+from flywheel_job.launch import LaunchSpec, Resources
 from flywheel_job.outcome import Artifact, MetricPoint, Outcome
 from tests.support.training_job import launch_spec
 
