@@ -25,8 +25,7 @@ RETRY_SECONDS = 300.0
 CALL_SECONDS = 10.0
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 REMEMBERED = 10_000
-"""Signed requests that are kept to be sent again, about 1 KB each: more than the files that one task of a join
-reads."""
+"""Signed requests that are kept to be sent again, about 1 KB each: one task of a join reads many files."""
 USED_SHARE = 0.5
 """Share of its lifetime after which a signed request is not used any more."""
 PASSING = frozenset({429, 500, 502, 503, 504})
