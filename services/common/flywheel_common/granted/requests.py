@@ -162,7 +162,10 @@ def _problem(request: pb.ObjectRequest, answer: Any) -> OSError:
     if answer.status == 404:
         return FileNotFoundError(f"There is no object {request.uri}.")
     text = f"The object store answered {answer.status} for {request.uri}: {answer.data[:300]!r}"
-    return PermissionError(text) if answer.status == 403 else OSError(errno.EIO, text)
+    if answer.status == 403:
+        return PermissionError(text)
+    # A range that the object does not have, such as any of an empty object.
+    return OSError(errno.ERANGE if answer.status == 416 else errno.EIO, text)
 
 
 def _wait(pause: float) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import re
 import xml.etree.ElementTree as ET
-from typing import Any
+from typing import Any, Self
 
 from flywheel_common.granted.requests import SignedRequests
 from flywheel_protos.types.v1 import object_access_pb2 as pb
@@ -17,6 +19,15 @@ WINDOW_BYTES = 256 * 1024
 """Smallest range that is read at once, for formats that are read in many small pieces."""
 
 
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+
+
+def size_of(requests: SignedRequests, uri: str) -> int:
+    """The size of an object in bytes. Raises FileNotFoundError."""
+    answer = requests.send(pb.ObjectRequest(method=pb.OBJECT_METHOD_HEAD, uri=uri))
+    return int(answer.headers["Content-Length"])
+
+
 class Reader(io.RawIOBase):
     """Reads ranges of one object of a known size; the last small range stays in memory."""
 
@@ -25,6 +36,26 @@ class Reader(io.RawIOBase):
         self._requests, self._size, self._at = requests, size, 0
         self._request = pb.ObjectRequest(method=pb.OBJECT_METHOD_GET, uri=uri)
         self._window_start, self._window = 0, b""
+
+    @classmethod
+    def open(cls, requests: SignedRequests, uri: str) -> Self:
+        """A reader of the object, with its end in memory: the footer of a Parquet file, or all of a small file.
+
+        One request returns the end and the size. Raises FileNotFoundError.
+        """
+        request = pb.ObjectRequest(method=pb.OBJECT_METHOD_GET, uri=uri)
+        try:
+            answer = requests.send(request, headers={"Range": f"bytes=-{WINDOW_BYTES}"})
+        except OSError as error:
+            if error.errno != errno.ERANGE:
+                raise
+            return cls(requests, uri, 0)
+        found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+        if found is None:
+            return cls(requests, uri, size_of(requests, uri))
+        reader = cls(requests, uri, int(found[2]))
+        reader._window_start, reader._window = int(found[1]), answer.body
+        return reader
 
     def readable(self) -> bool:
         return True
@@ -98,8 +129,7 @@ class Uploads:
             answer = self._requests.send(request, ET.tostring(root))
         except FileNotFoundError:
             # An earlier request whose answer was lost has completed the upload.
-            head = self._requests.send(pb.ObjectRequest(method=pb.OBJECT_METHOD_HEAD, uri=uri))
-            if int(head.headers["Content-Length"]) != size:
+            if size_of(self._requests, uri) != size:
                 raise
             return
         # The status is sent before the parts are joined, so an error can come in the body.
