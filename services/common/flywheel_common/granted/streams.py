@@ -39,7 +39,7 @@ class Reader(io.RawIOBase):
 
     @classmethod
     def open(cls, requests: SignedRequests, uri: str) -> Self:
-        """A reader of the object with its end in memory: the footer of a Parquet file, or all of a small file.
+        """A reader of the object with its end in memory: the footer of a Parquet file, or a whole small file.
 
         One request returns the end and the size. Raises FileNotFoundError.
         """
