@@ -6,6 +6,7 @@ import pytest
 
 from flywheel_common.granted.access import Access
 from flywheel_common.granted.errors import AttemptEnded
+from flywheel_common.postgres.pool import Pool
 from flywheel_feature.fakes.join_access import MemoryJoinAccess
 from flywheel_feature.offline.ports import JoinAccess
 from flywheel_feature.store.postgres.join_access import REMEMBERED, PostgresJoinAccess, read_token_key
@@ -75,8 +76,7 @@ async def test_more_joins_than_are_remembered_keep_their_access(
         assert expected == {attempt: await reading.access_of(attempt) for attempt in expected}
 
 
-async def test_processes_on_one_database_share_the_key_of_tokens(request: pytest.FixtureRequest) -> None:
-    pool = request.getfixturevalue("pool")
+async def test_processes_on_one_database_share_the_key_of_tokens(pool: Pool) -> None:
     key = await read_token_key(pool)
     assert key == await read_token_key(pool)
     assert len(key) >= 32
