@@ -9,19 +9,20 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
-from flywheel_common.config import S3Settings
+from flywheel_common.config import S3Settings, ServiceSettings
 from flywheel_common.granted.access import ObjectAccess
 from flywheel_common.granted.signer import s3_signer
 from flywheel_common.granted.tokens import AttemptTokens
 from flywheel_common.grpc.attempt_tokens import WithAttemptTokens
 from flywheel_common.grpc.server import Server
 from flywheel_feature.api.object_methods import ObjectMethods
-from flywheel_feature.config import FeatureSettings
 from flywheel_feature.fakes.join_access import MemoryJoinAccess
 from flywheel_feature.offline.ports import JoinAccess
 from flywheel_feature.permissions import PERMISSIONS, SERVICE
 from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2_grpc
+
+LIFETIME_SECONDS = 900
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,7 @@ async def join_signing(s3: S3, access: JoinAccess | None = None) -> AsyncIterato
     """Serve until the end of the block; by default the access is in memory."""
     access = access or MemoryJoinAccess()
     tokens = AttemptTokens(b"k" * 32)
-    settings = FeatureSettings(
-        listen="127.0.0.1:0",
-        metrics_listen="",
-        postgres_dsn="postgresql://none",
-        drain_seconds=0,
-        grace_seconds=1,
-    )
+    settings = ServiceSettings(listen="127.0.0.1:0", metrics_listen="", drain_seconds=0, grace_seconds=1)
     store = S3Settings(
         s3_endpoint=s3.endpoint, s3_access_key=s3.access_key, s3_secret_key=s3.secret_key, s3_bucket="none"
     )
@@ -59,7 +54,7 @@ async def join_signing(s3: S3, access: JoinAccess | None = None) -> AsyncIterato
             servicers=[
                 (
                     feature_pb2_grpc.add_FeatureServiceServicer_to_server,
-                    _Servicer(ObjectAccess(access, signer, settings.join_url_seconds)),
+                    _Servicer(ObjectAccess(access, signer, LIFETIME_SECONDS)),
                 )
             ],
             full_service_names=[SERVICE],

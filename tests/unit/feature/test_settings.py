@@ -19,5 +19,7 @@ from flywheel_feature.config import FeatureSettings
     ],
 )
 def test_joins_never_dial_an_address_of_all_interfaces(listen: str, given: str, expected: str) -> None:
-    settings = FeatureSettings(listen=listen, join_service_address=given, postgres_dsn="postgresql://none")
+    others = {"postgres_dsn": "postgresql://none", "redis_url": "redis://none", "kafka_bootstrap": "none:1"}
+    s3 = {"s3_endpoint": "http://none", "s3_access_key": "a", "s3_secret_key": "s", "s3_bucket": "local"}
+    settings = FeatureSettings(listen=listen, join_service_address=given, **others, **s3)
     assert expected == settings.address_of_joins
