@@ -109,7 +109,11 @@ class GrantedFiles(fs.FileSystemHandler):
         )
 
     def open_input_file(self, path: str) -> pa.NativeFile:
-        return pa.PythonFile(Reader.open(self._requests, _uri(path)), mode="r")
+        return pa.PythonFile(self.reader(path), mode="r")
+
+    def reader(self, path: str) -> Reader:
+        """A reader of a file. Raises FileNotFoundError."""
+        return Reader.open(self._requests, _uri(path))
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
         return self.open_input_file(path)

@@ -57,6 +57,17 @@ class Reader(io.RawIOBase):
         reader._window_start, reader._window = int(found[1]), answer.body
         return reader
 
+    def again(self) -> Reader:
+        """Another reader of the same object, at its beginning, with the same bytes in memory."""
+        other = Reader(self._requests, self._request.uri, self._size)
+        other._window_start, other._window = self._window_start, self._window
+        return other
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the object that are in memory."""
+        return len(self._window)
+
     def readable(self) -> bool:
         return True
 

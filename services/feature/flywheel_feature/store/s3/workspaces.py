@@ -32,8 +32,10 @@ class FileWorkspace(Workspace):
         self._deletion = deletion
 
     def keys(self, prefix: str = "") -> list[str]:
+        # Only the folder of the prefix: a join of many tasks has many files.
+        folder = f"{self._root}/{prefix}".rpartition("/")[0]
         try:
-            infos = self._fs.get_file_info(fs.FileSelector(self._root, recursive=True, allow_not_found=True))
+            infos = self._fs.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
         except OSError as error:
             raise _store_error(error) from error
         keys = (i.path[len(self._root) + 1 :] for i in infos if i.type == fs.FileType.File)
