@@ -40,7 +40,7 @@ from tests.support.servers.join_signing import join_signing
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-MANY_TASKS = JoinLimits(memory_bytes=250_000, ray_rows=10**12)
+MANY_TASKS = JoinLimits(memory_bytes=500_000, ray_rows=10**12)
 """Limits with which a join takes some seconds, so that tests can interrupt it."""
 
 
