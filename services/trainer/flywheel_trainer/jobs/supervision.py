@@ -17,6 +17,7 @@ from datetime import timedelta
 from flywheel_common.clock import Clock
 from flywheel_common.deadline import budget
 from flywheel_common.errors import FlywheelError, NotFound
+from flywheel_common.granted.access import Access
 from flywheel_common.postgres.errors import LeaseLost
 from flywheel_common.ray.errors import EngineRefused, EngineUnavailable
 from flywheel_common.storage.objects import ObjectStore
@@ -38,7 +39,6 @@ from flywheel_trainer.jobs.files import (
 from flywheel_trainer.jobs.job import Job, JobName, JobState
 from flywheel_trainer.jobs.kinds import Kinds, Launch, PreparedKind
 from flywheel_trainer.jobs.logs import StoredLogs
-from flywheel_trainer.jobs.object_access import Access
 from flywheel_trainer.jobs.ports import ActiveJob, Supervision
 from flywheel_trainer.jobs.resources import Node, Quota
 from flywheel_trainer.jobs.scheduling import Queued, plan

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from flywheel_common.errors import FlywheelError
 from flywheel_feature.offline.errors import SpillFull
 from flywheel_feature.offline.ports import Workspace
-from flywheel_feature.store.s3.deletion import S3Deletion
+from flywheel_feature.store.s3.deletion import Deletion
 from flywheel_feature.tables.errors import ObjectStoreDown, UnknownTable
 from flywheel_feature.tables.ports import Between
 
@@ -26,14 +26,16 @@ from flywheel_feature.tables.ports import Between
 class FileWorkspace(Workspace):
     """A folder on a disk, or in an object store when `deletion` is given."""
 
-    def __init__(self, files: fs.FileSystem, root: str, deletion: S3Deletion | None = None) -> None:
+    def __init__(self, files: fs.FileSystem, root: str, deletion: Deletion | None = None) -> None:
         self._fs = files
         self._root = root.rstrip("/")
         self._deletion = deletion
 
     def keys(self, prefix: str = "") -> list[str]:
+        # Only the folder of the prefix: a join of many tasks has many files.
+        folder = f"{self._root}/{prefix}".rpartition("/")[0]
         try:
-            infos = self._fs.get_file_info(fs.FileSelector(self._root, recursive=True, allow_not_found=True))
+            infos = self._fs.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
         except OSError as error:
             raise _store_error(error) from error
         keys = (i.path[len(self._root) + 1 :] for i in infos if i.type == fs.FileType.File)
