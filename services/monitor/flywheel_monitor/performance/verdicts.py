@@ -110,6 +110,8 @@ def _judge_histogram(
     first window, at least the policy's."""
     if len(reference) != len(labels):
         return Verdict.INSUFFICIENT, "no reference labels yet"
-    value = psi.corrected(*psi.in_deciles(np.asarray(labels, np.int64), np.asarray(reference, np.int64)))
+    value = float(
+        psi.corrected(*psi.in_deciles(np.asarray(labels, np.int64), np.asarray(reference, np.int64)))
+    )
     reason = f"PSI {value:.3f} of the labels against those of the first window"
     return (Verdict.DRIFT if value >= policy.psi_alert else Verdict.NO_DRIFT), reason
