@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import astuple
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -123,9 +124,7 @@ def test_blocks_without_rows_do_not_change_the_design_effect(seed: int, blocks: 
     with_gaps = np.insert(counts, at, 0, axis=0)
     n, share = counts.sum(), counts.sum(axis=0) / counts.sum()
     excess = counts - counts.sum(axis=1, keepdims=True) * share
-    steps = sum(
-        float(((after - before) ** 2).sum()) for before, after in zip(excess, excess[1:], strict=False)
-    )
+    steps = sum(float(((after - before) ** 2).sum()) for before, after in pairwise(excess))
     degrees = 2 / 3 * (blocks - 1)
     variance = steps / 2 * blocks / (blocks - 1) / n**2 / (float((share * (1 - share)).sum()) / n)
     expected = max(1.0, variance * degrees / stats.chi2.ppf(0.1, degrees))

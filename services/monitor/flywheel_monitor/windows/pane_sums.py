@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,28 +11,49 @@ from flywheel_common.arrays import Ints
 from flywheel_monitor.windows.blocks import block_of
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.layout import Layout
-from flywheel_monitor.windows.packing import unpack
+from flywheel_monitor.windows.packing import unpack_all
 from flywheel_monitor.windows.panes import PackedPane, stored_sums
 from flywheel_monitor.windows.sums import LIMBS, carried
 
+COUNTS_AT_ONCE = 1 << 17
+"""Counts of the slices that are unpacked together."""
 
+
+@dataclass(frozen=True)
 class PaneSum:
     """The sum of some panes: the indices of the counts, the counts, and the sums [layout.sums, LIMBS]."""
 
-    def __init__(self, layout: Layout, panes: Iterable[PackedPane]) -> None:
-        counts = np.zeros(layout.size, np.int64)
-        self.sums = np.zeros((layout.sums, LIMBS), np.int64)
-        for pane in panes:
-            indices, values = unpack(pane.counts)
-            counts[indices] += values
-            self.sums += stored_sums(layout, pane)
-        self.indices: Ints = np.flatnonzero(counts)
-        self.values: Ints = counts[self.indices]
+    indices: Ints
+    values: Ints
+    sums: Ints
 
     @property
     def size(self) -> int:
         """Memory in bytes."""
         return int(self.indices.nbytes + self.values.nbytes + self.sums.nbytes) + 512
+
+
+def sums_of_slices(layout: Layout, slices: Sequence[Sequence[PackedPane]]) -> list[PaneSum]:
+    """The sum of the panes of each slice. Many slices are unpacked together, because panes are small."""
+    at_once = max(1, COUNTS_AT_ONCE // layout.size)
+    parts = [slices[at : at + at_once] for at in range(0, len(slices), at_once)]
+    return [found for part in parts for found in _summed(layout, part)]
+
+
+def _summed(layout: Layout, slices: Sequence[Sequence[PackedPane]]) -> Iterator[PaneSum]:
+    panes = [pane for part in slices for pane in part]
+    lengths = np.array([len(part) for part in slices], np.int64)
+    number = np.repeat(np.arange(len(slices)), lengths)
+    pane, indices, values = unpack_all([pane.counts for pane in panes])
+    # Counts are rows, far fewer than the 2^53 up to which floats add exactly.
+    places = number[pane] * layout.size + indices
+    counts = np.bincount(places, values, len(slices) * layout.size).astype(np.int64).reshape(-1, layout.size)
+    packed = b"".join(stored_sums(layout, pane) for pane in panes)
+    terms = np.frombuffer(packed, "<i8").reshape(len(panes), layout.sums, LIMBS)
+    sums = np.add.reduceat(terms, np.cumsum(lengths) - lengths, axis=0)
+    for row, of_slice in zip(counts, sums, strict=True):
+        used = np.flatnonzero(row)
+        yield PaneSum(used, row[used], of_slice.copy())
 
 
 class WindowSum:
@@ -40,13 +62,16 @@ class WindowSum:
     def __init__(self, layout: Layout, rows: Mapping[int, int]) -> None:
         """`rows`: predictions by start of the panes in microseconds."""
         self._layout = layout
-        starts = sorted(rows)
         self._total = sum(rows.values())
-        block = block_of(np.array([rows[start] for start in starts], np.int64))
-        self._block = dict(zip(starts, block.tolist(), strict=True))
-        size = int(block.max(initial=0)) + 1
+        self._block = blocks_of(rows)
+        size = max(self._block.values(), default=0) + 1
         self._counts = np.zeros((size, layout.size), np.int64)
         self._sums = np.zeros((size, layout.sums, LIMBS), np.int64)
+
+    def take_over(self, block: int, counts: WindowCounts) -> None:
+        """Take the block of other counts in place of its panes."""
+        self._counts[block] = counts.count_blocks[block]
+        self._sums[block] = counts.sum_blocks[block]
 
     def add(self, panes: Iterable[tuple[int, PaneSum]]) -> None:
         """Add panes, each with its start, which is one of the starts."""
@@ -65,11 +90,19 @@ class WindowSum:
         return WindowCounts(self._layout, self._counts, carried(self._sums), self._total)
 
 
+def blocks_of(rows: Mapping[int, int]) -> dict[int, int]:
+    """Start of a pane → the block that it belongs to; `rows`: predictions by start."""
+    starts = sorted(rows)
+    blocks = block_of(np.array([rows[start] for start in starts], np.int64))
+    return dict(zip(starts, blocks.tolist(), strict=True))
+
+
 def sum_panes(layout: Layout, panes: Sequence[tuple[int, PackedPane]]) -> WindowCounts:
     """The counts of a window that consists of these panes, each with its start in microseconds."""
     rows: dict[int, int] = {}
     for start, pane in panes:
         rows[start] = rows.get(start, 0) + pane.predictions
     total = WindowSum(layout, rows)
-    total.add((start, PaneSum(layout, [pane])) for start, pane in panes)
+    sums = sums_of_slices(layout, [[pane] for _, pane in panes])
+    total.add((start, pane) for (start, _), pane in zip(panes, sums, strict=True))
     return total.result()
