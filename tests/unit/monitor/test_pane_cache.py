@@ -8,7 +8,7 @@ import pytest
 from flywheel_monitor.store.postgres.pane_cache import PaneCache, PaneSource, SliceKey, SliceState, WindowKey
 from flywheel_monitor.windows.layout import Layout
 from flywheel_monitor.windows.packing import pack, pack_sums
-from flywheel_monitor.windows.pane_sums import PaneSum, sum_panes, sums_of_slices
+from flywheel_monitor.windows.pane_sums import PaneSum, sum_panes
 from flywheel_monitor.windows.panes import PackedPane
 from flywheel_monitor.windows.pieces import Piece
 from flywheel_monitor.windows.span import Span
@@ -22,8 +22,7 @@ SOURCE = PaneSource(version_id=1)
 def total(*rows: int) -> PaneSum:
     """The sum of panes with so many rows in the first bin."""
     sums = pack_sums(np.zeros((LAYOUT.sums, LIMBS), np.int64))
-    panes = [PackedPane(pack(np.array([0]), np.array([n])), sums, n) for n in rows]
-    return sums_of_slices(LAYOUT, [panes])[0]
+    return PaneSum(LAYOUT, [PackedPane(pack(np.array([0]), np.array([n])), sums, n) for n in rows])
 
 
 def key(start: int, segment: str = "") -> SliceKey:

@@ -9,7 +9,6 @@ layout of each version extends that of the one before at its end, so that indice
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -44,44 +43,19 @@ def version_of(packed: bytes) -> int:
 
 def unpack(packed: bytes) -> tuple[Ints, Ints]:
     """(indices, values) of packed counts. Raises UnknownLayout for a version of a newer monitor."""
-    _, indices, values = unpack_all([packed])
-    return indices, values
-
-
-def unpack_all(packed: Sequence[bytes]) -> tuple[Ints, Ints, Ints]:
-    """(number of the pane, index, value) of all counts of some panes, in any order. Raises UnknownLayout for
-    a version of a newer monitor."""
-    alike: dict[int, list[tuple[int, bytes, bytes]]] = {}
-    for number, pane in enumerate(packed):
-        size, at, n = _header(pane)
-        values = at + 4 * n
-        alike.setdefault(size, []).append((number, pane[at:values], pane[values : values + size * n]))
-    found = [(np.zeros(0, np.int64),) * 3]
-    for size, panes in alike.items():
-        numbers, indices, values_of = zip(*panes, strict=True)
-        counts = [len(each) // 4 for each in indices]
-        found.append(
-            (
-                np.repeat(np.array(numbers, np.int64), counts),
-                np.frombuffer(b"".join(indices), "<u4").astype(np.int64),
-                np.frombuffer(b"".join(values_of), f"<i{size}").astype(np.int64),
-            )
-        )
-    which, index, value = (np.concatenate(column) for column in zip(*found, strict=True))
-    return which, index, value
-
-
-def _header(packed: bytes) -> tuple[int, int, int]:
-    """(bytes of a value, where the indices begin, number of counts)."""
     version = version_of(packed)
     if version == 1:
-        return 4, _FIRST.size, _FIRST.unpack_from(packed)[0]
-    if version > LAYOUT_VERSION:
+        (n,) = _FIRST.unpack_from(packed)
+        at, size = _FIRST.size, 4
+    elif version <= LAYOUT_VERSION:
+        first, n = _HEADER.unpack_from(packed)
+        at, size = _HEADER.size, (first & ~_MARK) >> _SIZE_SHIFT
+    else:
         raise UnknownLayout(
             f"A stored pane has layout version {version}: start the newer monitor that wrote it."
         )
-    first, n = _HEADER.unpack_from(packed)
-    return (first & ~_MARK) >> _SIZE_SHIFT, _HEADER.size, n
+    indices = np.frombuffer(packed, "<u4", n, at).astype(np.int64)
+    return indices, np.frombuffer(packed, f"<i{size}", n, at + 4 * n).astype(np.int64)
 
 
 def pack_sums(sums: Ints) -> bytes:
@@ -89,14 +63,17 @@ def pack_sums(sums: Ints) -> bytes:
     return sums.astype("<i8").tobytes()
 
 
-def sums_of_version(packed: bytes, size: int, features: int, version: int) -> bytes:
-    """Packed sums of a layout version as [size, LIMBS] little-endian integers."""
+def unpack_sums(packed: bytes, size: int, features: int, version: int) -> Ints:
+    """[size, LIMBS] sums, of which the first are those of `features` features."""
+    found = np.zeros((size, LIMBS), np.int64)
+    stored = np.frombuffer(packed, "<i8")
     if version == 1:
-        found = np.zeros((size, LIMBS), "<i8")
-        stored = np.frombuffer(packed, "<i8")
         found[: len(stored), 0] = stored
+        found[:features, 0] = 0
         # Split, because 2^16 times an old sum may have more than 64 bits.
         found[:features, 0] = (stored[:features] & 0xFFFFFF) << _LEGACY_Z_SHIFT
         found[:features, 1] = stored[:features] >> 24
-        packed = found.tobytes()
-    return packed.ljust(8 * LIMBS * size, b"\0")
+        return found
+    rows = stored.reshape(-1, LIMBS)
+    found[: len(rows)] = rows
+    return found

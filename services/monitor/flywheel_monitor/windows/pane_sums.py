@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -11,49 +10,28 @@ from flywheel_common.arrays import Ints
 from flywheel_monitor.windows.blocks import block_of
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.layout import Layout
-from flywheel_monitor.windows.packing import unpack_all
+from flywheel_monitor.windows.packing import unpack
 from flywheel_monitor.windows.panes import PackedPane, stored_sums
 from flywheel_monitor.windows.sums import LIMBS, carried
 
-COUNTS_AT_ONCE = 1 << 17
-"""Counts of the slices that are unpacked together."""
 
-
-@dataclass(frozen=True)
 class PaneSum:
     """The sum of some panes: the indices of the counts, the counts, and the sums [layout.sums, LIMBS]."""
 
-    indices: Ints
-    values: Ints
-    sums: Ints
+    def __init__(self, layout: Layout, panes: Iterable[PackedPane]) -> None:
+        counts = np.zeros(layout.size, np.int64)
+        self.sums = np.zeros((layout.sums, LIMBS), np.int64)
+        for pane in panes:
+            indices, values = unpack(pane.counts)
+            counts[indices] += values
+            self.sums += stored_sums(layout, pane)
+        self.indices: Ints = np.flatnonzero(counts)
+        self.values: Ints = counts[self.indices]
 
     @property
     def size(self) -> int:
         """Memory in bytes."""
         return int(self.indices.nbytes + self.values.nbytes + self.sums.nbytes) + 512
-
-
-def sums_of_slices(layout: Layout, slices: Sequence[Sequence[PackedPane]]) -> list[PaneSum]:
-    """The sum of the panes of each slice. Many slices are unpacked together, because panes are small."""
-    at_once = max(1, COUNTS_AT_ONCE // layout.size)
-    parts = [slices[at : at + at_once] for at in range(0, len(slices), at_once)]
-    return [found for part in parts for found in _summed(layout, part)]
-
-
-def _summed(layout: Layout, slices: Sequence[Sequence[PackedPane]]) -> Iterator[PaneSum]:
-    panes = [pane for part in slices for pane in part]
-    lengths = np.array([len(part) for part in slices], np.int64)
-    number = np.repeat(np.arange(len(slices)), lengths)
-    pane, indices, values = unpack_all([pane.counts for pane in panes])
-    # Counts are rows, far fewer than the 2^53 up to which floats add exactly.
-    places = number[pane] * layout.size + indices
-    counts = np.bincount(places, values, len(slices) * layout.size).astype(np.int64).reshape(-1, layout.size)
-    packed = b"".join(stored_sums(layout, pane) for pane in panes)
-    terms = np.frombuffer(packed, "<i8").reshape(len(panes), layout.sums, LIMBS)
-    sums = np.add.reduceat(terms, np.cumsum(lengths) - lengths, axis=0)
-    for row, of_slice in zip(counts, sums, strict=True):
-        used = np.flatnonzero(row)
-        yield PaneSum(used, row[used], of_slice.copy())
 
 
 class WindowSum:
@@ -103,6 +81,5 @@ def sum_panes(layout: Layout, panes: Sequence[tuple[int, PackedPane]]) -> Window
     for start, pane in panes:
         rows[start] = rows.get(start, 0) + pane.predictions
     total = WindowSum(layout, rows)
-    sums = sums_of_slices(layout, [[pane] for _, pane in panes])
-    total.add((start, pane) for (start, _), pane in zip(panes, sums, strict=True))
+    total.add((start, PaneSum(layout, [pane])) for start, pane in panes)
     return total.result()

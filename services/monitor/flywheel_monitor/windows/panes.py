@@ -21,7 +21,7 @@ from flywheel_monitor.windows.layout import SOURCES, Extra, Layout, Sums
 from flywheel_monitor.windows.losses import loss_terms
 from flywheel_monitor.windows.numeric_columns import is_number
 from flywheel_monitor.windows.output import CLASS_BINS
-from flywheel_monitor.windows.packing import pack, pack_sums, sums_of_version, unpack, version_of
+from flywheel_monitor.windows.packing import pack, pack_sums, unpack, unpack_sums, version_of
 from flywheel_monitor.windows.projection import PROJECTION_BINS
 from flywheel_monitor.windows.rows import LabelledRows, PairedRows, Rows, Source, usable_scores
 from flywheel_monitor.windows.sums import EXACT_ROWS, LIMBS, carried, exact_terms, limbs_of
@@ -244,7 +244,7 @@ class PaneAccumulator:
             indices, values = unpack(pane.counts)
             keys.append(changed[key] * size + indices)
             weights.append(values)
-            sums[changed[key]] += np.frombuffer(stored_sums(layout, pane), "<i8").reshape(-1, LIMBS)
+            sums[changed[key]] += stored_sums(layout, pane)
             rows[changed[key]] += pane.predictions
         where, totals = _total(np.concatenate(keys), np.concatenate(weights), len(changed) * size)
         starts = np.searchsorted(where, np.arange(len(changed) + 1) * size)
@@ -385,9 +385,9 @@ def _runs(groups: Ints) -> tuple[Ints, Ints, Ints | None]:
     return groups[starts], starts, order
 
 
-def stored_sums(layout: Layout, pane: PackedPane) -> bytes:
-    """[layout.sums, LIMBS] little-endian integers of a stored pane."""
-    return sums_of_version(pane.sums, layout.sums, layout.common_sums, version_of(pane.counts))
+def stored_sums(layout: Layout, pane: PackedPane) -> Ints:
+    """[layout.sums, LIMBS] of a stored pane."""
+    return unpack_sums(pane.sums, layout.sums, layout.common_sums, version_of(pane.counts))
 
 
 def _total(keys: Ints, weights: Ints, size: int) -> tuple[Ints, Ints]:

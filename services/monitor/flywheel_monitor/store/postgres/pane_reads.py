@@ -21,7 +21,7 @@ from flywheel_monitor.store.postgres.pane_cache import (
 )
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.layout import Layout
-from flywheel_monitor.windows.pane_sums import PaneSum, WindowSum, blocks_of, sums_of_slices
+from flywheel_monitor.windows.pane_sums import PaneSum, WindowSum, blocks_of
 from flywheel_monitor.windows.panes import PackedPane
 from flywheel_monitor.windows.pieces import Piece
 
@@ -146,7 +146,7 @@ class _Window:
         for r in rows:
             found = panes.setdefault(states[r["width_us"], r["start_us"]], [])
             found.append(PackedPane(r["counts"], r["sums"], r["predictions"]))
-        sums = dict(zip(panes, sums_of_slices(self._layout, list(panes.values())), strict=True))
+        sums = {s: PaneSum(self._layout, found) for s, found in panes.items()}
         for s, pane in sums.items():
             self._cache.put(self._key.slice(s), s, pane)
         return sums
