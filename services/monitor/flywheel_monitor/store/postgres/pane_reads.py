@@ -86,29 +86,27 @@ class _Window:
             if state == before[0]:
                 return before[1]
         else:
-            state, _ = await self._state([], 0)
+            state, read = await self._state([], 0)
             known = [s for s in state if self._cached(s) is not None]
-            read = {}
             if len(state) - len(known) <= SLICES_AT_ONCE:
                 state, read = await self._state(known, SLICES_AT_ONCE)
         total = WindowSum(self._layout, _rows(state))
-        changed = state if before is None else _changed(total, state, *before)
-        panes = {s: read.get(s) or self._cached(s) for s in changed}
-        known_panes = [(s.start_us, pane) for s, pane in panes.items() if pane is not None]
-        if len(known_panes) < len(panes):
-            return await self._in_one_snapshot()
-        total.add(known_panes)
+        panes = {s: read.get(s) or self._cached(s) for s in _changed(total, state, before)}
+        found = [(s.start_us, pane) for s, pane in panes.items() if pane is not None]
+        if len(found) < len(panes):
+            return await self._in_one_snapshot(before)
+        total.add(found)
         return self._kept(state, total)
 
-    async def _in_one_snapshot(self) -> WindowCounts:
+    async def _in_one_snapshot(self, before: tuple[WindowState, WindowCounts] | None) -> WindowCounts:
         """The counts, with the panes of many slices read in parts."""
         isolation = None if self._conn.is_in_transaction() else "repeatable_read"
         async with self._conn.transaction(isolation=isolation):
             state, _ = await self._state([], 0)
             total = WindowSum(self._layout, _rows(state))
-            known = {s: self._cached(s) for s in state}
-            total.add((s.start_us, pane) for s, pane in known.items() if pane is not None)
-            unknown = [s for s, pane in known.items() if pane is None]
+            panes = {s: self._cached(s) for s in _changed(total, state, before)}
+            total.add((s.start_us, pane) for s, pane in panes.items() if pane is not None)
+            unknown = [s for s, pane in panes.items() if pane is None]
             for at in range(0, len(unknown), SLICES_AT_ONCE):
                 part = unknown[at : at + SLICES_AT_ONCE]
                 columns = [s.width_us for s in part], [s.start_us for s in part]
@@ -165,14 +163,16 @@ def _rows(state: WindowState) -> dict[int, int]:
 
 
 def _changed(
-    total: WindowSum, state: WindowState, before: WindowState, counts: WindowCounts
+    total: WindowSum, state: WindowState, before: tuple[WindowState, WindowCounts] | None
 ) -> list[SliceState]:
-    """The slices of the blocks that are not as they were; the others are taken over from the counts."""
-    old = _by_block(before)
+    """The slices of the blocks that are not as they were before; the others are taken over from there."""
+    if before is None:
+        return state
+    old = _by_block(before[0])
     changed = []
     for block, slices in _by_block(state).items():
         if old.get(block) == slices:
-            total.take_over(block, counts)
+            total.take_over(block, before[1])
         else:
             changed += slices
     return changed
