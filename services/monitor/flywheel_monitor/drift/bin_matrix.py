@@ -13,16 +13,14 @@ from flywheel_common.arrays import Floats, Ints
 from flywheel_monitor.drift import design_effect, ks, psi
 from flywheel_monitor.windows.bins import SPECIALS, FeatureBins, Special
 
-KINDS = 3
-"""Kinds of rows: present, missing (null, not finite or of a wrong type), far outside the range."""
-
 
 @dataclass(frozen=True)
 class Sample:
     """One side of a comparison of F features. `coarse` [F, G]: the rows by the groups of the PSI. `tested`
-    [F, B]: numeric features by the ordered bins of finite values, others by all bins. `kinds` [F, KINDS].
-    `unseen` [F]: outside the range, or with an unlisted category. `effect`, `kind_effect` [F]: design effects
-    of `tested` and `kinds`."""
+    [F, B]: numeric features by the ordered bins of finite values, others by all bins. `kinds` [F, 3]:
+    rows that are present, missing (null, not finite or of a wrong type) and far outside the range, because the
+    KS test does not see these shares. `unseen` [F]: outside the range, or with an unlisted category. `effect`,
+    `kind_effect` [F]: design effects of `tested` and `kinds`."""
 
     coarse: Ints
     tested: Ints
@@ -52,7 +50,7 @@ class Sample:
 
 class BinMatrix:
     """Features that are all numeric or all not, as the rows of matrices. Rows are filled up with empty bins,
-    of which no statistic depends."""
+    on which no statistic depends."""
 
     def __init__(self, features: Sequence[FeatureBins]) -> None:
         self._features = features
@@ -102,7 +100,7 @@ class BinMatrix:
         )
 
     def _kinds(self, joined: Ints) -> Ints:
-        """[..., F, KINDS] rows of joined counts [...]."""
+        """[..., F, 3] `Sample.kinds` of joined counts [...]."""
         totals = np.add.reduceat(joined[..., :-1], self._starts, axis=-1)
         specials = joined[..., self._specials]
         missing = specials[..., [Special.NULL, Special.NON_FINITE, Special.MALFORMED]].sum(axis=-1)
