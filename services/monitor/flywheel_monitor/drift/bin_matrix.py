@@ -18,9 +18,9 @@ from flywheel_monitor.windows.bins import SPECIALS, FeatureBins, Special
 class Sample:
     """One side of a comparison of F features. `coarse` [F, G]: the rows by the groups of the PSI. `tested`
     [F, B]: numeric features by the ordered bins of finite values, others by all bins. `kinds` [F, 3]:
-    rows that are present, missing (null, not finite or of a wrong type) and far outside the range, because the
-    KS test does not see these shares. `unseen` [F]: outside the range, or with an unlisted category. `effect`,
-    `kind_effect` [F]: design effects of `tested` and `kinds`."""
+    rows that are present, missing (null, not finite or of a wrong type) and far outside the range, because
+    the KS test does not see these shares. `unseen` [F]: outside the range, or with an unlisted category.
+    `effect`, `kind_effect` [F]: design effects of `tested` and `kinds`."""
 
     coarse: Ints
     tested: Ints
