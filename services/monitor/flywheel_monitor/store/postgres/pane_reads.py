@@ -27,13 +27,17 @@ from flywheel_monitor.windows.pieces import Piece
 
 _VARIANT = "p.variant_id = $1"
 _SERVED = "p.variant_id = ANY(ARRAY(SELECT id FROM variant WHERE model_version_id = $1 AND role <> 3))"
+# OFFSET 0 keeps the join from being turned round: each piece is a range of the primary key.
 _READ = """
 WITH state AS (
     SELECT p.width_us, p.start_us, sum(p.predictions)::bigint AS predictions, count(*) AS panes,
         sum(p.xmin::text::bigint)::bigint AS changes
-    FROM unnest($3::bigint[], $4::bigint[], $5::bigint[]) AS k (width_us, start_us, end_us)
-    JOIN pane p ON {0} AND p.segment = $2
-        AND p.width_us = k.width_us AND p.start_us >= k.start_us AND p.start_us < k.end_us
+    FROM unnest($3::bigint[], $4::bigint[], $5::bigint[]) AS k (width_us, start_us, end_us), LATERAL (
+        SELECT p.width_us, p.start_us, p.predictions, p.xmin FROM pane p
+        WHERE {0} AND p.segment = $2
+            AND p.width_us = k.width_us AND p.start_us >= k.start_us AND p.start_us < k.end_us
+        OFFSET 0
+    ) p
     GROUP BY p.width_us, p.start_us
 ), unknown AS (
     SELECT width_us, start_us, panes, changes FROM state
