@@ -50,6 +50,11 @@ class MemoryVersions:
     async def version(self, name: str) -> WatchedVersion | None:
         return next((v for v in self._data.versions.values() if v.name == name), None)
 
+    async def watched(self, name: str) -> tuple[WatchedVersion, MonitorPolicy] | None:
+        found = await self.version(name)
+        policy = None if found is None else await self.policy(found.model)
+        return None if found is None or policy is None else (found, policy)
+
     async def set_first_labels(self, version_id: int, counts: Sequence[int]) -> None:
         version = self._data.versions[version_id]
         self._data.versions[version_id] = replace(version, first_labels=version.first_labels or tuple(counts))

@@ -55,7 +55,7 @@ async def served_performance(
     async with store.reading() as records:
         version = await find_version(records, name)
         span = version.kept(pane_us).readable(span)
-        window = await records.window(version, span, segment)
+        window = await records.window(version, span, segment, in_blocks=False)
         quality = await records.quality(version.id, span, window, segment)
         first, last = await records.event_range(version, span, segment)
     return ServedPerformance(

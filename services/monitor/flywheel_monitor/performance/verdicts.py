@@ -157,6 +157,6 @@ def _judge_histogram(
         return Verdict.INSUFFICIENT, "no reference labels yet"
     mine, first = np.asarray(quality.labels, np.int64), np.asarray(reference.labels, np.int64)
     effect = quality.labelled / (quality.effective_labels or quality.labelled)
-    value = psi.corrected(*psi.in_deciles(mine, first), effect)
+    value = float(psi.corrected(*psi.in_deciles(mine, first), effect))
     reason = f"PSI {value:.3f} of the labels against those of the first window"
     return (Verdict.DRIFT if value >= policy.psi_alert else Verdict.NO_DRIFT), reason

@@ -11,8 +11,9 @@ from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.ingest.batches import IngestCounts
 from flywheel_monitor.performance.quality import EXACT_AUC_ROWS, Quality, quality, with_exact_auc
 from flywheel_monitor.references.version import WatchedVersion
-from flywheel_monitor.store.postgres.pane_cache import PaneCache
-from flywheel_monitor.store.postgres.panes import extent, sum_of_panes
+from flywheel_monitor.store.postgres.pane_cache import PaneCache, PaneSource
+from flywheel_monitor.store.postgres.pane_reads import sum_of_panes
+from flywheel_monitor.store.postgres.panes import extents
 from flywheel_monitor.windows.blocks import MAX_BLOCKS
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.pieces import rollup_widths
@@ -91,11 +92,13 @@ class PredictionRows:
     _pane_us: int
     _pane_cache: PaneCache
 
-    async def window(self, version: WatchedVersion, span: Span, segment: str = "") -> WindowCounts:
-        variants = await self._served_variants(version.id)
+    async def window(
+        self, version: WatchedVersion, span: Span, segment: str = "", *, in_blocks: bool = True
+    ) -> WindowCounts:
         # Panes wider than a block of the window would hide how dependent its rows are.
-        parts = version.kept(self._pane_us).pieces(span, MAX_BLOCKS)
-        return await sum_of_panes(self._conn, self._pane_cache, variants, version.layout, parts, segment)
+        parts = version.kept(self._pane_us).pieces(span, MAX_BLOCKS if in_blocks else 1)
+        source = PaneSource(version_id=version.id)
+        return await sum_of_panes(self._conn, self._pane_cache, source, version.layout, parts, segment)
 
     async def quality(self, version_id: int, span: Span, window: WindowCounts, segment: str = "") -> Quality:
         found = quality(window)
@@ -111,30 +114,24 @@ class PredictionRows:
         self, version: WatchedVersion, span: Span, segment: str
     ) -> tuple[int | None, int | None]:
         variants = await self._served_variants(version.id)
-        kept = version.kept(self._pane_us)
-        lows: list[tuple[int, int]] = []
-        highs: list[tuple[int, int]] = []
-        for piece in kept.pieces(span, least_panes=2**62):
-            low, high = await extent(self._conn, variants, piece.span, segment, piece.width_us)
-            if low is not None and high is not None:
-                lows.append((low, piece.width_us))
-                highs.append((high, piece.width_us))
-        if not lows:
+        parts = version.kept(self._pane_us).pieces(span, least_panes=2**62)
+        ends = await extents(self._conn, variants, parts, segment)
+        if ends is None:
             return None, None
+        first, last = ends
         return (
-            await self._exact(_FIRST, variants, min(lows), segment),
-            await self._exact(_LAST, variants, max(highs), segment),
+            await self._exact(_FIRST, variants, first, segment),
+            await self._exact(_LAST, variants, last, segment),
         )
 
     async def segments(self, version: WatchedVersion, limit: int) -> list[str]:
         rows = await self._conn.fetch(_SEGMENTS, await self._served_variants(version.id), limit)
         return [row["segment"] for row in rows]
 
-    async def _exact(self, statement: str, variants: list[int], pane: tuple[int, int], segment: str) -> int:
-        """The first or last event time in a pane (start, width), or its start if its rows are deleted."""
-        start, width = pane
-        found = await self._conn.fetchval(statement, variants, start, start + width, segment)
-        return start if found is None else int(found)
+    async def _exact(self, statement: str, variants: list[int], pane: Span, segment: str) -> int:
+        """The first or last event time in a pane, or its start if its rows are deleted."""
+        found = await self._conn.fetchval(statement, variants, pane.start_us, pane.end_us, segment)
+        return pane.start_us if found is None else int(found)
 
     async def prune(self, arrived_before: datetime) -> int:
         return int(await self._conn.fetchval(_PRUNE, arrived_before))
