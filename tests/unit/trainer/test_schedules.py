@@ -12,6 +12,7 @@ from flywheel_trainer.encoding.specs import spec_to_json
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.pipelines.graph import Condition
 from flywheel_trainer.policies.decision import (
+    Active,
     Reason,
     StartedRun,
     Trigger,
@@ -157,18 +158,25 @@ POLICY = build.policy(
 @pytest.mark.parametrize(
     ("changes", "due", "started", "active", "expected"),
     [
-        ({}, Due(TIME), [], False, Reason.STARTED),
-        ({}, Due(TIME), [TIME - HOUR], False, Reason.STARTED),
-        ({"disabled": True}, Due(TIME), [], False, Reason.DISABLED),
-        ({"ignore_drift": True}, Due(TIME), [], False, Reason.STARTED),
-        ({"dry_run": True}, Due(TIME), [], False, Reason.DRY_RUN),
-        ({}, Due(TIME, missed=True), [], False, Reason.MISFIRED),
-        ({}, Due(TIME), [], True, Reason.RUN_ACTIVE),
-        ({"schedule": Schedule("0 3 * * *", misfire=Misfire.ALL)}, Due(TIME), [], True, None),
+        ({}, Due(TIME), [], Active(), Reason.STARTED),
+        ({}, Due(TIME), [TIME - HOUR], Active(), Reason.STARTED),
+        ({"disabled": True}, Due(TIME), [], Active(), Reason.DISABLED),
+        ({"ignore_drift": True}, Due(TIME), [], Active(), Reason.STARTED),
+        ({"dry_run": True}, Due(TIME), [], Active(), Reason.DRY_RUN),
+        ({}, Due(TIME, missed=True), [], Active(), Reason.MISFIRED),
+        ({}, Due(TIME, missed=True), [], Active(of_model=True), Reason.MISFIRED),
+        ({}, Due(TIME), [], Active(own=True), Reason.RUN_ACTIVE),
+        ({}, Due(TIME), [], Active(own=True, of_model=True), Reason.RUN_ACTIVE),
+        ({}, Due(TIME), [], Active(of_model=True), None),
+        ({"schedule": Schedule("0 3 * * *", misfire=Misfire.ALL)}, Due(TIME), [], Active(own=True), None),
     ],
 )
 def test_a_time_of_the_schedule_is_decided(
-    changes: dict[str, object], due: Due, started: Sequence[datetime], active: bool, expected: Reason | None
+    changes: dict[str, object],
+    due: Due,
+    started: Sequence[datetime],
+    active: Active,
+    expected: Reason | None,
 ) -> None:
     policy = replace(POLICY, **changes)
     assert expected == decide_time(policy, Trigger.SCHEDULE, due, trained(started), active)
@@ -180,7 +188,7 @@ def test_continuous_runs_have_a_budget_of_their_own() -> None:
         ([TIME - HOUR, TIME - 2 * HOUR], Reason.BUDGET),
         ([TIME - 10 * HOUR, TIME - 11 * HOUR], Reason.STARTED),
     ):
-        assert expected == decide_time(POLICY, Trigger.CONTINUOUS, Due(TIME), trained(started), False)
+        assert expected == decide_time(POLICY, Trigger.CONTINUOUS, Due(TIME), trained(started), Active())
 
 
 def test_runs_with_too_few_new_rows_leave_the_budget() -> None:
@@ -193,7 +201,7 @@ def test_runs_with_too_few_new_rows_leave_the_budget() -> None:
         (counting, trained([run.event_time for run in idle]), Reason.BUDGET),
         (counting, [failed, replace(failed, tracked=True)], Reason.BUDGET),
     ):
-        assert expected == decide_time(policy, Trigger.CONTINUOUS, Due(TIME), started, False)
+        assert expected == decide_time(policy, Trigger.CONTINUOUS, Due(TIME), started, Active())
 
 
 def test_rows_count_from_the_last_window_that_was_trained_on() -> None:
