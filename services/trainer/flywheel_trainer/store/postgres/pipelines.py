@@ -74,7 +74,7 @@ WHERE pipeline_run = $1 AND step = $2 AND state IN ('QUEUED', 'RUNNING')
 """
 _BEGIN_ATTEMPT = """
 UPDATE pipeline_step SET attempt = $3, message = $4
-WHERE pipeline_run = $1 AND step = $2 AND state = 'RUNNING' AND attempt < $3
+WHERE pipeline_run = $1 AND step = $2 AND state = 'RUNNING' AND attempt <= $3
 """
 _END_STEP = """
 UPDATE pipeline_step SET
