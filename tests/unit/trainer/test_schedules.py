@@ -8,7 +8,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from flywheel_common.clock import ManualClock
 from flywheel_trainer.encoding.specs import spec_to_json
+from flywheel_trainer.fakes.pipeline_definitions import MemoryPipelineDefinitions
+from flywheel_trainer.fakes.pipelines import MemoryPipelines
+from flywheel_trainer.fakes.policies import MemoryPolicies
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.pipelines.graph import Condition
 from flywheel_trainer.policies.decision import (
@@ -21,6 +25,7 @@ from flywheel_trainer.policies.decision import (
     trained_until,
 )
 from flywheel_trainer.policies.errors import InvalidPolicy
+from flywheel_trainer.policies.policy import PolicyName
 from flywheel_trainer.policies.schedule import (
     Continuous,
     Due,
@@ -32,6 +37,7 @@ from flywheel_trainer.policies.schedule import (
     due_window,
     jitter,
 )
+from flywheel_trainer.policies.timetable import Timetable
 from flywheel_trainer.policies.triggered_run import Cause, moment, run_for
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import WINDOW_END
@@ -240,3 +246,17 @@ def test_a_failed_run_uses_the_budget_and_not_the_cooldown() -> None:
     assert Reason.STARTED == decide(policy, drift, [], False, failed_at=[before])
     assert Reason.BUDGET == decide(policy, drift, [], False, failed_at=[before, before - HOUR])
     assert Reason.DISABLED == decide(replace(policy, ignore_drift=True), drift, [], False)
+
+
+async def test_a_policy_that_cannot_be_decided_does_not_stop_the_others() -> None:
+    store = MemoryPolicies(MemoryPipelines(), MemoryPipelineDefinitions())
+    clock = ManualClock(TIME)
+    for name, zone in (("a", "Removed/Zone"), ("b", "UTC")):
+        policy = replace(
+            POLICY, name=PolicyName("p", name), schedule=Schedule("0 4 * * *", zone), continuous=None
+        )
+        await store.set(policy, "", b"", TIME)
+    clock.advance(HOUR.total_seconds())
+    await Timetable(store, clock).decide_due()
+    (decision,) = (await store.decisions(PolicyName("p", "b"), 9, "")).items
+    assert (True, TIME + HOUR) == (decision.started, decision.event_time)
