@@ -35,7 +35,6 @@ ENVIRONMENT = {"FEAST_USAGE": "False", "PYTHONWARNINGS": "ignore", "PATH": f"{PE
 
 def run_online(deployment: FeatureDeployment) -> Iterable[measure.Row]:
     _require()
-    h2load.require()
     folder = deployment.folder / "feast"
     folder.mkdir(exist_ok=True)
     frame = d.wide_rows(ROWS)
@@ -60,6 +59,7 @@ def run_online(deployment: FeatureDeployment) -> Iterable[measure.Row]:
 
 
 def _servers(deployment: FeatureDeployment, folder: Path) -> Iterable[measure.Row]:
+    h2load.require()
     requests = deployment.call(lambda client: online.requests(client, ("fifty_1", "fifty_100")))
     addresses = {kind: f"127.0.0.1:{ports.free([kind])[kind]}" for kind in ("http", "grpc")}
     processes = [_serve(deployment, folder, kind, address) for kind, address in addresses.items()]
