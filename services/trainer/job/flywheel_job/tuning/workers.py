@@ -95,12 +95,9 @@ def run_trial(text: str) -> str:
 
 def _run_here(spec: LaunchSpec) -> None:
     """Run the only rank in this process."""
-    import torch
-
     from flywheel_job.system_use import system_use_reported
     from flywheel_job.worker import call, local_device
 
-    torch.set_num_threads(max(1, int(spec.resources.cpus)))
     store = objects.open_store()
     with system_use_reported(spec, 0):
         outcome = call(spec.function, spec, store, device=local_device())
