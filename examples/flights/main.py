@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 import data
 import features
 import polars as pl
-from model import NAME, NIGHTLY, SPLIT, declare, pipeline, spine
+from model import CACHED, NAME, SPLIT, declare, pipeline, spine
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -83,16 +83,21 @@ async def end_day(client: fw.Client, watch: fw.ModelWatch, day: datetime) -> Non
 
 
 async def score_day(client: fw.Client, flights: pl.DataFrame, day: datetime) -> str:
-    """Runs the nightly pipeline on the flights of a day, as its schedule does; the gateways have the answers
-    if the model cannot give them."""
+    """Scores the flights of a day in one job; the gateway has the answers if the model cannot give them."""
     table = f"{features.SCORED_URI}{day:%Y-%m-%d}.parquet"
     chosen = flights.filter(pl.col("prediction_time").is_between(day, day + timedelta(days=1), closed="left"))
     wanted = chosen.select(*features.KEYS, *features.REQUEST, "flight_id", "prediction_time")
     fw.write_table(table, wanted.to_arrow())
-    night = await client.wait_pipeline((await client.run_pipeline(NIGHTLY)).name)
-    scored = (await client.get_run(night.run)).params
-    predictions = fw.read_table(scored["predictions_uri"])
-    return f"{predictions.num_rows:,} flights of {day:%b %d} with {scored['release']}"
+    job = fw.ScoreJob(
+        release=(await client.wait_serving(NAME)).champion_release,
+        table=table,
+        experiment="flights",
+        timestamp_field="prediction_time",
+        cache_for=CACHED,
+    )
+    run = await client.run_job(job)
+    predictions = fw.read_table(run.params["predictions_uri"])
+    return f"{predictions.num_rows:,} flights of {day:%b %d} with {job.release}"
 
 
 async def compare_int8(client: fw.Client) -> str:

@@ -13,7 +13,6 @@ from flywheel_protos.feature.v1 import feature_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2
-from flywheel_protos.types.v1 import job_pb2
 from tests.support.servers.platform import addresses, client_environment, example_output, platform
 
 __all__ = ["addresses", "client_environment", "example_output", "platform"]
@@ -73,27 +72,6 @@ async def test_drift_is_detected_and_starts_a_retraining(
             registry_pb2.GetModelVersionRequest(name=caused[0].model_version)
         )
         assert challenger.model_version.cause_alert == drifted.name
-
-
-async def test_the_night_of_the_policy_is_scored(example_output: str, addresses: dict[str, str]) -> None:
-    async with fw.Client(**addresses) as client:
-        request = trainer_pb2.GetRetrainingPolicyRequest(
-            name="projects/default/retrainingPolicies/late-arrival"
-        )
-        policy = (await client.trainer.GetRetrainingPolicy(request)).policy
-        assert policy.HasField("pipeline") and policy.HasField("continuous") and not policy.ignore_drift
-        assert policy.schedule.pipeline.pipeline == "projects/default/pipelines/late-arrival-nightly"
-        listed = await client.trainer.ListPipelineRuns(
-            trainer_pb2.ListPipelineRunsRequest(parent="projects/default")
-        )
-        night = next(
-            run for run in listed.pipeline_runs if run.pipeline.startswith(policy.schedule.pipeline.pipeline)
-        )
-        assert [step.state for step in night.steps] == [job_pb2.JOB_STATE_SUCCEEDED] * 2
-        scored = (await client.get_run(night.run)).params
-        table = fw.read_table(scored["predictions_uri"])
-        assert table.num_rows > 0
-        assert table["error_reason"].null_count == table.num_rows
 
 
 async def test_online_features_equal_their_offline_recomputation(
