@@ -12,7 +12,7 @@ from flywheel_monitor.drift import design_effect
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.histograms import SCORE_BINS
 from flywheel_monitor.windows.layout import Sums
-from flywheel_monitor.windows.sums import value
+from flywheel_monitor.windows.sums import values
 
 
 def mean_error(total: float, squared: float, n: int) -> float | None:
@@ -57,7 +57,7 @@ def effective_labels(window: WindowCounts) -> float:
     squared = Sums.LABEL if layout.output.unit_interval else Sums.LABEL_SQUARED
     effects = [1.0]
     for which, squares in ((Sums.LOSS, Sums.LOSS_SQUARED), (Sums.LABEL, squared)):
-        sums = [value(block[layout.common_sums + which]) for block in window.sum_blocks]
+        sums = values(window.sum_blocks[:, layout.common_sums + which])
         mean = window.total(which) / n
         spread = math.sqrt(max(0.0, window.total(squares) / n - mean * mean))
         effects.append(design_effect.of_mean(np.array(sums, np.float64), labelled, spread))
