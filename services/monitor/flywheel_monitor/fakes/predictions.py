@@ -136,9 +136,7 @@ class MemoryPredictions(MemoryVersions):
             self._data.late_pending.add((version.id, start))
         self._count(version.model_id, late=late.too_late)
 
-    async def window(
-        self, version: WatchedVersion, span: Span, segment: str = "", *, in_blocks: bool = True
-    ) -> WindowCounts:
+    async def window(self, version: WatchedVersion, span: Span, segment: str = "") -> WindowCounts:
         return self._counted(version, list(self._data.served(version.id)), span, segment)
 
     def _counted(

@@ -85,11 +85,8 @@ class CountedWindows(Protocol):
     and labels give the same counts, in whatever order and parts they arrived. Panes remain when single
     predictions are deleted."""
 
-    async def window(
-        self, version: WatchedVersion, span: Span, segment: str = "", *, in_blocks: bool = True
-    ) -> WindowCounts:
-        """Counts of the served predictions whose panes begin in the span. `in_blocks` False: in as few blocks
-        as it takes fewest panes to read; only the totals are needed."""
+    async def window(self, version: WatchedVersion, span: Span, segment: str = "") -> WindowCounts:
+        """Counts of the served predictions whose panes begin in the span."""
         ...
 
     async def event_range(

@@ -92,11 +92,9 @@ class PredictionRows:
     _pane_us: int
     _pane_cache: PaneCache
 
-    async def window(
-        self, version: WatchedVersion, span: Span, segment: str = "", *, in_blocks: bool = True
-    ) -> WindowCounts:
+    async def window(self, version: WatchedVersion, span: Span, segment: str = "") -> WindowCounts:
         # Panes wider than a block of the window would hide how dependent its rows are.
-        parts = version.kept(self._pane_us).pieces(span, MAX_BLOCKS if in_blocks else 1)
+        parts = version.kept(self._pane_us).pieces(span, MAX_BLOCKS)
         source = PaneSource(version_id=version.id)
         return await sum_of_panes(self._conn, self._pane_cache, source, version.layout, parts, segment)
 
