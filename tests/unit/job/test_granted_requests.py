@@ -229,6 +229,20 @@ def test_an_upload_that_fails_removes_its_parts(world: World) -> None:
     assert ["CREATE_UPLOAD", "UPLOAD_PART", "ABORT_UPLOAD"] == upload(world, write)
 
 
+def test_a_file_whose_write_failed_or_that_is_dropped_does_not_appear(world: World) -> None:
+    def fail(writer: Writer) -> None:
+        writer.write(b"begin")
+        with pytest.raises(TypeError):
+            writer.write("text")
+        with pytest.raises(OSError, match="an earlier write failed"):
+            writer.write(b"a footer")
+        writer.close()
+
+    assert [] == upload(world, fail)
+    assert [] == upload(world, lambda writer: writer.write(b"begin"))
+    assert [] == world.bodies
+
+
 def test_an_upload_whose_completion_fails_in_the_body_is_an_error(world: World) -> None:
     world.answers = [(200, CREATED), (200, b""), (200, b"<Error><Code>InternalError</Code></Error>")]
 

@@ -152,7 +152,11 @@ class Uploads:
 
 
 class Writer(io.RawIOBase):
-    """Writes one object: at once when it is small, else in parts of PART_BYTES."""
+    """Writes one object: at once when it is small, else in parts of PART_BYTES.
+
+    The object appears when it is closed, and not at all after a write that failed or was interrupted, or if
+    the writer is dropped without a close.
+    """
 
     def __init__(self, requests: SignedRequests, uploads: Uploads, uri: str) -> None:
         super().__init__()
@@ -170,6 +174,10 @@ class Writer(io.RawIOBase):
         return self._size
 
     def write(self, data: Any) -> int:
+        if self._failed:
+            raise OSError(f"{self._uri} is not written: an earlier write failed.")
+        # Until the end of this call. A signal can end it, and then Parquet's writer adds a footer and closes.
+        self._failed = True
         view = memoryview(data).cast("B")
         written = len(view)
         while view:
@@ -184,7 +192,12 @@ class Writer(io.RawIOBase):
                 self._send_part(self._buffer)
                 self._buffer = bytearray()
         self._size += written
+        self._failed = False
         return written
+
+    def __del__(self) -> None:
+        self._failed = True
+        super().__del__()
 
     def _send_part(self, data: Any) -> None:
         try:

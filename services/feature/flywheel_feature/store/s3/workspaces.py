@@ -93,9 +93,12 @@ class FileWorkspace(Workspace):
         path = f"{self._root}/{key}"
         try:
             if self._deletion is not None:
-                # The object appears when the stream is closed.
-                with self._fs.open_output_stream(path) as stream:
-                    write(stream)
+                content = pa.BufferOutputStream()
+                write(content)
+                # The object appears when the stream is closed; `with` would do so after an exception, too.
+                stream = self._fs.open_output_stream(path)
+                stream.write(content.getvalue())
+                stream.close()
                 return
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             unfinished = f"{path}.{uuid.uuid4().hex}.tmp"
