@@ -206,7 +206,6 @@ class Writer(io.RawIOBase):
             number = len(self._etags) + 1
             self._etags.append(self._uploads.part(self._uri, self._upload, number, data))
         except BaseException:
-            self._failed = True
             if self._upload:
                 self._uploads.abort(self._uri, self._upload)
             raise
