@@ -63,7 +63,6 @@ from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.jobs.use_cases import Jobs
 from flywheel_trainer.permissions import PERMISSIONS, SERVICE
 from flywheel_trainer.pipelines.cache import StepCache
-from flywheel_trainer.pipelines.comparison import TableReader, comparison_with
 from flywheel_trainer.pipelines.definition import PipelineDefinitions
 from flywheel_trainer.pipelines.execution import Execution
 from flywheel_trainer.pipelines.kinds.all import step_kinds as all_step_kinds
@@ -100,7 +99,6 @@ from flywheel_trainer.store.postgres.supervision import LEASE, PostgresSupervisi
 from flywheel_trainer.store.postgres.trials import PostgresTrials
 from flywheel_trainer.store.ray.engine import RayEngine
 from flywheel_trainer.store.s3.table_shapes import ParquetShapes
-from flywheel_trainer.store.s3.tables import ParquetTables
 from flywheel_trainer.trials.ports import TrialStore
 from flywheel_trainer.trials.use_cases import Trials
 
@@ -133,7 +131,6 @@ class Ports:
     signer: Signer
     engine: Engine
     objects: ObjectStore
-    tables: TableReader
     feature: FeaturePeer
     registry: RegistryPeer
     weights: Weights
@@ -204,7 +201,6 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         signer=signer,
         engine=RayEngine(ray, installation.id),
         objects=objects,
-        tables=ParquetTables(files),
         feature=GrpcFeature(feature_channel),
         registry=registry,
         weights=RegisteredWeights(registry, objects, settings.s3_bucket),
@@ -279,7 +275,6 @@ async def wire(
         jobs=jobs,
         runs=runs,
         objects=ports.objects,
-        compare=comparison_with(ports.tables),
         parse_job=spec_from_step,
     )
     pipelines = Pipelines(ports.pipelines, ports.definitions, step_kinds, spec_to_json, ids, clock)

@@ -18,18 +18,14 @@ from flywheel_common.errors import (
     Unavailable,
 )
 from flywheel_common.fakes.objects import MemoryObjectStore
-from flywheel_common.scoring.calibration import Isotonic, Platt, Temperature
-from flywheel_common.signature import OutputKind, OutputSpec
+from flywheel_common.signature import OutputSpec
 from flywheel_job.artifacts import MODEL as MODEL_FILE
 from flywheel_job.artifacts import WEIGHTS
-from flywheel_job.evaluation.calibration import Calibration, calibration_to_json
-from flywheel_job.signature import Input
 from flywheel_protos.registry.v1 import registry_pb2_grpc
 from flywheel_trainer.fakes.registry import MemoryRegistry, MemoryWeights
 from flywheel_trainer.jobs.errors import UnknownModelVersion
 from flywheel_trainer.jobs.ports import Weights
-from flywheel_trainer.pipelines.comparison import ChampionModel
-from flywheel_trainer.pipelines.ports import RegistryPeer, VersionOrigin
+from flywheel_trainer.pipelines.ports import Champion, RegistryPeer, VersionOrigin
 from flywheel_trainer.store.grpc.registry import GrpcRegistry
 from flywheel_trainer.store.grpc.weights import RegisteredWeights
 from tests.support.peers.trainer import FEATURE_SET, MODEL, TRAINING_SET, RegistryServer, serve
@@ -139,37 +135,13 @@ async def registry(request: pytest.FixtureRequest) -> AsyncIterator[Registry]:
 async def test_the_first_release_serves_and_the_next_one_waits(registry: Registry) -> None:
     assert await registry.peer.champion(MODEL) is None
     version = await registry.promote()
-    inputs = (Input("v__x", "FLOAT64", ()), Input("v__c", "STRING", ("AA", "BB")))
-    champion = ChampionModel(version, GRAPH, inputs, Platt(1.5, -0.25), f"{MODEL}/releases/1")
+    champion = Champion(version, f"{MODEL}/releases/1")
     assert champion == await registry.peer.champion(MODEL)
     second = await registry.register("second:register")
     release = await registry.peer.create_release(MODEL, release_of(second), "second:release")
     _, state = await registry.peer.start_rollout(MODEL, release, "why", "second:rollout")
     assert "PENDING_LOAD" == state
     assert champion == await registry.peer.champion(MODEL)
-
-
-@pytest.mark.parametrize(
-    ("output", "calibration"),
-    [
-        (OutputSpec(OutputKind.REGRESSION), None),
-        (OutputSpec(OutputKind.MULTICLASS, class_names=("a", "b", "c")), None),
-        (OutputSpec(OutputKind.MULTICLASS, class_names=("a", "b", "c")), Temperature(1.5)),
-        (OutputSpec(), Isotonic((0.25, 0.5), (0.0, 1.0))),
-    ],
-)
-async def test_a_champion_has_its_output_and_calibration(
-    registry: Registry, output: OutputSpec, calibration: Calibration | Temperature | None
-) -> None:
-    declared = model_version(output=output)
-    version = await registry.peer.create_version(MODEL, declared, "r:register")
-    await registry.peer.upload(version, MODEL_FILE, GRAPH)
-    fields = {"calibration": calibration_to_json(calibration) if calibration else {}, "threshold": None}
-    release = await registry.peer.create_release(MODEL, release_of(version, **fields), "r:release")
-    await registry.peer.start_rollout(MODEL, release, "why", "r:rollout")
-    champion = await registry.peer.champion(MODEL)
-    assert champion is not None
-    assert (output, calibration) == (champion.output, champion.calibration)
 
 
 async def test_repeated_mutations_return_the_first_result(registry: Registry) -> None:
@@ -232,23 +204,12 @@ async def test_unknown_resources_are_not_found(registry: Registry) -> None:
             await call
 
 
-async def test_bytes_with_another_digest_are_neither_sent_nor_accepted(registry: Registry) -> None:
+async def test_bytes_with_another_digest_are_not_sent(registry: Registry) -> None:
     version = await registry.promote()
     with pytest.raises(DataLoss) as sent:
         await registry.peer.upload(version, MODEL_FILE, GRAPH[:-1])
     assert "DIGEST_MISMATCH" == sent.value.reason
     assert registry.files[version, MODEL_FILE] == GRAPH
-    registry.files[version, MODEL_FILE] = GRAPH[:-1] + b"?"
-    with pytest.raises(DataLoss) as received:
-        await registry.peer.champion(MODEL)
-    assert "DIGEST_MISMATCH" == received.value.reason
-
-
-async def test_a_champion_without_its_file_is_not_found(registry: Registry) -> None:
-    version = await registry.promote()
-    del registry.files[version, MODEL_FILE]
-    with pytest.raises(NotFound):
-        await registry.peer.champion(MODEL)
 
 
 async def test_every_method_raises_unavailable_while_the_service_is_down(registry: Registry) -> None:

@@ -41,7 +41,6 @@ from flywheel_trainer.fakes.run_edits import MemoryRunEdits
 from flywheel_trainer.fakes.runs import MemoryRuns
 from flywheel_trainer.fakes.scoring import MemoryFeatureSets, MemoryReleases, MemoryShapes
 from flywheel_trainer.fakes.supervision import MemorySupervision
-from flywheel_trainer.fakes.tables import MemoryTables
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.fakes.trials import MemoryTrials
 from flywheel_trainer.jobs.scoring_ports import ScoringPeers
@@ -165,7 +164,6 @@ def memory_ports() -> Ports:
         signer=MemorySigner(),
         engine=engine,
         objects=objects,
-        tables=MemoryTables(),
         feature=feature,
         registry=registry,
         weights=MemoryWeights(registry, objects, "b"),

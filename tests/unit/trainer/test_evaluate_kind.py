@@ -28,6 +28,7 @@ from flywheel_protos.types.v1 import job_pb2, tensor_pb2
 from flywheel_trainer.encoding.specs import spec_from_json, spec_of, spec_to_json
 from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.jobs.engine import EngineJob, EngineState
+from flywheel_trainer.jobs.errors import UnsupportedSignature
 from flywheel_trainer.jobs.evaluate import EvaluateKind, EvaluatePeers
 from flywheel_trainer.jobs.models import FoundModel, Models
 from flywheel_trainer.jobs.ports import TrainingSet
@@ -148,7 +149,7 @@ async def test_model_champion_and_rows_are_pinned_at_submission(trainer: MemoryT
     [
         ({"without_champion": True}, "compared with nothing, as the job asks"),
         ({"model_version": CHAMPION}, "the version is the champion itself"),
-        ({"model_version": OTHER}, f"not compared: the output of {CHAMPION} is BINARY with 0 classes"),
+        ({"model_version": OTHER}, f"not compared: the output of {CHAMPION} is BINARY"),
     ],
 )
 async def test_the_note_says_why_there_is_no_champion(
@@ -173,6 +174,32 @@ async def test_a_champion_whose_inputs_are_missing_is_not_compared(trainer: Memo
     assert note == f"not compared: {TRAINING_SET} has no column 'v__y', which {CHAMPION} reads"
     refused = evaluate(champion=CHAMPION)
     assert await reason(trainer.stub.SubmitJob(refused)) == "INVALID_ARGUMENT INVALID_SPEC"
+
+
+async def test_a_run_is_compared_with_the_production_of_a_model(trainer: MemoryTrainer) -> None:
+    late = f"{P}/models/late"
+    await put_run(trainer, b'{"inputs": [{"name": "v__x", "data_type": "FLOAT64", "vocabulary": []}]}')
+    details = await details_of(trainer, run=RUN, champion=late)
+    assert (details["params"]["note"], details["models"]["champion"]["name"]) == ("", CHAMPION)
+
+    serving = trainer.ports.models.serving  # type: ignore[attr-defined]
+    models: list[tuple[Any, str]] = [
+        (None, "no champion to compare with"),
+        (FoundModel(model(OTHER, kind="REGRESSION")), f"not compared: the output of {OTHER} is REGRESSION"),
+        (UnsupportedSignature("its output is VECTOR"), "not compared: its output is VECTOR"),
+    ]
+    for champion, note in models:
+        serving[late] = champion
+        details = await details_of(trainer, run=RUN, champion=late)
+        assert (details["params"]["note"], list(details["models"])) == (note, ["model"])
+
+
+async def test_classes_in_another_order_are_not_compared(trainer: MemoryTrainer) -> None:
+    known, serving = trainer.ports.models.known, trainer.ports.models.serving  # type: ignore[attr-defined]
+    known[VERSION] = FoundModel(model(VERSION, kind="MULTICLASS", classes=("a", "b", "c")))
+    serving[f"{P}/models/late"] = FoundModel(model(CHAMPION, kind="MULTICLASS", classes=("b", "a", "c")))
+    note = (await details_of(trainer))["params"]["note"]
+    assert note == f"not compared: {CHAMPION} has the classes b, a, c"
 
 
 INVALID, UNKNOWN = "INVALID_ARGUMENT INVALID_SPEC", "NOT_FOUND UNKNOWN_MODEL_VERSION"

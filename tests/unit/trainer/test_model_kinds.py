@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -30,13 +31,16 @@ from flywheel_registry.fakes.checks import MemoryFeatureSets
 from flywheel_registry.fakes.store import MemoryStore
 from flywheel_registry.server import wire
 from flywheel_trainer.fakes.feature import MemoryFeature
+from flywheel_trainer.fakes.models import MemoryEvaluations, MemoryModels
 from flywheel_trainer.fakes.runs import MemoryRuns
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.jobs.built_in import ESTIMATOR
 from flywheel_trainer.jobs.code import CodeRecipe
 from flywheel_trainer.jobs.errors import InvalidSpec
+from flywheel_trainer.jobs.evaluate import EvaluateKind, EvaluatePeers
+from flywheel_trainer.jobs.models import Models
 from flywheel_trainer.jobs.ports import TrainingSet
-from flywheel_trainer.pipelines.comparison import comparison_with
+from flywheel_trainer.jobs.train import TrainSettings
 from flywheel_trainer.pipelines.kinds.compare import CompareStep
 from flywheel_trainer.pipelines.kinds.register import RegisterStep
 from flywheel_trainer.pipelines.kinds.release import ReleaseStep, RolloutStep
@@ -45,10 +49,12 @@ from flywheel_trainer.pipelines.run_report import RunReports
 from flywheel_trainer.pipelines.step_kind import Begun, Result
 from flywheel_trainer.runs.run import Run, RunName, RunState
 from flywheel_trainer.runs.use_cases import Runs
+from flywheel_trainer.store.grpc.models import RegisteredModels
 from flywheel_trainer.store.grpc.registry import GrpcRegistry
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import AT, EXPERIMENT, TRAINING_SET
 from tests.support.servers.registry import NO_TICKS, memory_ports, registry_settings, running
+from tests.support.step_jobs import LocalEvaluations
 from tests.support.training_job import launch_spec, run_here, tabular_job
 
 MODEL, SET = "projects/p/models/late", "projects/p/featureSets/late/versions/1"
@@ -96,8 +102,14 @@ class Platform:
         self.stub, self.folder = stub, folder
         self.registry = GrpcRegistry(opened)
         self.feature, self.objects = MemoryFeature({SET: TRAINING_SET}), MemoryObjectStore()
-        self.feature.known[TRAINING_SET] = TrainingSet(TRAINING_SET, "s3://b/set/", (), ROWS, "f" * 64, SET)
+        described = TrainingSet(TRAINING_SET, "s3://b/set/", COLUMNS, ROWS, "f" * 64, SET)
+        self.feature.known[TRAINING_SET] = described
         self.store = MemoryRuns(MemoryTracking())
+        registered = RegisteredModels(self.registry, self.objects, "b")
+        models = Models(registered, self.store, self.objects, "b")
+        peers = EvaluatePeers(self.feature, models, MemoryEvaluations(MemoryModels()), self.objects)
+        kind = EvaluateKind(peers, TrainSettings("b", "python", "127.0.0.1:1", 1.0))
+        self.evaluations = LocalEvaluations(kind, self.objects, folder)
         self.reports = RunReports(Runs(self.store, SequentialIds("n"), ManualClock(AT)), self.objects)
 
     async def train(self, run: str, name: str, task: str) -> str:
@@ -123,9 +135,7 @@ class Platform:
         return found
 
     async def compared(self, run: str) -> Result:
-        table = pl.read_parquet(self.folder / "b" / "set" / "0.parquet")
-        compare = comparison_with(lambda _, columns: table.select(columns))
-        step = CompareStep(self.feature, self.registry, self.reports, compare)
+        step = CompareStep(self.registry, self.reports, self.evaluations)  # type: ignore[arg-type]
         return await self.step(step, f"{run}:compare", model=MODEL, run=run, training_set=TRAINING_SET)
 
     async def released(self, run: str, metrics: dict[str, float], **release: Any) -> tuple[str, str]:
@@ -163,10 +173,11 @@ async def test_a_model_of_each_kind_is_compared_registered_and_released(
     run = await platform.train("run-1", name, task)
     compared = await platform.compared(run)
     metrics = compared.outputs["metrics"]
-    own = {"binary": "auc", "multiclass": "accuracy", "regression": "rmse"}[task]
-    assert {one for one in ("auc", "accuracy", "rmse", "threshold") if one in metrics} == (
+    own = {"binary": "auc", "multiclass": "macro_f1", "regression": "rmse"}[task]
+    assert {"auc", "macro_f1", "rmse", "threshold"} & metrics.keys() == (
         {own, "threshold"} if task == "binary" else {own}
     )
+    assert all(map(math.isfinite, metrics.values()))
     version, release = await platform.released(run, metrics)
 
     found = (await platform.registry.version(version)).signature.output
@@ -191,15 +202,13 @@ async def test_a_challenger_is_compared_with_a_champion_of_its_kind(platform: Pl
     again = await platform.compared(await platform.train("run-2", "sklearn", task))
     measured = {key: value for key, value in again.outputs["metrics"].items() if key.startswith("champion_")}
     of_champion = {key: measured[f"champion_{key}"] for key in first if f"champion_{key}" in measured}
-    assert {
-        "rows",
-        {"binary": "auc", "multiclass": "macro_f1", "regression": "r2"}[task],
-    } <= of_champion.keys()
+    assert {"binary": "auc", "multiclass": "macro_f1", "regression": "r2"}[task] in of_champion
     assert {key: pytest.approx(first[key]) for key in of_champion} == of_champion, "the same model"
 
     other = "regression" if task == "binary" else "binary"
     compared = await platform.compared(await platform.train("run-3", "sklearn", other))
-    assert "not compared: its output is" in compared.outputs["note"]
+    assert "not compared: the output of" in compared.outputs["note"]
+    assert compared.outputs["champion"] == version
     assert not [key for key in compared.outputs["metrics"] if key.startswith("champion_")]
 
 

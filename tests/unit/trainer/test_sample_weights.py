@@ -18,17 +18,18 @@ from sklearn import metrics as sk
 from flywheel_job import objects
 from flywheel_job.artifacts import MODEL, REPORT
 from flywheel_job.errors import UnusableTrainingSet
-from flywheel_job.launch import Column
+from flywheel_job.launch import Column, DataSet
+from flywheel_job.model_evaluation.params import FUNCTION, EvaluationParams
+from flywheel_job.model_evaluation.params import REPORT as EVALUATION
 from flywheel_job.outcome import Outcome
 from flywheel_job.recipes.tabular.network import TabularNet
 from flywheel_job.recipes.tabular.preparation import InitialWeights, prepare
 from flywheel_job.recipes.tabular.spec import Hyperparameters, TabularSpec
 from flywheel_job.scoring import onnx_scores, open_session
 from flywheel_trainer.jobs.errors import InvalidSpec
-from flywheel_trainer.jobs.ports import TrainingSet
+from flywheel_trainer.jobs.models import model_of_report
 from flywheel_trainer.jobs.train_spec import TrainSpec, check_weight_column
-from flywheel_trainer.pipelines.comparison import comparison_with
-from tests.support.training_job import run_here, tabular_job
+from tests.support.training_job import launch_spec, run_here, tabular_job
 
 ROWS = 2000
 START = datetime(2013, 1, 1, tzinfo=UTC)
@@ -148,15 +149,23 @@ def test_the_scale_of_the_weights_does_not_change_the_network(tmp_path: Path) ->
     assert one.content(one.train(), MODEL) == two.content(two.train(), MODEL)
 
 
-async def test_the_pipeline_compares_models_by_weighted_metrics(tmp_path: Path) -> None:
+def test_an_evaluation_of_the_same_rows_gives_the_metrics_of_the_report(tmp_path: Path) -> None:
     store = Store(tmp_path, rows())
     outcome = store.train(epochs=3)
     report = json.loads(store.content(outcome, REPORT))
-    compare = comparison_with(lambda _uri, columns: store.frame.select(columns))
-    described = TrainingSet("projects/p/trainingSets/t", "s3://b/set/", (), ROWS, "h", "f")
-    found = await compare(described, report, store.content(outcome, MODEL), None)
-    assert found.challenger["log_loss"] == pytest.approx(report["metrics"]["log_loss"], rel=1e-6)
-    assert found.challenger["auc"] == pytest.approx(report["metrics"]["auc"], abs=1e-9)
+    graph = next(one for one in outcome.artifacts if one.name == MODEL)
+    start = report["split"]["evaluation_start_us"]
+    evaluation = launch_spec(
+        FUNCTION,
+        params=EvaluationParams(weight_column="w", start_us=start, samples=0).params(),
+        models={"model": model_of_report("r", graph.uri, graph.sha256, report, "").file.to_json()},
+        data={"rows": DataSet("s3://b/set/", "t", ())},
+    )
+    found = json.loads(store.content(run_here(evaluation, store.files), EVALUATION))["evidence"]
+    split = report["split"]
+    assert found["rows"] == split["rows"] - split["calibration_end"]
+    for name, tolerance in (("log_loss", 1e-6), ("auc", 1e-9), ("ece", 1e-5), ("f1", 1e-9)):
+        assert found[name] == pytest.approx(report["metrics"][name], abs=tolerance), name
 
 
 def changed(place: int, value: float | None) -> pl.DataFrame:

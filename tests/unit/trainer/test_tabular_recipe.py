@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import numpy as np
 import polars as pl
@@ -11,9 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn import metrics as sk
 
-from flywheel_common.scoring.calibration import Platt
 from flywheel_job.errors import TooFewEventTimes
 from flywheel_job.launch import Column, LaunchSpec, Resources, Source
 from flywheel_job.outcome import Artifact, MetricPoint, Outcome
@@ -32,8 +31,6 @@ from flywheel_job.recipes.tabular.spec import Hyperparameters, TabularSpec, Warm
 from flywheel_job.recipes.tabular.training import shard
 from flywheel_job.scoring import onnx_scores, open_session
 from flywheel_job.signature import Input
-from flywheel_trainer.jobs.ports import TrainingSet
-from flywheel_trainer.pipelines.comparison import ChampionModel, comparison_with
 from tests.support.training_job import tabular_job
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
@@ -79,9 +76,14 @@ def nearest_border(times: list[int], wanted: int, start: int, end: int) -> int:
     return min(borders, key=lambda row: (abs(row - wanted), row))
 
 
+def series(microseconds: Iterable[int]) -> pl.Series:
+    """Times in microseconds since the epoch."""
+    return pl.Series(microseconds).cast(pl.Datetime("us", "UTC"))
+
+
 @given(st.integers(10, 10_000), st.floats(0.01, 0.99))
 def test_the_holdout_is_the_newest_share_and_no_part_is_empty(rows: int, fraction: float) -> None:
-    split = split_by_time(pl.Series(range(rows)), fraction)
+    split = split_by_time(series(range(rows)), fraction)
     assert 0 < split.train_end < split.calibration_end < split.rows == rows
     assert abs((rows - split.train_end) - rows * fraction) <= 2
 
@@ -91,9 +93,9 @@ def test_rows_of_one_time_are_in_one_part_of_the_split(times: list[int], fractio
     times.sort()
     if len(set(times)) < 3:
         with pytest.raises(TooFewEventTimes, match=f"{len(set(times))} distinct"):
-            split_by_time(pl.Series(times), fraction)
+            split_by_time(series(times), fraction)
         return
-    split = split_by_time(pl.Series(times), fraction)
+    split = split_by_time(series(times), fraction)
     train, calibration = set(times[: split.train_end]), set(times[split.train_end : split.calibration_end])
     evaluation = set(times[split.calibration_end :])
     assert train
@@ -107,6 +109,10 @@ def test_rows_of_one_time_are_in_one_part_of_the_split(times: list[int], fractio
     held = rows - split.train_end
     wanted = split.train_end + round(held * 0.4)
     assert split.calibration_end == nearest_border(times, wanted, split.train_end + 1, rows)
+    starts = times[split.train_end], times[split.calibration_end]
+    assert (split.holdout_start_us, split.evaluation_start_us) == starts
+    whole = split.without_calibration()
+    assert (whole.calibration_end, whole.evaluation_start_us) == (split.train_end, starts[0])
 
 
 @given(st.integers(1, 500), st.integers(1, 8), st.integers(0, 1000), st.integers(1, 50))
@@ -187,58 +193,6 @@ def test_dropout_is_used_in_training_only() -> None:
     assert set(dropped.tolist()) == {0.0, 6.0}
     assert 400 < int((dropped == 0).sum()) < 600
     assert torch.equal(network.eval()(torch.tensor([-1.0, 2.0])), torch.tensor([0.0, 2.0]))
-
-
-async def test_challenger_and_champion_are_compared_on_the_same_rows() -> None:
-    rows = 200
-    random = np.random.default_rng(4)
-    frame = pl.DataFrame(
-        {
-            "event_timestamp": [START + timedelta(hours=i) for i in range(rows)],
-            "v__a": random.normal(size=rows),
-            "v__b": random.normal(size=rows),
-            "v__c": random.choice(["x", "y"], size=rows),
-            "label": random.integers(0, 2, rows),
-        }
-    )
-    torch.manual_seed(3)
-    ours, theirs = TabularNet([None, None], [4]), TabularNet([2, None], [4])
-    challenger = to_onnx(ours, np.zeros((3, 2), np.float32))
-    champion = ChampionModel(
-        "projects/p/models/m/versions/1",
-        to_onnx(theirs, np.zeros((3, 2), np.float32)),
-        (Input("v__c", "STRING", ("x", "y")), Input("v__b", "FLOAT64")),
-        Platt(2.0, -0.5),
-    )
-    report = {
-        "inputs": [
-            {"name": "v__a", "data_type": "FLOAT64", "vocabulary": []},
-            {"name": "v__b", "data_type": "FLOAT64", "vocabulary": []},
-        ],
-        "split": {"train_end": 100, "calibration_end": 150, "rows": rows},
-        "calibration": {"slope": 1.0, "intercept": 0.0},
-    }
-    compare = comparison_with(lambda _uri, columns: frame.select([c for c in columns if c in frame.columns]))
-    described = TrainingSet("projects/p/trainingSets/t", "s3://b/t", (), rows, "h", "f")
-    found = await compare(described, report, challenger, champion)
-
-    held = frame.slice(150)
-    labels = held["label"].to_numpy()
-    mine = torch_scores(ours, held.select("v__a", "v__b").to_numpy().astype(np.float32))
-    codes = np.column_stack(
-        [held["v__c"].replace_strict({"x": 0, "y": 1}).to_numpy(), held["v__b"].to_numpy()]
-    )
-    raw = torch_scores(theirs, codes.astype(np.float32)).astype(float)
-    calibrated = 1 / (1 + np.exp(-(2.0 * np.log(raw / (1 - raw)) - 0.5)))
-    assert found.challenger["auc"] == pytest.approx(sk.roc_auc_score(labels, mine), abs=1e-6)
-    assert found.champion["auc"] == pytest.approx(sk.roc_auc_score(labels, raw), abs=1e-6)
-    assert found.champion["log_loss"] == pytest.approx(sk.log_loss(labels, calibrated), abs=1e-5)
-    assert found.champion["rows"] == 50
-
-    gone = ChampionModel("projects/p/models/m/versions/2", b"", (Input("v__gone", "FLOAT64"),), Platt())
-    alone = await compare(described, report, challenger, gone)
-    assert alone.champion == {}
-    assert "v__gone" in alone.note
 
 
 def test_specifications_and_outcomes_survive_a_json_round_trip() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flywheel_common.errors import NotFound
+from flywheel_common.errors import FlywheelError, NotFound
 from flywheel_common.grpc.errors import PeerUnavailable
 from flywheel_trainer.fakes.requests import MemoryRequests, body_of
 from flywheel_trainer.jobs.errors import UnknownModelVersion
@@ -13,14 +13,15 @@ from flywheel_trainer.jobs.models import FoundModel
 
 
 class MemoryModels:
-    """`RegistryModels` with the versions in `known`; `serving` is the champion of each model.
+    """`RegistryModels` with the versions in `known`; `serving` is the champion of each model, or the error
+    that reading it raises.
 
     While `down` is set, no method answers.
     """
 
     def __init__(self) -> None:
         self.known: dict[str, FoundModel] = {}
-        self.serving: dict[str, FoundModel] = {}
+        self.serving: dict[str, FoundModel | FlywheelError] = {}
         self.down = False
 
     async def version(self, name: str) -> FoundModel:
@@ -31,7 +32,10 @@ class MemoryModels:
 
     async def champion(self, model: str) -> FoundModel | None:
         self._check_up()
-        return self.serving.get(model)
+        found = self.serving.get(model)
+        if isinstance(found, FlywheelError):
+            raise found
+        return found
 
     def _check_up(self) -> None:
         if self.down:

@@ -9,14 +9,11 @@ from typing import Any
 from flywheel_common.errors import NotFound
 from flywheel_common.grpc.errors import PeerUnavailable
 from flywheel_common.storage.objects import ObjectStore
-from flywheel_job.artifacts import MODEL, WEIGHTS, artifact_key
-from flywheel_job.evaluation.calibration import calibration_from_json
-from flywheel_job.signature import Input
+from flywheel_job.artifacts import WEIGHTS, artifact_key
 from flywheel_trainer.fakes.requests import MemoryRequests, body_of
 from flywheel_trainer.jobs.errors import DigestMismatch, UnknownModelVersion
-from flywheel_trainer.pipelines.comparison import ChampionModel
 from flywheel_trainer.pipelines.errors import RejectedVersion
-from flywheel_trainer.pipelines.ports import VersionOrigin
+from flywheel_trainer.pipelines.ports import Champion, VersionOrigin
 
 
 class MemoryRegistry:
@@ -41,22 +38,13 @@ class MemoryRegistry:
     def add_model(self, model: str) -> None:
         self._production.setdefault(model, "")
 
-    async def champion(self, model: str) -> ChampionModel | None:
+    async def champion(self, model: str) -> Champion | None:
         self._check_up()
         _check_known(model, self._production)
         if not self._production[model]:
             return None
-        release = self._releases[self._production[model]]
-        name = release["model_version"]
-        inputs = self.versions[name]["inputs"]
-        return ChampionModel(
-            name,
-            self.download(name, MODEL),
-            tuple(Input(i["name"], i["data_type"], tuple(i["vocabulary"])) for i in inputs),
-            calibration_from_json(release["calibration"]) if release["calibration"] else None,
-            self._production[model],
-            self.versions[name]["output"],
-        )
+        release = self._production[model]
+        return Champion(self._releases[release]["model_version"], release)
 
     async def origin(self, version: str) -> VersionOrigin:
         self._check_up()

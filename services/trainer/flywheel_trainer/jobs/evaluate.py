@@ -19,7 +19,7 @@ from flywheel_job.model_evaluation.params import (
     EvaluationParams,
 )
 from flywheel_job.outcome import Outcome
-from flywheel_trainer.jobs.errors import InvalidSpec
+from flywheel_trainer.jobs.errors import InvalidSpec, UnsupportedSignature
 from flywheel_trainer.jobs.evaluate_spec import FIELD, EvaluateSpec, check_evaluate_spec
 from flywheel_trainer.jobs.files import FAILURE, OUTCOME
 from flywheel_trainer.jobs.job import Job
@@ -96,15 +96,24 @@ class EvaluateKind:
         """The model to compare with, or why there is none."""
         if spec.without_champion:
             return None, "compared with nothing, as the job asks"
-        if spec.champion:
-            champion = await self._peers.models.get(ModelSource(model_version=spec.champion), "")
-            problem = _incomparable(champion, found, rows)
-            if problem:
-                raise InvalidSpec(f"{FIELD}.champion: {problem}.", field=f"{FIELD}.champion")
-            return champion, ""
-        if not spec.source.model:
+        if spec.champion_of:
+            return await self._serving(spec, found, rows)
+        if not spec.champion:
             return None, "the model of a run has no champion: name one"
-        serving = await self._peers.models.champion(spec.source.model)
+        champion = await self._peers.models.get(ModelSource(model_version=spec.champion), "")
+        problem = _incomparable(champion, found, rows)
+        if problem:
+            raise InvalidSpec(f"{FIELD}.champion: {problem}.", field=f"{FIELD}.champion")
+        return champion, ""
+
+    async def _serving(
+        self, spec: EvaluateSpec, found: FoundModel, rows: TrainingSet | None
+    ) -> tuple[FoundModel | None, str]:
+        """The model in production, or why it is not compared with."""
+        try:
+            serving = await self._peers.models.champion(spec.champion_of)
+        except UnsupportedSignature as error:
+            return None, f"not compared: {error}"
         if serving is None:
             return None, "no champion to compare with"
         if serving.file.name == spec.source.model_version:
@@ -192,8 +201,10 @@ def _check_rows(spec: EvaluateSpec, rows: TrainingSet, found: FoundModel) -> Non
 def _incomparable(champion: FoundModel, found: FoundModel, rows: TrainingSet | None) -> str:
     """Why a champion cannot be compared with; empty if it can, as far as is known."""
     theirs, ours = champion.file, found.file
-    if theirs.kind != ours.kind or len(theirs.classes) != len(ours.classes):
-        return f"the output of {theirs.name} is {theirs.kind} with {len(theirs.classes)} classes"
+    if theirs.kind != ours.kind:
+        return f"the output of {theirs.name} is {theirs.kind}"
+    if theirs.classes != ours.classes:
+        return f"{theirs.name} has the classes {', '.join(theirs.classes)[:200]}"
     if rows is not None:
         known = {column.name for column in (*rows.columns, *rows.extra_columns)}
         missing = [one.name for one in theirs.inputs if one.name not in known]

@@ -7,7 +7,14 @@ from datetime import datetime
 from typing import ClassVar
 
 from flywheel_trainer.jobs.limits import Limits
-from flywheel_trainer.jobs.model_spec import COLUMN, VERSION, ModelSource, check_model_job, check_rules
+from flywheel_trainer.jobs.model_spec import (
+    COLUMN,
+    MODEL,
+    VERSION,
+    ModelSource,
+    check_model_job,
+    check_rules,
+)
 
 FIELD = "evaluate"
 MAX_SLICES = 10
@@ -34,6 +41,7 @@ class EvaluateSpec:
     start: datetime | None = None
     end: datetime | None = None
     champion: str = ""
+    """A version, or a model: the version that its production serves, if there is one that can be compared."""
     without_champion: bool = False
     beta: float = 1.0
     costs: tuple[float, float] | None = None
@@ -46,6 +54,14 @@ class EvaluateSpec:
     cpus: float = 0.0
     """0: the trainer's setting."""
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def champion_of(self) -> str:
+        """The model whose production is compared with; empty: that of a named version, or none."""
+        if self.without_champion:
+            return ""
+        named = self.champion or self.source.model
+        return named if MODEL.fullmatch(named) else ""
 
 
 def check_evaluate_spec(spec: EvaluateSpec) -> None:
@@ -69,9 +85,9 @@ def check_evaluate_spec(spec: EvaluateSpec) -> None:
                 "must be different",
             ),
             (
-                bool(spec.champion) and VERSION.fullmatch(spec.champion) is None,
+                bool(spec.champion) and not (VERSION.fullmatch(spec.champion) or spec.champion_of),
                 "champion",
-                "must name a model version",
+                "must name a model version or a model",
             ),
             (
                 bool(spec.champion) and spec.without_champion,

@@ -10,7 +10,8 @@ from datetime import datetime
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.limits import Limits, check_limits
 
-VERSION = re.compile(r"projects/[^/]+/models/[^/]+/versions/\d{1,18}")
+MODEL = re.compile(r"projects/[^/]+/models/[^/]+")
+VERSION = re.compile(rf"{MODEL.pattern}/versions/\d{{1,18}}")
 COLUMN = re.compile(r"\S.{0,199}")
 
 

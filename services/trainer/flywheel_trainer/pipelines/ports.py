@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from flywheel_common.paging import Page
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.jobs.ports import TrainingSets
-from flywheel_trainer.pipelines.comparison import ChampionModel
 from flywheel_trainer.pipelines.pipeline_run import Approval, PipelineRun, PipelineRunName
 from flywheel_trainer.runs.filter_terms import Term
 
@@ -109,6 +108,14 @@ class FeaturePeer(TrainingSets, Protocol):
     async def upstream(self, name: str) -> Sequence[tuple[str, str]]: ...
 
 
+@dataclass(frozen=True)
+class Champion:
+    """The release that production serves, and its model version."""
+
+    version: str
+    release: str
+
+
 class RegistryPeer(Protocol):
     """The registry.
 
@@ -121,7 +128,7 @@ class RegistryPeer(Protocol):
     DigestMismatch if sent or received bytes differ from the declared ones, and PeerUnavailable.
     """
 
-    async def champion(self, model: str) -> ChampionModel | None: ...
+    async def champion(self, model: str) -> Champion | None: ...
 
     async def origin(self, version: str) -> VersionOrigin: ...
 

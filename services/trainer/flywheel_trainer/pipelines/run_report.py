@@ -35,6 +35,7 @@ class RunReport:
     calibration: Calibration | Temperature | None
     """That of the report. Without one it is the identity for BINARY, and None for the other outputs."""
     training_set: str
+    experiment: str
     run_metrics: Mapping[str, float]
 
     @property
@@ -68,7 +69,9 @@ class RunReports:
         report = json.loads(await self.content(artifacts[REPORT]))
         output, calibration = described(run, report)
         training_set = found.training_set or report.get("training_set", "")
-        return RunReport(report, artifacts, output, calibration, training_set, found.results)
+        return RunReport(
+            report, artifacts, output, calibration, training_set, found.experiment, found.results
+        )
 
     async def content(self, artifact: Artifact) -> bytes:
         """Raises DigestMismatch."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_trainer.jobs.ports import Weights
 from flywheel_trainer.jobs.use_cases import Jobs
-from flywheel_trainer.pipelines.comparison import Compare
 from flywheel_trainer.pipelines.kinds.champion import ChampionStep
 from flywheel_trainer.pipelines.kinds.compare import CompareStep
-from flywheel_trainer.pipelines.kinds.job import JobStep, ParseJob
+from flywheel_trainer.pipelines.kinds.job import JobStep, ParseJob, StepJobs
 from flywheel_trainer.pipelines.kinds.register import RegisterStep
 from flywheel_trainer.pipelines.kinds.release import ReleaseStep, RolloutStep
 from flywheel_trainer.pipelines.kinds.select import ApprovalStep, SelectStep
@@ -27,16 +26,15 @@ def step_kinds(
     jobs: Jobs,
     runs: Runs,
     objects: ObjectStore,
-    compare: Compare,
     parse_job: ParseJob,
 ) -> StepKinds:
     """The kinds by the name of their field in the oneof `GraphStep.kind`."""
-    reports = RunReports(runs, objects)
+    reports, step_jobs = RunReports(runs, objects), StepJobs(jobs, runs)
     return {
         "training_set": TrainingSetStep(feature),
-        "job": JobStep(jobs, runs, parse_job),
+        "job": JobStep(step_jobs, parse_job),
         "champion": ChampionStep(registry, weights),
-        "compare": CompareStep(feature, registry, reports, compare),
+        "compare": CompareStep(registry, reports, step_jobs),
         "register": RegisterStep(feature, registry, reports),
         "release": ReleaseStep(feature, registry, reports),
         "rollout": RolloutStep(registry),

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flywheel_common.errors import Internal
 from flywheel_common.signature import OutputKind
-from flywheel_job.artifacts import MODEL
-from flywheel_trainer.pipelines.comparison import HEADLINES, Compare
+from flywheel_job.model_evaluation.params import REPORT
+from flywheel_trainer.jobs.evaluate_spec import EvaluateSpec
+from flywheel_trainer.jobs.model_spec import ModelSource
+from flywheel_trainer.pipelines.kinds.job import StepJobs
 from flywheel_trainer.pipelines.kinds.names import check_names
-from flywheel_trainer.pipelines.ports import FeaturePeer, RegistryPeer
+from flywheel_trainer.pipelines.ports import RegistryPeer
 from flywheel_trainer.pipelines.run_report import RunReports
 from flywheel_trainer.pipelines.step_kind import Begun, Result
 
+HEADLINES = {
+    OutputKind.BINARY: "AUC {auc:.4f}, log-loss {log_loss:.4f}",
+    OutputKind.MULTICLASS: "accuracy {accuracy:.4f}, log-loss {log_loss:.4f}",
+    OutputKind.REGRESSION: "RMSE {rmse:.4g}, R2 {r2:.4f}",
+}
+"""The metrics of an output in one line."""
+_CHAMPION = "champion_"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 
 class CompareStep:
-    """`StepKind` that evaluates the model of a run beside the champion."""
+    """`StepKind` that evaluates the model of a run beside the champion, by an EVALUATE job.
+
+    The rows are those of the training set from the time that the report gives as the start of its evaluation.
+    """
 
     required = ("model", "run", "training_set")
     outputs = ("metrics", "champion", "note")
     cacheable = False
 
-    def __init__(
-        self, feature: FeaturePeer, registry: RegistryPeer, reports: RunReports, compare: Compare
-    ) -> None:
-        self._feature, self._registry, self._reports, self._compare = feature, registry, reports, compare
+    def __init__(self, registry: RegistryPeer, reports: RunReports, jobs: StepJobs) -> None:
+        self._registry, self._reports, self._jobs = registry, reports, jobs
 
     def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
         check_names(spec, ("model", "run", "training_set"), project, later)
@@ -36,20 +50,42 @@ class CompareStep:
         found = await self._reports.of(run)
         champion = await self._registry.champion(step.spec["model"])
         name = champion.version if champion else ""
-        if "split" not in found.report:
-            note = "not compared with the champion: the report has no split of the rows"
+        start_us = found.report.get("split", {}).get("evaluation_start_us")
+        if start_us is None:
+            note = "not compared with the champion: the report has no start of its evaluation rows"
             return Result(run, note, {"metrics": found.metrics, "champion": name, "note": note})
-        training_set = await self._feature.get(step.spec["training_set"])
-        challenger = await self._reports.content(found.artifacts[MODEL])
-        compared = await self._compare(training_set, found.report, challenger, champion)
-        kind, key = found.output.kind, "rmse" if found.output.kind is OutputKind.REGRESSION else "log_loss"
-        reported, measured = found.metrics.get(key), compared.challenger[key]
-        if reported is not None and not math.isclose(reported, measured, rel_tol=1e-4, abs_tol=1e-4):
-            raise Internal(f"The job reported {key} {reported:.6f}, but evaluation gives {measured:.6f}.")
-        metrics = {**found.metrics, **compared.challenger}
-        if found.threshold is not None:
-            metrics["threshold"] = found.threshold
-        metrics |= {f"champion_{key}": value for key, value in compared.champion.items()}
-        metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        summary = f"{HEADLINES[kind].format_map(compared.challenger)}; {compared.note}"
-        return Result(run, summary, {"metrics": metrics, "champion": name, "note": compared.note})
+        spec = EvaluateSpec(
+            experiment=found.experiment,
+            source=ModelSource(run=run),
+            training_set=step.spec["training_set"],
+            champion=step.spec["model"],
+            kind=found.output.kind.name,
+            weight_column=found.report.get("weight_column", ""),
+            start=_EPOCH + timedelta(microseconds=int(start_us)),
+            bootstrap_samples=0,
+        )
+        job = await self._jobs.submitted(step, spec)
+        evaluated = await self._jobs.succeeded(step, job)
+        artifact = next(one for one in evaluated.artifacts if one.name == REPORT)
+        report = json.loads(await self._reports.content(artifact))
+        kind, values = found.output.kind, report["evidence"]
+        key = "rmse" if kind is OutputKind.REGRESSION else "log_loss"
+        reported = found.metrics.get(key)
+        if reported is not None and not math.isclose(reported, values[key], rel_tol=1e-4, abs_tol=1e-4):
+            raise Internal(f"The job reported {key} {reported:.6f}, but evaluation gives {values[key]:.6f}.")
+        note = report["note"] or _note(report["champion"], kind, values)
+        summary = f"{HEADLINES[kind].format_map(values)}; {note}"
+        outputs = {
+            "metrics": {**found.metrics, **values},
+            "champion": report["champion"] or name,
+            "note": note,
+        }
+        return Result(run, summary, outputs)
+
+
+def _note(champion: str, kind: OutputKind, values: Mapping[str, float]) -> str:
+    theirs = {
+        name.removeprefix(_CHAMPION): value for name, value in values.items() if name.startswith(_CHAMPION)
+    }
+    headline = HEADLINES[kind].format_map(theirs)
+    return f"champion {champion} on the same {values['rows']:.0f} rows: {headline}"

@@ -27,33 +27,22 @@ Raises InvalidSpec.
 """
 
 
-class JobStep:
-    """`StepKind` that submits a job and waits for it.
+class StepJobs:
+    """Submits the job of a step, and waits for it."""
 
-    It knows nothing of the kind of the job: the outputs are what every job leaves in its run.
-    """
+    def __init__(self, jobs: Jobs, runs: Runs) -> None:
+        self._jobs, self._runs = jobs, runs
 
-    required = ()
-    outputs = ("job", "run", "training_set", "metrics", "artifacts", "params", "best_run")
-    cacheable = True
-
-    def __init__(self, jobs: Jobs, runs: Runs, parse: ParseJob) -> None:
-        self._jobs, self._runs, self._parse = jobs, runs, parse
-
-    def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
-        parsed = self._parse(spec, later)
-        if isinstance(parsed, TrainSpec):
-            check_spec(parsed)
-
-    async def run(self, step: Begun) -> Result:
-        spec = self._parse(step.spec, ())
+    async def submitted(self, step: Begun, spec: Spec) -> Job:
+        """The job of this step, also when it is repeated."""
         # The pipeline run fixes the specification. A body made of its fields would change with the code.
         body = json.dumps(step.spec, sort_keys=True).encode()
-        job = await self._jobs.submit(
+        return await self._jobs.submit(
             step.run.name.project, spec, 0, step.request_id, body, pipeline_run=str(step.run.name)
         )
-        # Set before the job ends, so that watchers of the pipeline run can read the losses during training.
-        await step.set_fields({"run": str(job.run)})
+
+    async def succeeded(self, step: Begun, job: Job) -> Run:
+        """The run of the job after its end; the job ends with the step. Raises TrainingFailed."""
         while job.state not in ENDED:
             try:
                 await step.pause()
@@ -63,7 +52,36 @@ class JobStep:
             job = await self._jobs.get(job.name)
         if job.state is not JobState.SUCCEEDED:
             raise _job_error(job)
-        run = await self._runs.get(job.run)
+        return await self._runs.get(job.run)
+
+    async def _cancel(self, job: Job) -> None:
+        with suppress(JobEnded):  # it was faster
+            await self._jobs.cancel(job.name)
+
+
+class JobStep:
+    """`StepKind` that runs a job.
+
+    It knows nothing of the kind of the job: the outputs are what every job leaves in its run.
+    """
+
+    required = ()
+    outputs = ("job", "run", "training_set", "metrics", "artifacts", "params", "best_run")
+    cacheable = True
+
+    def __init__(self, jobs: StepJobs, parse: ParseJob) -> None:
+        self._jobs, self._parse = jobs, parse
+
+    def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
+        parsed = self._parse(spec, later)
+        if isinstance(parsed, TrainSpec):
+            check_spec(parsed)
+
+    async def run(self, step: Begun) -> Result:
+        job = await self._jobs.submitted(step, self._parse(step.spec, ()))
+        # Set before the job ends, so that watchers of the pipeline run can read the losses during training.
+        await step.set_fields({"run": str(job.run)})
+        run = await self._jobs.succeeded(step, job)
         outputs = {
             "job": str(job.name),
             "run": str(job.run),
@@ -74,10 +92,6 @@ class JobStep:
             **_best_run(run),
         }
         return Result(str(job.name), _summary(run), outputs)
-
-    async def _cancel(self, job: Job) -> None:
-        with suppress(JobEnded):  # it was faster
-            await self._jobs.cancel(job.name)
 
 
 def _summary(run: Run) -> str:

@@ -11,18 +11,12 @@ from google.protobuf.json_format import ParseDict
 
 from flywheel_common.deadline import call_timeout
 from flywheel_common.grpc.error_details import from_rpc_error
-from flywheel_common.scoring.calibration import Isotonic, Platt, Temperature
 from flywheel_common.signature import FLOAT32, INPUT, SCORE, OutputSpec, Signature
-from flywheel_common.signature_messages import signature_from_message, signature_message, to_message
+from flywheel_common.signature_messages import signature_message, to_message
 from flywheel_common.tensors import Tensor
-from flywheel_job.artifacts import MODEL
-from flywheel_job.evaluation.calibration import Calibration
-from flywheel_job.signature import Input
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
-from flywheel_protos.types.v1 import value_pb2
 from flywheel_trainer.jobs.errors import DigestMismatch
-from flywheel_trainer.pipelines.comparison import ChampionModel
-from flywheel_trainer.pipelines.ports import VersionOrigin
+from flywheel_trainer.pipelines.ports import Champion, VersionOrigin
 from flywheel_trainer.store.grpc.calls import response_of
 
 PEER = "registry"
@@ -36,21 +30,11 @@ class GrpcRegistry:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = registry_pb2_grpc.RegistryServiceStub(channel)
 
-    async def champion(self, model: str) -> ChampionModel | None:
+    async def champion(self, model: str) -> Champion | None:
         release = await self.production_release(model)
         if release is None:
             return None
-        version = await self.version(release.model_version)
-        inputs = tuple(
-            Input(
-                i.name, value_pb2.DataType.Name(i.data_type).removeprefix("DATA_TYPE_"), tuple(i.vocabulary)
-            )
-            for i in version.signature.inputs
-        )
-        content = await self.download(version, MODEL)
-        output = signature_from_message(version.signature).output
-        calibration = _calibration(release.calibration)
-        return ChampionModel(version.name, content, inputs, calibration, release.name, output)
+        return Champion(release.model_version, release.name)
 
     async def origin(self, version: str) -> VersionOrigin:
         found = await self.version(version)
@@ -191,15 +175,3 @@ def _golden_rows(version: Mapping[str, Any]) -> model_pb2.GoldenRows:
 def _output(output: OutputSpec) -> model_pb2.SignatureOutput | None:
     """None for the default: a repeated request then has the body that older versions sent."""
     return None if output == OutputSpec() else signature_message(Signature(output=output)).output
-
-
-def _calibration(message: model_pb2.Calibration) -> Calibration | Temperature | None:
-    match message.WhichOneof("kind"):
-        case "platt":
-            return Platt(message.platt.slope, message.platt.intercept)
-        case "isotonic":
-            return Isotonic(tuple(message.isotonic.x), tuple(message.isotonic.y))
-        case "temperature":
-            return Temperature(message.temperature.temperature)
-        case _:
-            return None

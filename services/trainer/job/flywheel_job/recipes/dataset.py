@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,20 @@ CALIBRATION_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Split:
-    """Half-open row ranges of a table in time order: train, calibration, evaluation."""
+    """Half-open row ranges of a table in time order: train, calibration, evaluation.
+
+    The times are those of the first rows of calibration and evaluation, in microseconds since the epoch.
+    """
 
     train_end: int
     calibration_end: int
     rows: int
+    holdout_start_us: int
+    evaluation_start_us: int
+
+    def without_calibration(self) -> Split:
+        """The same holdout, all of it for evaluation."""
+        return replace(self, calibration_end=self.train_end, evaluation_start_us=self.holdout_start_us)
 
 
 def in_time_order(frame: pl.DataFrame) -> pl.DataFrame:
@@ -54,7 +63,9 @@ def split_by_time(times: pl.Series, holdout_fraction: float) -> Split:
         )
     train_end = _nearest(borders[:-1], rows - round(rows * holdout_fraction))
     wanted = train_end + round((rows - train_end) * CALIBRATION_SHARE)
-    return Split(train_end, _nearest(borders[borders > train_end], wanted), rows)
+    calibration_end = _nearest(borders[borders > train_end], wanted)
+    starts = times.gather([train_end, calibration_end]).dt.epoch("us").to_list()
+    return Split(train_end, calibration_end, rows, *starts)
 
 
 def _nearest(borders: npt.NDArray[np.int64], wanted: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,7 @@ def report(
         return evaluate_binary(scores[:, 0], labels, weights, split)
     held = slice(split.train_end, None)
     some = None if weights is None else weights[held]
-    whole = asdict(replace(split, calibration_end=split.train_end))
+    whole = asdict(split.without_calibration())
     if task == "multiclass":
         return {"metrics": multiclass_metrics(labels[held], scores, some), "split": whole}
     values = scores[:, 0].astype(np.float64)
