@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+import flywheel as fw
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.ray.jobs import OPEN, ray_jobs
 from flywheel_local.postgres import Postgres
@@ -26,6 +28,20 @@ from tests.support.peers.trainer import TRAINING_SET
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(590)]
 PROJECT = "projects/default"
+CODE = """
+import time
+
+
+def wait(ctx):
+    time.sleep(ctx.params["seconds"])
+
+
+def shout(ctx):
+    line = ("a\\0b" * 341)[:1023]
+    for _ in range(ctx.params["mebibytes"]):
+        print(chr(10).join([line] * 1024))
+    raise RuntimeError("the end of it" + chr(0))
+"""
 Start = Callable[[dict[str, str]], Awaitable[Any]]
 VICTIMS = {
     "worker": "RayTrainWorker",
@@ -41,8 +57,12 @@ async def trainer(
     with_ray: dict[str, str],
     start_trainer: Start,
 ) -> Any:
+    return await started(start_trainer, trainer_settings | with_peers | with_ray)
+
+
+async def started(start_trainer: Start, settings: dict[str, str]) -> Any:
     """A trainer with an experiment."""
-    trainer = await start_trainer(trainer_settings | with_peers | with_ray)
+    trainer = await start_trainer(settings)
     connection, stub = trainer.stub()
     async with connection:
         await stub.CreateExperiment(pb.CreateExperimentRequest(parent=PROJECT, experiment_id="late"))
@@ -57,6 +77,24 @@ async def submit(stub: Any, *, epochs: int, **limits: Any) -> pb.Job:
         limits=pb.JobLimits(**limits),
     )
     return (await stub.SubmitJob(pb.SubmitJobRequest(parent=PROJECT, job=pb.Job(train=train)))).job
+
+
+async def submit_code(trainer: Any, folder: Path, function: str, **params: Any) -> pb.Job:
+    """A job that runs a function of CODE."""
+    (folder / "code.py").write_text(CODE)
+    job = fw.TrainJob(function=f"code.py:{function}", source=folder, experiment="late", params=params)
+    async with fw.Client(trainer=trainer.address) as client:
+        return await client.submit_job(job)
+
+
+async def runs(stub: Any, job: pb.Job) -> None:
+    """Wait until the engine runs the job."""
+
+    async def running() -> bool:
+        found = (await stub.GetJob(pb.GetJobRequest(name=job.name))).job
+        return bool(found.state == job_pb2.JOB_STATE_RUNNING)
+
+    await eventually(running, within=120, every=0.3)
 
 
 async def learns(stub: Any, job: pb.Job) -> None:
@@ -160,22 +198,85 @@ async def test_a_job_survives_the_loss_of_the_ray_head(trainer: Any, ray: Ray) -
     await nothing_is_left(job)
 
 
-async def test_a_job_survives_an_outage_of_postgres_longer_than_its_lease(
-    trainer: Any, postgres: Postgres
+@pytest.mark.parametrize(("stopped", "seconds"), [("head", 30), ("trainer", 75)])
+async def test_a_job_goes_on_while_what_runs_it_is_stopped(
+    trainer: Any, ray: Ray, stopped: str, seconds: float
 ) -> None:
     connection, stub = trainer.stub()
     async with connection:
         job = await submit(stub, epochs=300)
         await learns(stub, job)
+        victims = head(ray) if stopped == "head" else [psutil.Process(trainer.process.pid)]
+        for process in victims:
+            process.suspend()
+        await asyncio.sleep(seconds)
+        for process in victims:
+            process.resume()
+        job = await ended(stub, job, within=60)
+    assert job_pb2.JOB_STATE_SUCCEEDED == job.state, job
+    assert [""] == [attempt.error_reason for attempt in job.attempts]
+    await nothing_is_left(job)
+
+
+def head(ray: Ray) -> list[psutil.Process]:
+    """The processes of the Ray head, without those of jobs."""
+    names = ("gcs_server", "raylet", "dashboard", "_private/monitor.py", "log_monitor.py")
+    return [process for name in names for process in processes(name)]
+
+
+async def test_jobs_survive_a_long_queue_and_an_outage_of_postgres_longer_than_their_leases(
+    trainer_settings: dict[str, str],
+    with_peers: dict[str, str],
+    with_ray: dict[str, str],
+    start_trainer: Start,
+    postgres: Postgres,
+    tmp_path: Path,
+) -> None:
+    one_at_a_time = {"FLYWHEEL_TRAINER_MAX_RUNNING_JOBS": "1"}
+    trainer = await started(start_trainer, trainer_settings | with_peers | with_ray | one_at_a_time)
+    connection, stub = trainer.stub()
+    async with connection:
+        waiting = await submit_code(trainer, tmp_path, "wait", seconds=90)
+        await runs(stub, waiting)
+        queued = await submit(stub, epochs=50)
+        begun = time.monotonic()
+        await asyncio.sleep(60)
         postgres.kill()
-        await asyncio.sleep(75)
+        await asyncio.sleep(120)
         await asyncio.to_thread(postgres.start_again)
         recovered = time.monotonic()
-        job = await ended(stub, job, within=120)
-        run = (await stub.GetRun(pb.GetRunRequest(name=job.run))).run
-    assert time.monotonic() - recovered < 60
-    assert (job_pb2.JOB_STATE_SUCCEEDED, pb.RUN_STATE_SUCCEEDED) == (job.state, run.state), job
-    assert 1 == len(job.attempts)
+        for job in (waiting, queued):
+            found = await ended(stub, job, within=120)
+            run = (await stub.GetRun(pb.GetRunRequest(name=job.run))).run
+            assert (job_pb2.JOB_STATE_SUCCEEDED, pb.RUN_STATE_SUCCEEDED) == (found.state, run.state), found
+            assert 1 == len(found.attempts)
+        assert recovered - begun >= 180 and time.monotonic() - recovered < 60
+        await nothing_is_left(queued)
+
+
+async def test_a_job_that_prints_a_gigabyte_with_nul_characters(trainer: Any, tmp_path: Path) -> None:
+    connection, stub = trainer.stub()
+    process = psutil.Process(trainer.process.pid)
+    before = process.memory_info().rss
+    async with connection:
+        job = await submit_code(trainer, tmp_path, "shout", mebibytes=1024)
+        received = 0
+        watch = stub.WatchJob(pb.WatchJobRequest(name=job.name, log_stream="rank-0"))
+        async for update in watch:
+            received += len(update.log)
+        job = await ended(stub, job)
+    assert (job_pb2.JOB_STATE_FAILED, "TRAINING_FAILED") == (job.state, job.error_reason), job
+    assert "the end of it" in job.error_message
+    assert "\0" not in job.error_message
+    assert peak_bytes(trainer.process.pid) - before < 200 << 20
+    assert 0 < received < 1 << 30
+    await nothing_is_left(job)
+
+
+def peak_bytes(pid: int) -> int:
+    """The largest resident memory that the process has had."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 async def test_a_pipeline_that_is_cancelled_before_a_crash_leaves_no_job_on_ray(

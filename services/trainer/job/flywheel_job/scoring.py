@@ -1,4 +1,4 @@
-"""Scores of an ONNX model by ONNX Runtime, without torch, so that the service process can evaluate models."""
+"""Scores of an ONNX model by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Tensor = npt.NDArray[np.float32]
 
 def open_session(model: bytes, threads: int = 1) -> Any:
     """An ONNX Runtime session on the CPU."""
-    import onnxruntime  # 20 MiB, which a service needs that compares models
+    import onnxruntime  # the service, which uses the names of the tensors, does not have it
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
