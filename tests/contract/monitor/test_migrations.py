@@ -6,11 +6,13 @@ import json
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flywheel_common.postgres.migrate import migrate
 from flywheel_common.postgres.pool import create_pool
 from flywheel_monitor.server import MIGRATIONS
+from flywheel_monitor.store.postgres.packs import Pack
 from flywheel_monitor.windows.layout import Layout
 from tests.support.builders.monitor import (
     HOUR_US,
@@ -24,6 +26,18 @@ from tests.support.builders.monitor import (
 from tests.support.servers.monitor import postgres_monitor
 
 OTHER = "projects/p/models/other"
+KINDS = (
+    "018bcfe5-6880-7abc-8def-0123456789ab",
+    "9f0c2a5e-1b7d-4c3e-8a90-0123456789ab",
+    "018BCFE5-6880-7ABC-8DEF-0123456789AB",
+    "kürzer",
+)
+"""Ids that are searched for in different ways."""
+_BEFORE_PACKS = """
+INSERT INTO prediction (model_id, prediction_id, variant_id, event_time, score, decision, failed, source,
+    latency_ms, partition, segment, subject, cost, outputs)
+SELECT 1, unnest($1::text[]), 1, $2, 0.25, false, false, 1, 3, 0, 'de', '', 0.5, $3
+"""
 
 
 async def old_database(dsn: str, folder: Path) -> None:
@@ -88,3 +102,31 @@ async def test_an_old_database_is_read_and_counted_on(database: str, tmp_path: P
         assert 0 == (await monitor.counts()).orphans
         first = await monitor.performance(f"{MODEL}/versions/1", START_US, START_US + MINUTE_US)
         assert 0.25 == pytest.approx(first.score_mean)
+
+
+async def test_rows_become_packs_in_which_they_are_found(database: str, tmp_path: Path) -> None:
+    await old_database(database, tmp_path)
+    old = tmp_path / "flywheel_monitor" / "migrations"
+    for source in MIGRATIONS.glob("*.sql"):
+        if source.name < "0015":
+            (old / source.name).write_bytes(source.read_bytes())
+    outputs = struct.pack("<2d", 0.25, 0.75)
+    async with create_pool(database) as pool:
+        await migrate(pool, old)
+        await pool.execute(_BEFORE_PACKS, KINDS, START_US + MINUTE_US, outputs)
+    async with postgres_monitor(database) as monitor:
+        times = [START_US + 2 * MINUTE_US] * len(KINDS)
+        await monitor.predicted(predictions([*KINDS, "new"], times=[*times, times[0]]))
+        counts = await monitor.counts()
+        assert (len(KINDS), 3) == (counts.duplicates, counts.predictions)
+        await monitor.labelled(outcomes(KINDS, [1.0] * len(KINDS)))
+        assert 1 + len(KINDS) == (await monitor.performance(f"{MODEL}/versions/1")).quality.labelled
+    async with create_pool(database) as pool:
+        packs = [Pack(r) for r in await pool.fetch("SELECT * FROM prediction_pack ORDER BY id")]
+    (pack,) = [p for p in packs if len(p.ids) == len(KINDS)]
+    assert sorted(KINDS) == pack.ids
+    assert [0.25, 0.75] == np.array(pack.outputs)[3].tolist()
+    assert [0.5] * len(KINDS) == pack.costs.tolist()
+    assert (["de"] * len(KINDS), [""] * len(KINDS)) == (pack.segments, pack.subjects)
+    assert ([0.25], [1], [False]) == ([pack.scores[0]], [pack.sources[0]], [pack.decisions[0]])
+    assert [START_US + MINUTE_US] * 3 == list(pack.row["newest_us"])

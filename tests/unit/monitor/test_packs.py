@@ -18,7 +18,8 @@ from tests.support.builders.monitor import MINUTE_US, START_US, predictions
 def read(batch: PredictionColumns, new: Any = None, width_us: int = MINUTE_US) -> list[Pack]:
     mask = np.ones(len(batch.ids), np.bool_) if new is None else np.array(new)
     found = packs_of(batch, mask, buckets_of(batch.ids), width_us)
-    return [Pack(dict(zip(COLUMNS, p, strict=True))) for p in found]
+    shared = {"variant_id": 7, "shadow": False, "arrived_at": None}
+    return [Pack(shared | dict(zip(COLUMNS, p, strict=True))) for p in found]
 
 
 @pytest.mark.parametrize("texts", [("a", "b", "c"), ("a", "bb", "ü€"), ("", "", ""), ("", "x", "")])
@@ -45,13 +46,27 @@ def test_a_pack_has_the_values_of_its_rows(texts: tuple[str, ...], costs: tuple[
     assert (list(texts), list(texts[::-1])) == (pack.segments, pack.subjects)
     assert pack.outputs is None
     assert [START_US + 2, START_US + 1, START_US] == pack.row["newest_us"]
+    last = pack.prediction(2)
+    assert ("é", 7, False, texts[0], texts[2]) == (
+        last.id,
+        last.variant_id,
+        last.shadow,
+        last.subject,
+        last.answer.segment,
+    )
+    assert (START_US + 2, 0.75, 2, True) == (
+        last.answer.event_time,
+        last.answer.score,
+        last.answer.source,
+        last.answer.decision,
+    )
 
 
 def test_classes_keep_their_outputs() -> None:
     scores = np.array([[0.2, 0.8], [0.6, 0.4]])
     (pack,) = read(predictions(["a", "b"], scores, kind=2, class_names=["x", "y"]))
     assert scores.tolist() == np.array(pack.outputs).tolist()
-    assert [0.6, 0.4] == np.array(pack.answer(1).outputs).tolist()
+    assert [0.6, 0.4] == np.array(pack.prediction(1).answer.outputs).tolist()
 
 
 def test_packs_have_new_rows_of_one_slice_in_order_of_time() -> None:

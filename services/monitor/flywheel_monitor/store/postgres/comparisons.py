@@ -15,7 +15,6 @@ from flywheel_monitor.store.postgres.packs import slice_us
 from flywheel_monitor.store.postgres.pane_cache import PaneCache
 from flywheel_monitor.store.postgres.panes import sum_of_panes
 from flywheel_monitor.store.postgres.stored_predictions import (
-    Stored,
     between,
     find,
     labels_of,
@@ -84,7 +83,7 @@ class ComparisonRows:
         """The rows of less than one pane, counted as panes are."""
         layout, output = variant.version.layout, variant.version.output
         packs = await between(self._conn, [variant.id], span, slice_us(self._pane_us))
-        found = [Stored(pack.ids[i], pack, i) for pack in packs for i in pack.rows_in(span)]
+        found = [pack.prediction(i) for pack in packs for i in pack.rows_in(span)]
         answers = [s.answer for s in found]
         panes = PaneAccumulator(layout, self._pane_us)
         panes.add_rows(
@@ -94,9 +93,9 @@ class ComparisonRows:
                 outputs=outputs_of(output, answers),
                 decisions=np.array([a.decision for a in answers], np.bool_),
                 sources=np.array([a.source for a in answers], np.int64),
-                latencies_ms=np.array([s.pack.latencies_ms[s.row] for s in found], np.float64),
-                costs=np.array([s.pack.costs[s.row] for s in found], np.float64),
-                failed=np.array([s.pack.failed[s.row] for s in found], np.bool_),
+                latencies_ms=np.array([s.latency_ms for s in found], np.float64),
+                costs=np.array([s.cost for s in found], np.float64),
+                failed=np.array([s.failed for s in found], np.bool_),
                 segments=("",) * len(found),
                 features={},
             )
@@ -107,7 +106,7 @@ class ComparisonRows:
         panes.add_labels(labelled_rows(output, labelled))
         if variant.key.role == Role.SHADOW and found:
             champions = await find(self._conn, None, model_id, {s.id for s in found})
-            both = [*found, *(s for s in champions if not s.pack.shadow)]
+            both = [*found, *(s for s in champions if not s.shadow)]
             pairs = await pairs_of(self._versions, both, labels)
             panes.add_pairs(paired_rows(output, [pair for _, _, pair in pairs]))
         counted = panes.merge({}) if panes else {}

@@ -85,9 +85,9 @@ async def note_outcomes(
     """Note outcomes (prediction id, name, value or its change) whose prediction is stored."""
     counted = [o for o in outcomes if o[2] and not isnan(o[2])]
     answers = await find(conn, partition, model_id, {i for i, _, _ in counted}) if counted else []
-    served = {s.id: s for s in answers if not s.pack.shadow}
+    served = {s.id: s for s in answers if not s.shadow}
     rows = [
-        (p.pack.variant_id, p.subject, p.answer.event_time, p.pack.arrived_at, name, value)
+        (p.variant_id, p.subject or p.id, p.answer.event_time, p.arrived_at, name, value)
         for p, name, value in ((served[i], name, value) for i, name, value in counted if i in served)
     ]
     if rows:

@@ -227,7 +227,7 @@ class IngestRows:
 
     async def _pairs_of(self, partition: int, model_id: int, new: dict[str, set[int]], work: _Panes) -> None:
         answers = await find(self._conn, partition, model_id, new)
-        shadowed = sorted({s.id for s in answers if s.pack.shadow})
+        shadowed = sorted({s.id for s in answers if s.shadow})
         labels = await labels_of(self._conn, model_id, shadowed) if shadowed else {}
         groups: dict[int, tuple[Variant, list[Pair]]] = {}
         for variant, shadow, pair in await pairs_of(self._versions, answers, labels):
@@ -315,11 +315,11 @@ class IngestRows:
             ]
             await note_outcomes(conn, partition, model_id, differences)
         found = await find(conn, partition, model_id, [*added, *corrected])
-        served = {s.id for s in found if not s.pack.shadow}
+        served = {s.id for s in found if not s.shadow}
         tally.orphans += len(added) - len(served & added)
         answers: dict[int, dict[str, Answer]] = {}
         for s in found:
-            answers.setdefault(s.pack.variant_id, {})[s.id] = s.answer
+            answers.setdefault(s.variant_id, {})[s.id] = s.answer
         changes = {i: [_known(latest[i])] for i in (*added, *corrected)}
         for i, old in corrected.items():
             changes[i].append(replace(_known(old), weight=-1))

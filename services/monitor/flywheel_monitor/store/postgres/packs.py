@@ -8,6 +8,7 @@ contains, or empty where all of them are."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
@@ -98,28 +99,26 @@ def _joined(texts: Sequence[str], rows: Ints) -> bytes:
     return _SEPARATOR.join(taken).encode() if any(taken) else b""
 
 
+@dataclass(frozen=True)
+class StoredPrediction:
+    """One stored prediction; the cost is NaN where none was measured."""
+
+    id: str
+    variant_id: int
+    shadow: bool
+    answer: Answer
+    subject: str
+    latency_ms: float
+    cost: float
+    failed: bool
+    arrived_at: datetime
+
+
 class Pack:
     """n stored predictions. The columns that a statement has left out must not be used."""
 
     def __init__(self, row: Mapping[str, Any]) -> None:
         self.row = row
-
-    @property
-    def id(self) -> int:
-        return int(self.row["id"])
-
-    @property
-    def variant_id(self) -> int:
-        return int(self.row["variant_id"])
-
-    @property
-    def shadow(self) -> bool:
-        return bool(self.row["shadow"])
-
-    @property
-    def arrived_at(self) -> datetime:
-        found: datetime = self.row["arrived_at"]
-        return found
 
     @cached_property
     def ids(self) -> list[str]:
@@ -184,13 +183,23 @@ class Pack:
         found: list[int] = np.flatnonzero((times >= span.start_us) & (times < span.end_us)).tolist()
         return found
 
-    def answer(self, i: int) -> Answer:
-        """Row i."""
-        return Answer(
-            int(self.event_times[i]),
-            self.segments[i],
-            float(self.scores[i]),
-            int(self.sources[i]),
-            bool(self.decisions[i]),
-            None if self.outputs is None else self.outputs[i],
+    def prediction(self, i: int) -> StoredPrediction:
+        """Row i, which keeps nothing of the pack in memory."""
+        return StoredPrediction(
+            id=self.ids[i],
+            variant_id=self.row["variant_id"],
+            shadow=self.row["shadow"],
+            answer=Answer(
+                int(self.event_times[i]),
+                self.segments[i],
+                float(self.scores[i]),
+                int(self.sources[i]),
+                bool(self.decisions[i]),
+                None if self.outputs is None else self.outputs[i].copy(),
+            ),
+            subject=self.subjects[i],
+            latency_ms=float(self.latencies_ms[i]),
+            cost=float(self.costs[i]),
+            failed=bool(self.failed[i]),
+            arrived_at=self.row["arrived_at"],
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -11,10 +10,10 @@ import numpy as np
 
 from flywheel_common.arrays import Ints
 from flywheel_common.postgres.pool import Connection
-from flywheel_monitor.ingest.answers import Answer, Known, Pair
+from flywheel_monitor.ingest.answers import Known, Pair
 from flywheel_monitor.ingest.batches import Role
 from flywheel_monitor.store.postgres.id_buckets import buckets_of
-from flywheel_monitor.store.postgres.packs import COLUMNS, Pack
+from flywheel_monitor.store.postgres.packs import COLUMNS, Pack, StoredPrediction
 from flywheel_monitor.store.postgres.variants import Variant
 from flywheel_monitor.store.postgres.versions import VersionCache
 from flywheel_monitor.windows.span import Span
@@ -64,24 +63,6 @@ PACKS_AT_ONCE = 128
 """Packs that are written by one statement, or are in memory while rows are searched."""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A stored prediction."""
-
-    id: str
-    pack: Pack
-    row: int
-
-    @property
-    def answer(self) -> Answer:
-        return self.pack.answer(self.row)
-
-    @property
-    def subject(self) -> str:
-        """What an experiment counts it for."""
-        return self.pack.subjects[self.row] or self.id
-
-
 async def add_packs(conn: Connection, partition: int, packs: Iterable[tuple[Any, ...]]) -> None:
     """Store packs: model id, variant id, whether of a shadow, and COLUMNS."""
     rows = [(*p[:6], _array(p[6]), _array(p[7]), *p[8:]) for p in packs]
@@ -104,11 +85,15 @@ async def stored_ids(
         wanted = frozenset(models[model_id][0])
         async for pack in _read(conn, _IDS, packs):
             if mine := wanted.intersection(pack.ids):
-                found.setdefault((model_id, pack.variant_id if pack.shadow else 0), set()).update(mine)
+                found.setdefault(
+                    (model_id, pack.row["variant_id"] if pack.row["shadow"] else 0), set()
+                ).update(mine)
     return found
 
 
-async def find(conn: Connection, partition: int | None, model_id: int, ids: Collection[str]) -> list[Stored]:
+async def find(
+    conn: Connection, partition: int | None, model_id: int, ids: Collection[str]
+) -> list[StoredPrediction]:
     """All answers with these ids. They are in the partition, if it is known; the others are searched for ids
     that it does not have, because the number of partitions may have grown since."""
     packs = (await _candidates(conn, {model_id: buckets_of(list(ids))}, partition)).get(model_id, [])
@@ -121,10 +106,10 @@ async def find(conn: Connection, partition: int | None, model_id: int, ids: Coll
     return found
 
 
-async def _found(conn: Connection, packs: Sequence[int], ids: Collection[str]) -> list[Stored]:
+async def _found(conn: Connection, packs: Sequence[int], ids: Collection[str]) -> list[StoredPrediction]:
     wanted = frozenset(ids)
     return [
-        Stored(prediction_id, pack, i)
+        pack.prediction(i)
         async for pack in _read(conn, _PACKS, packs)
         for i, prediction_id in enumerate(pack.ids)
         if prediction_id in wanted
@@ -187,19 +172,17 @@ async def labels_of(conn: Connection, model_id: int, ids: Sequence[str]) -> dict
 
 
 async def pairs_of(
-    versions: VersionCache, answers: Sequence[Stored], labels: Mapping[str, Known]
-) -> list[tuple[Variant, Stored, Pair]]:
+    versions: VersionCache, answers: Sequence[StoredPrediction], labels: Mapping[str, Known]
+) -> list[tuple[Variant, StoredPrediction, Pair]]:
     """The pairs of champion and shadow among answers: the variant of the shadow, its answer, and both."""
-    variants = {s.pack.variant_id: await versions.of_variant(s.pack.variant_id) for s in answers}
+    variants = {s.variant_id: await versions.of_variant(s.variant_id) for s in answers}
     champions = {
-        s.id: s
-        for s in answers
-        if not s.pack.shadow and variants[s.pack.variant_id].key.role == Role.CHAMPION
+        s.id: s for s in answers if not s.shadow and variants[s.variant_id].key.role == Role.CHAMPION
     }
-    found: list[tuple[Variant, Stored, Pair]] = []
+    found: list[tuple[Variant, StoredPrediction, Pair]] = []
     for shadow in answers:
-        champion, variant = champions.get(shadow.id), variants[shadow.pack.variant_id]
-        if shadow.pack.shadow and champion and variant.is_shadow_of(variants[champion.pack.variant_id]):
+        champion, variant = champions.get(shadow.id), variants[shadow.variant_id]
+        if shadow.shadow and champion and variant.is_shadow_of(variants[champion.variant_id]):
             pair = Pair(champion.answer, shadow.answer, labels.get(shadow.id))
             found.append((variant, shadow, pair))
     return found
