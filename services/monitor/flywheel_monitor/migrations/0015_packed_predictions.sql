@@ -43,9 +43,9 @@ CREATE TABLE prediction_bucket (
 
 CREATE FUNCTION pg_temp.bucket_of(id text) RETURNS bigint LANGUAGE sql AS $$
     SELECT CASE
-        WHEN id ~ '^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}[0-9a-f-]{18}$'
+        WHEN id ~ '^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}' AND length(id) = 36 AND octet_length(id) = 36
             THEN ('x' || substr(id, 1, 8) || substr(id, 10, 4))::bit(48)::bigint >> 9
-        WHEN id ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}[0-9a-f-]{18}$'
+        WHEN id ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}' AND length(id) = 36 AND octet_length(id) = 36
             THEN ('x' || substr(id, 1, 8) || substr(id, 10, 4) || substr(id, 15, 4))::bit(64)::bigint
         ELSE ('x' || encode(substr(sha256(convert_to(id, 'UTF8')), 1, 8), 'hex'))::bit(64)::bigint
     END

@@ -61,41 +61,46 @@ def packs_of(batch: PredictionColumns, new: Mask, buckets: Ints, width_us: int) 
     if (np.diff(times) < 0).any():
         order = np.argsort(times, kind="stable")
         rows, times = rows[order], times[order]
-    flags = (
-        batch.decisions.astype("u1") | (batch.failed.astype("u1") << 1) | (batch.sources << 2).astype("u1")
-    )
+    flags = (batch.decisions | batch.failed * _FAILED | batch.sources * _SOURCE).astype("u1")
+    texts = [batch.ids, *(t if any(t) else () for t in (batch.segments, batch.subjects))]
     slices = np.flatnonzero(np.diff(times // width_us)) + 1
-    edges = [0, *slices.tolist(), len(rows)]
-    for start, end in pairwise(edges):
+    for start, end in pairwise([0, *slices.tolist(), len(rows)]):
         for at in range(start, end, PACK_ROWS):
-            yield _pack(batch, buckets, flags, rows[at : min(at + PACK_ROWS, end)])
+            yield _pack(batch, texts, buckets, flags, rows[at : min(at + PACK_ROWS, end)])
 
 
-def _pack(batch: PredictionColumns, buckets: Ints, flags: Array, rows: Ints) -> tuple[Any, ...]:
+def _pack(
+    batch: PredictionColumns, texts: Sequence[Sequence[str]], buckets: Ints, flags: Array, rows: Ints
+) -> tuple[Any, ...]:
     """The pack of these rows, which are in order of time."""
-    times = batch.event_times[rows]
-    costs = batch.costs[rows]
+    first, end = int(rows[0]), int(rows[-1]) + 1
+    consecutive = end - first == len(rows) and bool((np.diff(rows) == 1).all())
+    at: Any = slice(first, end) if consecutive else rows
+    ids, segments, subjects = (_joined(t, at) for t in texts)
+    times, costs = batch.event_times[at], batch.costs[at]
     outputs = batch.output.kind is OutputKind.MULTICLASS
     return (
         len(rows),
         int(times[0]),
         int(times[-1]),
         times[-SUPPORT:][::-1].tolist(),
-        np.unique(buckets[rows]).tolist(),
-        _joined(batch.ids, rows),
+        np.unique(buckets[at]).tolist(),
+        ids,
         times.astype(">i8").tobytes(),
-        batch.scores[rows].astype(">f8").tobytes(),
-        flags[rows].tobytes(),
-        batch.latencies_ms[rows].astype(">f4").tobytes(),
+        batch.scores[at].astype(">f8").tobytes(),
+        flags[at].tobytes(),
+        batch.latencies_ms[at].astype(">f4").tobytes(),
         b"" if np.isnan(costs).all() else costs.astype(">f4").tobytes(),
-        _joined(batch.segments, rows),
-        _joined(batch.subjects, rows),
-        batch.outputs[rows].astype(">f8").tobytes() if outputs else b"",
+        segments,
+        subjects,
+        batch.outputs[at].astype(">f8").tobytes() if outputs else b"",
     )
 
 
-def _joined(texts: Sequence[str], rows: Ints) -> bytes:
-    taken = [texts[i] for i in rows.tolist()]
+def _joined(texts: Sequence[str], at: Any) -> bytes:
+    if not texts:
+        return b""
+    taken = texts[at] if isinstance(at, slice) else [texts[i] for i in at.tolist()]
     return _SEPARATOR.join(taken).encode() if any(taken) else b""
 
 
