@@ -283,12 +283,24 @@ def _texts(matrix: Bytes, spans: Sequence[tuple[int, int]]) -> list[str]:
         (width,) = widths
         if width == 0:
             return [""] * (len(spans) * len(matrix))
-        at = (np.array([start for start, _ in spans])[:, None] + np.arange(width)).ravel()
-        taken = matrix[:, slice(*spans[0]) if len(spans) == 1 else at]
-        text = taken.tobytes().decode("ascii")
+        text = _taken(matrix, [start for start, _ in spans], width).tobytes().decode("ascii")
         return [text[i : i + width] for i in range(0, len(text), width)]
     columns = [_texts(matrix, [span]) for span in spans]
     return [text for row in zip(*columns, strict=True) for text in row]
+
+
+def _taken(matrix: Bytes, starts: Sequence[int], width: int) -> Bytes:
+    """The bytes of these places of each record."""
+    if len(starts) == 1:
+        return matrix[:, starts[0] : starts[0] + width]
+    steps = set(np.diff(starts).tolist())
+    if len(steps) == 1:
+        (step,) = steps
+        # All but the last one are as far from the next: they are taken as a whole.
+        head = matrix[:, starts[0] : starts[-1]].reshape(len(matrix), len(starts) - 1, step)[:, :, :width]
+        last = matrix[:, None, starts[-1] : starts[-1] + width]
+        return np.concatenate([head, last], axis=1)
+    return matrix[:, (np.array(starts)[:, None] + np.arange(width)).ravel()]
 
 
 def _parsed(data: bytes, at: int, end: int, kind: Any, mask: bytearray) -> _Message:
