@@ -237,7 +237,7 @@ class _Template:
                 getattr(batch, name).extend(_texts(matrix, spans))
         for name in _PACKED:
             for start, end in self._message.spans(name):
-                setattr(batch, name, matrix[:, start:end].tobytes())
+                setattr(batch, name, _bytes(matrix, start, end))
         for name, table in self._tables.items():
             added = getattr(batch, name)
             added.CopyFrom(table)
@@ -251,7 +251,7 @@ class _Template:
         for strings in place.spans("strings"):
             column.strings.values.extend(_texts(matrix, strings.spans("values")))
         for start, end in place.spans("packed"):
-            column.packed = matrix[:, start:end].tobytes()
+            column.packed = _bytes(matrix, start, end)
         for start, end in place.spans("validity"):
             if end > start:
                 bits = np.unpackbits(matrix[:, start:end], axis=1, count=self._rows, bitorder="little")
@@ -287,6 +287,15 @@ def _texts(matrix: Bytes, spans: Sequence[tuple[int, int]]) -> list[str]:
         return [text[i : i + width] for i in range(0, len(text), width)]
     columns = [_texts(matrix, [span]) for span in spans]
     return [text for row in zip(*columns, strict=True) for text in row]
+
+
+def _bytes(matrix: Bytes, start: int, end: int) -> bytes:
+    """These bytes of each record, record by record."""
+    if start == end:
+        return b""
+    # One item for each record: items are copied faster than rows of few bytes.
+    items = np.ndarray(len(matrix), f"V{end - start}", matrix, start, (matrix.shape[1],))
+    return items.tobytes()
 
 
 def _taken(matrix: Bytes, starts: Sequence[int], width: int) -> Bytes:
