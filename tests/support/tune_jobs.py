@@ -9,16 +9,20 @@ import flywheel as fw
 from tests.support.peers.trainer import TRAINING_SET
 
 CODE = """
+import time
+
+
 def train(ctx):
+    time.sleep({seconds})
     for step in (1, 2, 3):
-        ctx.log({"loss": (ctx.params["x"] - 0.5) ** 2 + 1 / step, "offset": ctx.params["offset"]}, step)
+        ctx.log({{"loss": (ctx.params["x"] - 0.5) ** 2 + 1 / step, "offset": ctx.params["offset"]}}, step)
 """
 SPACE = {"x": fw.FloatRange(-1, 1), "offset": fw.Choices([1, 2])}
 
 
-def tune_job(folder: Path, **fields: Any) -> fw.TuneJob:
-    """Minimizes (x - 0.5)^2 + 1/3."""
-    (folder / "objective.py").write_text(CODE)
+def tune_job(folder: Path, trial_seconds: float = 0, **fields: Any) -> fw.TuneJob:
+    """Minimizes (x - 0.5)^2 + 1/3; each trial sleeps for trial_seconds."""
+    (folder / "objective.py").write_text(CODE.format(seconds=trial_seconds))
     train = fw.TrainJob(
         function="objective.py:train",
         source=folder,

@@ -21,7 +21,7 @@ from pyarrow import fs
 
 from flywheel_job import objects
 from flywheel_job.errors import InvalidFunction, InvalidParams, InvalidSource, TrainingFailed
-from flywheel_job.launch import DataSet, LaunchSpec, Source
+from flywheel_job.launch import DataSet, LaunchSpec, Resources, Source
 from flywheel_job.outcome import Outcome
 from flywheel_job.params import parse_params
 from flywheel_job.source.archive import unpack
@@ -64,6 +64,17 @@ def job(folder: Path, code: str, function: str = "user_train.py:train", **fields
     objects.write(store, "s3://b/source", archive)
     spec: LaunchSpec = launch_spec(function, source=Source("s3://b/source", digest), **fields)
     return run_here(spec, store)
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(0.5, 1), (1, 1), (3, 3)])
+def test_torch_has_a_thread_for_each_cpu_of_the_rank(tmp_path: Path, cpus: float, threads: int) -> None:
+    code = "import torch\n\n\ndef train(ctx):\n    ctx.log({'threads': torch.get_num_threads()}, 1)\n"
+    before = torch.get_num_threads()
+    try:
+        outcome = job(tmp_path, code, resources=Resources(cpus=cpus))
+    finally:
+        torch.set_num_threads(before)
+    assert [(one.key, one.value) for one in outcome.points] == [("threads", threads)]
 
 
 def test_files_and_folders_are_unpacked(tmp_path: Path) -> None:

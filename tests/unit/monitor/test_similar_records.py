@@ -186,3 +186,21 @@ def test_records_of_models_with_names_of_one_length_are_joined_by_model() -> Non
     for indices, joint in found:
         assert_equal(values, indices, joint)
         assert {models[i % 3] for i in indices} == {joint.key.model}
+
+
+def test_ids_between_other_fields_are_taken_in_order() -> None:
+    """An encoder may write the entries of a repeated field anywhere in a message."""
+    values = []
+    for k in range(10, 10 + 8 * FEWEST):
+        event = parse_event(record(np.random.default_rng(k), 4))
+        batch = payload_of(event, PredictionBatch)
+        ids = [f"{k}{i}" for i in range(4)]
+        first, rest, last = (PredictionBatch(prediction_ids=part) for part in (ids[:2], ids[2:3], ids[3:]))
+        del batch.prediction_ids[:]
+        event.payload = b"".join(m.SerializeToString() for m in (first, batch, rest, last))
+        values.append(event.SerializeToString())
+    groups, _ = SimilarRecords().join(values)
+    assert max(len(group.indices) for group in groups) > FEWEST
+    for group in groups:
+        expected = [f"{10 + k}{i}" for k in group.indices for i in range(4)]
+        assert expected == list(group.batch.prediction_ids)

@@ -129,7 +129,6 @@ def run_rank(config: dict[str, str]) -> None:
     """Entry point of every Ray Train worker; rank 0 leaves its result for the driver."""
     import ray.train
     import ray.train.torch
-    import torch
     import torch.distributed as dist
 
     from flywheel_job.system_use import system_use_reported
@@ -138,7 +137,6 @@ def run_rank(config: dict[str, str]) -> None:
     spec = LaunchSpec.from_json(config["spec"].encode())
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     store = objects.open_store()
     device = ray.train.torch.get_device()
     with stored_output(spec, store, rank), system_use_reported(spec, rank):

@@ -59,8 +59,11 @@ def call(
 ) -> Outcome:
     """Call one function of the job, and return what this rank has stored and logged.
 
+    Torch gets as many threads as the rank has CPUs, because another number can change the last bits of a sum.
+
     Raises a FlywheelError with a reason; exceptions of the user's code become TrainingFailed.
     """
+    torch.set_num_threads(max(1, int(spec.resources.cpus)))
     used = device or torch.device("cpu")
     artifacts: dict[str, Artifact] = {}
     notes: dict[str, str] = {}
@@ -169,7 +172,6 @@ def main(spec_uri: str) -> int:
     spec = replace(spec, attempt=int(os.environ.get("FLYWHEEL_ATTEMPT", spec.attempt)))
     device = local_device()
     if world > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         outcome = call(spec.function, spec, store, rank=rank, world_size=world, device=device, stop=stop)

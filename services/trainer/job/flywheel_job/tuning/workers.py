@@ -95,11 +95,8 @@ def run_trial(text: str) -> str:
 
 def _run_here(spec: LaunchSpec) -> None:
     """Run the only rank in this process."""
-    import torch
-
     from flywheel_job.worker import call, local_device
 
-    torch.set_num_threads(max(1, int(spec.resources.cpus)))
     store = objects.open_store()
     outcome = call(spec.function, spec, store, device=local_device())
     objects.write(store, spec.result_uri, outcome.to_json())
