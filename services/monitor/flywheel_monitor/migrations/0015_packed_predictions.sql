@@ -1,6 +1,6 @@
--- Predictions are stored in packs: rows of one variant and partition that arrived in one transaction and lie in one slice
--- of event time (here one second, which fits any width of panes), at most 512. Columns have the values of the rows one behind the other, numbers big-endian; texts are
--- joined by NUL, or empty where all of them are (flywheel_monitor.store.postgres.packs).
+-- Predictions are stored in packs: at most 512 rows of one variant and partition that arrived in one transaction and
+-- lie in one slice of event time. Columns have the values of the rows one behind the other, numbers big-endian; texts
+-- are joined by NUL, or empty where all of them are (flywheel_monitor.store.postgres.packs).
 CREATE TABLE prediction_pack (
     id           bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     model_id     integer     NOT NULL,
@@ -51,6 +51,8 @@ CREATE FUNCTION pg_temp.bucket_of(id text) RETURNS bigint LANGUAGE sql AS $$
     END
 $$;
 
+-- The transactions of stored rows are not known: what arrived in one minute is packed together, in slices of a second,
+-- which fit panes of any width. Rows are sorted, so that one pack at a time is in memory.
 INSERT INTO prediction_pack (model_id, variant_id, shadow, partition, rows, arrived_at, first_us, last_us, newest_us,
     buckets, ids, event_times, scores, flags, latencies_ms, costs, segments, subjects, outputs)
 SELECT model_id, variant_id, shadow_variant <> 0, partition, count(*), max(arrived_at), min(event_time),
@@ -74,8 +76,8 @@ FROM (
     WINDOW w AS (PARTITION BY model_id, variant_id, shadow_variant, partition, date_trunc('minute', arrived_at),
         floor(event_time / 1000000.0), outputs IS NULL ORDER BY event_time, prediction_id)
 ) numbered
-GROUP BY model_id, variant_id, shadow_variant, partition, date_trunc('minute', arrived_at), floor(event_time / 1000000.0),
-    outputs IS NULL, piece;
+GROUP BY model_id, variant_id, shadow_variant, partition, date_trunc('minute', arrived_at),
+    floor(event_time / 1000000.0), outputs IS NULL, piece;
 INSERT INTO prediction_bucket SELECT model_id, unnest(buckets), partition, id FROM prediction_pack;
 
 CREATE INDEX prediction_pack_time ON prediction_pack (variant_id, last_us);
