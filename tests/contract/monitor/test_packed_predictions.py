@@ -159,4 +159,4 @@ async def test_what_is_rolled_back_is_new_when_it_comes_again(database: str) -> 
         found = await monitor.performance(version_name())
         assert (len(ids) + 2, len(ids)) == (found.predictions, found.quality.labelled)
         counts = await monitor.counts()
-        assert (2 + len(ids), 0) == (counts.duplicates, counts.orphans)
+        assert (2 + 2 * len(ids), 0) == (counts.duplicates, counts.orphans), "of predictions, and of labels"
