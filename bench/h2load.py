@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 PACKAGE = "nghttp2-client"
+LOAD_SECONDS = 300
+"""After this time a load has failed: a server has stopped answering."""
 
 
 class ToolMissing(RuntimeError):
@@ -93,7 +95,9 @@ def _run(
             data.write_bytes(body)
             files += ["-d", data]
         command = [require(), "-n", calls, *options, "-t", 1, *files, *header_options, url]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, check=True, timeout=LOAD_SECONDS
+        )
         micros = np.loadtxt(log, usecols=2)
     text = done.stdout
     rate = re.search(r"finished in [^,]+, ([\d.]+) req/s", text)

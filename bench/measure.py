@@ -116,12 +116,21 @@ def progress(row: Row) -> None:
     console.print(f"  {row.name}: {number(row.value)} {row.unit}{theirs}{ratio} ({row.target})")
 
 
+class PartsFailed(Exception):
+    """Parts that ended with an error; `rows` are those that were measured all the same."""
+
+    def __init__(self, names: Sequence[str], rows: Sequence[Row]) -> None:
+        super().__init__(f"parts that failed: {', '.join(names)}")
+        self.rows = rows
+
+
 def run_parts(suite: str, parts: Mapping[str, Callable[[str], Iterable[Row]]], only: str) -> list[Row]:
     """Run the part named `only`, or all rows whose part or name contains it.
 
-    A part whose tool is not installed is left out.
+    A part whose tool is not installed is left out. Raises PartsFailed after the last part.
     """
     found: list[Row] = []
+    failed: list[str] = []
     for name, part in ({only: parts[only]} if only in parts else parts).items():
         console.print(f"{suite}: {name}")
         try:
@@ -130,6 +139,11 @@ def run_parts(suite: str, parts: Mapping[str, Callable[[str], Iterable[Row]]], o
                 progress(row)
         except ToolMissing as missing:
             console.print(f"  [yellow]skipped: {missing}[/]")
+        except Exception:  # noqa: BLE001 - a part may fail in any way, and the others are measured
+            console.print_exception()
+            failed.append(name)
+    if failed:
+        raise PartsFailed(failed, found)
     return found
 
 

@@ -25,7 +25,11 @@ def main() -> int:
     arguments = parser.parse_args()
     missed = 0
     for name in arguments.suites or SUITES:
-        rows = importlib.import_module(f"bench.{name}").run(arguments.only)
+        try:
+            rows = importlib.import_module(f"bench.{name}").run(arguments.only)
+        except measure.PartsFailed as failed:
+            measure.console.print(f"[red]{name}: {failed}[/]")
+            rows, missed = failed.rows, missed + 1
         path = measure.save(name, rows)
         measure.show(name, rows)
         measure.console.print(f"written to {path.relative_to(measure.RESULTS.parents[1])}")

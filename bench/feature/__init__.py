@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 
 from bench import measure
 from bench.feature import against_feast, join, materialize, new_source, online, stream
 from bench.feature.deployment import FeatureDeployment
-from bench.h2load import ToolMissing
 
 Part = Callable[[FeatureDeployment], Iterable[measure.Row]]
 PARTS: dict[str, Part] = {
@@ -24,18 +24,13 @@ PARTS: dict[str, Part] = {
 
 def run(only: str) -> list[measure.Row]:
     """Run the parts whose name contains `only`, one after the other on one deployment."""
-    found: list[measure.Row] = []
     with FeatureDeployment() as deployment:
         online.fill(deployment)
-        for name, part in PARTS.items():
-            if only not in name:
-                continue
-            measure.console.print(f"feature: {name}")
-            try:
-                for row in part(deployment):
-                    found.append(row)
-                    value, ratio = measure.number(row.value), measure.number(row.ratio)
-                    measure.console.print(f"  {row.name}: {value} {row.unit}, ratio {ratio} ({row.target})")
-            except ToolMissing as missing:
-                measure.console.print(f"  [yellow]skipped: {missing}[/]")
-    return found
+        chosen = {
+            name: functools.partial(_run, part, deployment) for name, part in PARTS.items() if only in name
+        }
+        return measure.run_parts("feature", chosen, "")
+
+
+def _run(part: Part, deployment: FeatureDeployment, _only: str) -> Iterable[measure.Row]:
+    return part(deployment)

@@ -7,13 +7,13 @@ Feast is installed in its own environment by `make bench-peers`. It uses another
 from __future__ import annotations
 
 import socket
-import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench import h2load, measure
+from bench.common.peer import output_of
 from bench.feature import definitions as d
 from bench.feature import join as ours_join
 from bench.feature import materialize as ours_materialize
@@ -35,7 +35,6 @@ ENVIRONMENT = {"FEAST_USAGE": "False", "PYTHONWARNINGS": "ignore", "PATH": f"{PE
 
 def run_online(deployment: FeatureDeployment) -> Iterable[measure.Row]:
     _require()
-    h2load.require()
     folder = deployment.folder / "feast"
     folder.mkdir(exist_ok=True)
     frame = d.wide_rows(ROWS)
@@ -60,6 +59,7 @@ def run_online(deployment: FeatureDeployment) -> Iterable[measure.Row]:
 
 
 def _servers(deployment: FeatureDeployment, folder: Path) -> Iterable[measure.Row]:
+    h2load.require()
     requests = deployment.call(lambda client: online.requests(client, ("fifty_1", "fifty_100")))
     addresses = {kind: f"127.0.0.1:{ports.free([kind])[kind]}" for kind in ("http", "grpc")}
     processes = [_serve(deployment, folder, kind, address) for kind, address in addresses.items()]
@@ -124,11 +124,8 @@ def _require() -> None:
 
 
 def _run_feast(*arguments: object, seconds: float = 280) -> str:
-    command = [str(PEERS / "python"), str(SCRIPT), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=seconds)
-    if done.returncode:
-        raise RuntimeError(f"Feast, {arguments[0]}: {done.stderr[-2000:]}")
-    return done.stdout
+    command = [PEERS / "python", SCRIPT, *map(str, arguments)]
+    return output_of(f"Feast, {arguments[0]}", command, seconds, ENVIRONMENT)
 
 
 def _serve(deployment: FeatureDeployment, folder: Path, kind: str, address: str) -> Process:

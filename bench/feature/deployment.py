@@ -40,7 +40,7 @@ class FeatureDeployment(Deployment):
     def write_table(self, uri: str, frame: pl.DataFrame) -> None:
         """Write a Parquet file to S3."""
         s3 = self.backends.s3
-        S3Tables(
+        S3Tables.connect(
             endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=BUCKET
         ).write(uri, frame)
 

@@ -221,7 +221,7 @@ def main() -> None:
                 endpoint_override=server.endpoint.removeprefix("http://"),
             )
             files.create_dir(BUCKET)
-            tables = S3Tables(
+            tables = S3Tables.connect(
                 endpoint=server.endpoint,
                 access_key=server.access_key,
                 secret_key=server.secret_key,

@@ -9,6 +9,7 @@ from bench.inference import (
     feature_responses,
     gateway,
     hostile_callers,
+    loop_holds,
     model_loading,
     overload,
     triton_restart,
@@ -17,6 +18,7 @@ from bench.inference import (
 Part = Callable[[str], Iterable[measure.Row]]
 PARTS: dict[str, Part] = {
     "feature responses": feature_responses.run,
+    "event loop": loop_holds.run,
     "gateway": gateway.run,
     "hostile callers": hostile_callers.run,
     "model loading": model_loading.run,

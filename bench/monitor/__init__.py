@@ -8,6 +8,7 @@ from bench import measure
 from bench.monitor import (
     against_evidently,
     calibration,
+    concept_calibration,
     experiments,
     fifty_models,
     reads,
@@ -18,6 +19,7 @@ from bench.monitor import (
 Part = Callable[[str], Iterable[measure.Row]]
 PARTS: dict[str, Part] = {
     "calibration": calibration.run,
+    "concept": concept_calibration.run,
     "vectors": vector_calibration.run,
     "experiments": experiments.run,
     "evidently": against_evidently.run,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,11 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench import measure
+from bench.common.peer import output_of
 from bench.monitor.stream_events import FEATURES
 from flywheel_local.layout import LOCAL
 
 ROWS, TRAINING_ROWS = 1_000_000, 20_000
-ROUNDS = 3
+ROUNDS, SECONDS = 3, 300
 PEER = Path(os.environ.get("FLYWHEEL_BENCH_EVIDENTLY", str(LOCAL / "evidently" / "bin" / "python")))
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +63,6 @@ def run(only: str) -> Iterable[measure.Row]:
 
 def _measured(command: list[str]) -> dict[str, float]:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" or command[0] == sys.executable}
-    found = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    result: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
+    found = output_of(" ".join(command[:2]), command, SECONDS, environment, ROOT)
+    result: dict[str, float] = json.loads(found.splitlines()[-1])
     return result

@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 PROCESSES = 4
+START_SECONDS = 120
 POINTS_PER_BATCH = 1000
 """The server refuses larger batches."""
 
@@ -30,7 +31,8 @@ def log(clients: int, points: int, batched: bool) -> float:
     experiment = mlflow.set_experiment("bench-log").experiment_id
     runs = [MlflowClient().create_run(experiment).info.run_id for _ in range(clients)]
     context = multiprocessing.get_context("fork")
-    start = context.Barrier(clients + 1)
+    # A writer that has died before its start would hold the others.
+    start = context.Barrier(clients + 1, timeout=START_SECONDS)
     processes = min(clients, PROCESSES)
     parts = [runs[place::processes] for place in range(processes)]
     writers = [context.Process(target=_log_runs, args=(part, points, batched, start)) for part in parts]

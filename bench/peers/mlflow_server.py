@@ -8,7 +8,6 @@ its makers and the security checks' log are off.
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Self
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+from bench.common.peer import output_of
 from bench.h2load import ToolMissing
 from flywheel_local import ports
 from flywheel_local.layout import LOCAL
@@ -121,14 +121,6 @@ class MlflowServer:
 
 
 def run_client(command: str, arguments: Mapping[str, object], seconds: float) -> Any:
-    """Runs a command of mlflow_client.py in the environment of MLflow."""
-    done = subprocess.run(
-        [PEER / "python", SCRIPT, command, json.dumps(dict(arguments))],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        timeout=seconds,
-    )
-    if done.returncode:
-        raise RuntimeError(f"MLflow, {command}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    """Runs a command of mlflow_client.py in the environment of MLflow. Raises RuntimeError."""
+    program = [PEER / "python", SCRIPT, command, json.dumps(dict(arguments))]
+    return json.loads(output_of(f"MLflow, {command}", program, seconds, ENVIRONMENT).splitlines()[-1])

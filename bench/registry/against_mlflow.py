@@ -47,7 +47,6 @@ def run(deployment: Deployment, only: str) -> Iterator[measure.Row]:
         return
     try:
         require()
-        h2load.require()
     except h2load.ToolMissing as missing:
         measure.console.print(f"  not compared with MLflow: {missing}")
         return
@@ -63,6 +62,11 @@ def run(deployment: Deployment, only: str) -> Iterator[measure.Row]:
 def _rows(deployment: Deployment, server: MlflowServer, only: str) -> Iterator[measure.Row]:
     for clients, bound in ((1, 10), (16, 15)):
         if only in NAMES[clients]:
+            try:
+                h2load.require()
+            except h2load.ToolMissing as missing:
+                measure.console.print(f"  {NAMES[clients]}: {missing}")
+                continue
             yield _compared(
                 NAMES[clients],
                 "requests/s",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ import asyncpg
 import flywheel as fw
 from bench import measure
 from bench.common.deployment import QUIET, Deployment
+from bench.common.peer import output_of
 from bench.h2load import ToolMissing
 from bench.peers import mlflow_rows
 from bench.peers.mlflow_server import MlflowServer, require
@@ -72,10 +72,7 @@ def _logging(address: str, server: MlflowServer, clients: int, name: str) -> Ite
 
 def _log(address: str, clients: int) -> float:
     command = [sys.executable, "-m", "bench.trainer.tracking_load", address, str(clients), str(POINTS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    return float(done.stdout)
+    return float(output_of("bench.trainer.tracking_load", command, 200))
 
 
 def _peer_log(server: MlflowServer, clients: int, *, batched: bool) -> float:

@@ -23,8 +23,9 @@ from typing import Any
 import ray
 
 from bench import measure
+from flywheel_common.granted.tokens import AttemptTokens
 from flywheel_job import objects
-from flywheel_job.granted.requests import TOKEN_VARIABLE
+from flywheel_job.granted import TOKEN_VARIABLE
 from flywheel_job.launch import LaunchSpec, Resources, Source
 from flywheel_job.reporting import MetricReporter
 from flywheel_job.tuning.driver import Study, conclude
@@ -33,7 +34,6 @@ from flywheel_job.tuning.recording import TrainerTrials
 from flywheel_job.tuning.settings import Direction, FloatRange, Objective, Tpe, TuneSettings
 from flywheel_job.tuning.workers import RayWorkers
 from flywheel_trainer.jobs.job import Job
-from flywheel_trainer.jobs.tokens import AttemptTokens
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import AT, EXPERIMENT
 from tests.support.jobs_source import archived

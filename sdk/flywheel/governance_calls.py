@@ -49,7 +49,8 @@ class GovernanceCalls(StageCalls):
     ) -> webhook_pb2.Webhook:
         """Creates a webhook for the changes of one model, or of all models of the project.
 
-        `events` are `STAGE_CHANGED` and `ROLLOUT_CHANGED`, by default both.
+        `events` are `STAGE_CHANGED` and `ROLLOUT_CHANGED`, by default both, or `ROLLOUT_ALERT`: only rollouts
+        that ended by themselves without a promotion, or have stalled for an hour.
         """
         request = webhook_pb2.CreateWebhookRequest(
             parent=self.parent,

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 MAX_BYTES = (1 << 31) - 1
 """A protobuf message, and so an ONNX file, is smaller than 2 GiB."""
+
+
+class ModelTooLarge(ValueError):
+    """A model that does not fit into one ONNX file."""
+
+
+_LOCATION = b"\n\x08location"
+"""The key under which a tensor has the path of its file, as protobuf writes it."""
+
+
+def may_be_in_parts(model: Path | bytes) -> bool:
+    """False: an ONNX file, or a file with this content, has all weights itself. It needs no package for ONNX,
+    and reads a file without a copy in memory. Raises OSError."""
+    if isinstance(model, bytes):
+        return _LOCATION in model
+    with model.open("rb") as file:
+        if not model.stat().st_size:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(_LOCATION) >= 0
 
 
 def weight_files(content: bytes) -> list[str]:
@@ -55,8 +76,10 @@ def one_file(file: Path) -> bytes:
     return merged
 
 
-def _too_large(size: int) -> ValueError:
-    return ValueError(f"The model has {size} bytes with its weights: one ONNX file has at most {MAX_BYTES}.")
+def _too_large(size: int) -> ModelTooLarge:
+    return ModelTooLarge(
+        f"The model has {size} bytes with its weights: one ONNX file has at most {MAX_BYTES}."
+    )
 
 
 def _parsed(content: bytes) -> Any:

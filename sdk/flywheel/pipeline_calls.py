@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from google.protobuf.json_format import ParseDict
+from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.struct_pb2 import Struct
 
 from flywheel.connection import request_id
@@ -18,6 +20,7 @@ from flywheel_protos.trainer.v1 import origin_pb2, pipeline_graph_pb2, trainer_p
 from flywheel_protos.types.v1 import job_pb2
 
 MAX_BACKFILL_RUNS, MAX_BACKFILL_ATTEMPTS = 1000, 100
+RUNS_PER_PAGE = 100
 UNSUCCESSFUL = (job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED, job_pb2.JOB_STATE_LOST)
 
 
@@ -92,22 +95,51 @@ class PipelineCalls(ModelCalls):
         """Runs a pipeline for each interval of a date range, one after the other; returns the ended runs.
 
         Its parameters `start` and `end` are set to the interval, `[start, end)`. A failed run ends the
-        backfill with JobFailedError. A repeated backfill of the same version waits for the runs of the
-        earlier one, starts a new run for an interval whose run has failed, and continues.
+        backfill with JobFailedError. An interval for which a run of the same version and parameters has
+        succeeded is not run again, and a run that has not ended is waited for, by whichever caller they were
+        started; a repeated backfill runs what is left.
         """
         name = self.path("pipelines", pipeline)
-        found = await self.trainer.GetPipeline(pipeline_graph_pb2.GetPipelineRequest(name=name))
-        version = found.pipeline.name
+        request = pipeline_graph_pb2.GetPipelineRequest(name=name)
+        found = (await self.trainer.GetPipeline(request)).pipeline
+        defaults = {name: MessageToDict(value) for name, value in found.graph.params.items()}
+        known = await self._runs_by_params(found.name)
         ended = []
         for begin, until in intervals(start, end, every):
             given = {**(params or {}), "start": _text(begin), "end": _text(until)}
-            key = f"backfill/{version}/{_text(begin)}/{_text(until)}"
-            for attempt in range(1, MAX_BACKFILL_ATTEMPTS + 1):
-                run = await self.run_pipeline(version, given, once=f"{key}/{attempt}")
-                if run.state not in UNSUCCESSFUL:
-                    break
+            key = _key({**defaults, **given})
+            run = known.get(key) or await self._run_interval(found.name, given, key)
             ended.append(await self.wait_pipeline(run.name, progress))
         return ended
+
+    async def _runs_by_params(self, version: str) -> dict[str, trainer_pb2.PipelineRun]:
+        """The runs of a version that have succeeded or not ended, by the key of their parameters."""
+        found: dict[str, trainer_pb2.PipelineRun] = {}
+        request = trainer_pb2.ListPipelineRunsRequest(
+            parent=self.parent, filter=f'pipeline="{version}"', page_size=RUNS_PER_PAGE
+        )
+        while True:
+            page = await self.trainer.ListPipelineRuns(request)
+            for run in page.pipeline_runs:
+                key = _key(MessageToDict(run.params))
+                if run.state == job_pb2.JOB_STATE_SUCCEEDED or (
+                    run.state not in UNSUCCESSFUL and key not in found
+                ):
+                    found[key] = run
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                return found
+
+    async def _run_interval(
+        self, version: str, params: Mapping[str, Any], key: str
+    ) -> trainer_pb2.PipelineRun:
+        """A new run: the number of the attempt goes behind those that have failed."""
+        prefix = hashlib.sha256(f"{version}/{key}".encode()).hexdigest()[:32]
+        for attempt in range(1, MAX_BACKFILL_ATTEMPTS + 1):
+            run = await self.run_pipeline(version, params, once=f"backfill-{prefix}-{attempt}")
+            if run.state not in UNSUCCESSFUL:
+                break
+        return run
 
 
 def intervals(start: datetime, end: datetime, every: timedelta) -> list[tuple[datetime, datetime]]:
@@ -125,6 +157,11 @@ def intervals(start: datetime, end: datetime, every: timedelta) -> list[tuple[da
         found.append((begin, min(begin + every, until)))
         begin += every
     return found
+
+
+def _key(params: Mapping[str, Any]) -> str:
+    """Equal for equal values: numbers of protobuf are floats."""
+    return json.dumps(MessageToDict(ParseDict(dict(params), Struct())), sort_keys=True)
 
 
 def _text(moment: datetime) -> str:

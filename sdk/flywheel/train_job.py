@@ -39,7 +39,8 @@ class TrainJob:
     export: str = ""
     """Function that runs after the workers have ended and freed their GPUs; empty: none."""
     workers: int = 1
-    gpus_per_worker: int = 0
+    gpus_per_worker: float = 0
+    """A whole number, or a fraction of one GPU that several workers share."""
     cpus_per_worker: float = 0.0
     """0: the setting of the trainer."""
     memory_bytes_per_worker: int = 0
@@ -79,6 +80,10 @@ def pack_job(job: TrainJob) -> PackedJob:
         raise SourceError("function is empty; name one as file.py:function.")
     if job.workers < 1:
         raise SourceError(f"workers is {job.workers}; a job needs at least one.")
+    if job.gpus_per_worker < 0 or (job.gpus_per_worker > 1 and job.gpus_per_worker % 1):
+        raise SourceError(
+            f"gpus_per_worker is {job.gpus_per_worker:g}; it is a whole number, or a fraction of one GPU."
+        )
     text = params_json(job.params)
     if job.source is None:
         if job.requirements is not None:
@@ -103,7 +108,8 @@ def train_spec(packed: PackedJob, path: Callable[[str, str], str]) -> trainer_pb
     return trainer_pb2.TrainSpec(
         experiment=path("experiments", job.experiment),
         workers=job.workers,
-        gpus_per_worker=job.gpus_per_worker,
+        gpus_per_worker=int(job.gpus_per_worker),
+        gpu_fraction=job.gpus_per_worker % 1,
         cpus_per_worker=job.cpus_per_worker,
         limits=limits_message(job.timeout, job.stall_timeout, job.max_attempts),
         code=trainer_pb2.CodeRecipe(

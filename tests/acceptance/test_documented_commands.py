@@ -7,6 +7,7 @@ their own; CI and the fresh-machine run prove them.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import re
@@ -18,10 +19,12 @@ import sys
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf import descriptor_pool, json_format, message_factory
 
 from flywheel_local.platform import Platform
+from tests.support.models_guide import TOOLS, run, unregistered
 from tests.support.servers.platform import SERVICES, client_environment, example_output, platform
 
 __all__ = ["client_environment", "example_output", "platform"]
@@ -72,13 +75,17 @@ def commands(body: str) -> list[str]:
     return found
 
 
-PROGRAMS = [
-    pytest.param(body, id=f"{document}:{number}")
+MODEL_FILE = "model.onnx"
+"""A program that names this file gets it from each tool of docs/guides/models.md."""
+PYTHON = [
+    (f"{document}:{number}", body)
     for document in DOCUMENTS
     if document not in TESTED_ALONE
     for number, (language, body) in enumerate(fenced_blocks((ROOT / document).read_text()))
     if language == "python"
 ]
+PROGRAMS = [pytest.param(body, id=name) for name, body in PYTHON if MODEL_FILE not in body]
+OWN_MODELS = [pytest.param(body, id=name) for name, body in PYTHON if MODEL_FILE in body]
 COMMANDS = [
     pytest.param(command, id=f"{document}:{' '.join(shlex.split(command)[:3])}")
     for document in DOCUMENTS
@@ -104,6 +111,44 @@ def test_a_documented_program_succeeds(
         [sys.executable, str(script)], env=client_environment, capture_output=True, text=True, timeout=60
     )
     assert (0, "") == (done.returncode, done.stderr)
+
+
+async def model_file(tool: str, inputs: int) -> None:
+    """Write the file that the tool's program of the guide writes, for a model with so many inputs."""
+    rows = np.random.default_rng(5).normal(size=(200, inputs)).astype(np.float32)
+    await run(unregistered(tool), {"rows": rows, "labels": (rows.sum(axis=1) > 0).astype(int)})
+
+
+@pytest.mark.parametrize("program", OWN_MODELS)
+@pytest.mark.parametrize("tool", TOOLS)
+async def test_a_model_of_each_tool_is_served_by_ten_lines(
+    program: str,
+    tool: str,
+    example_output: str,
+    client_environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert 10 == len([line for line in program.splitlines() if line])
+    model = f"my-{tool.lower()}"
+    (tmp_path / "program.py").write_text(program.replace("my-model", model))
+    monkeypatch.chdir(tmp_path)
+
+    def registered() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "program.py"]
+        return subprocess.run(command, env=client_environment, capture_output=True, text=True, timeout=120)
+
+    await model_file(tool, inputs=5)
+    refused = await asyncio.to_thread(registered)
+    assert refused.returncode != 0
+    assert "SignatureError" in refused.stderr
+    assert "its features have 3: trip_facts__hour, trip_facts__distance, plane_facts__seats" in refused.stderr
+    await model_file(tool, inputs=3)
+    done = await asyncio.to_thread(registered)
+    assert (0, "") == (done.returncode, done.stderr)
+    assert f"projects/default/models/{model}/versions/1" in done.stdout, "the refused file stored nothing"
+    assert "score: " in done.stdout
+    assert "degraded" not in done.stdout, "the model answered, no fallback"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

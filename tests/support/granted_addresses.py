@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from flywheel_trainer.jobs.errors import ForeignObject
+from flywheel_common.granted.access import ObjectMethod, ObjectRequest
+from flywheel_common.granted.errors import ForeignObject
 from flywheel_trainer.jobs.job import JobName
 from flywheel_trainer.jobs.kinds import Launch
-from flywheel_trainer.jobs.object_access import ObjectMethod, ObjectRequest
 from flywheel_trainer.jobs.supervision import access_of_attempt
 
 _ADDRESS = re.compile(rb's3://[^"\\\s]+')

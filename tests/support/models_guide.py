@@ -33,6 +33,15 @@ def programs() -> dict[str, str]:
     return dict(re.findall(r"^## (.*?)\n\n```python\n(.*?)```", GUIDE.read_text(), re.MULTILINE | re.DOTALL))
 
 
+def unregistered(tool: str) -> str:
+    """Return the program of a tool without its last statement, which registers the file that it writes."""
+    tree = ast.parse(programs()[tool])
+    last = ast.unparse(tree.body.pop())
+    if "client.register" not in last:
+        raise AssertionError(f"the last statement of {tool} does not register: {last}")
+    return ast.unparse(tree)
+
+
 async def run(program: str, names: dict[str, Any]) -> None:
     """Run a program that may await at its top level; `names` are its variables, before and after."""
     code = compile(program, "guide", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)

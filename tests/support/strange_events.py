@@ -81,12 +81,12 @@ async def run(monitor: LocalMonitor, n: int, models: Sequence[int], *, strange: 
             for partition in range(PARTITIONS):
                 rows = range(start + partition, min(n, start + PARTITIONS * RECORD_ROWS), PARTITIONS)
                 at = list(rows)
-                dead += await _consume(monitor, partition, *_messages(MODELS[m], e, at))
+                dead += await consume(monitor, partition, *_messages(MODELS[m], e, at))
                 if strange and start == 0 and partition == 1:
                     now = int(time.time() * 1e6)
                     for k, wrong in enumerate((YEAR_9999_US, now + MONTH_US)):
                         odd = replace(e, ids=[f"odd{k}"] * n, times=np.full(n, wrong))
-                        dead += await _consume(monitor, partition, *_messages(MODELS[m], odd, at[:1]))
+                        dead += await consume(monitor, partition, *_messages(MODELS[m], odd, at[:1]))
         await evaluator.pass_once()
     await evaluator.pass_once()
     return {"dead": dead} | {MODELS[m]: await _found(monitor, MODELS[m]) for m in models}
@@ -110,7 +110,7 @@ def _messages(model: str, e: Events, at: list[int]) -> tuple[Any, Any]:
     )
 
 
-async def _consume(monitor: LocalMonitor, partition: int, *messages: Any) -> int:
+async def consume(monitor: LocalMonitor, partition: int, *messages: Any) -> int:
     """Handle the messages as the consumer loop does; the number of rows that went to the dead letters."""
     handler = EventHandler(lambda conn: conn, EventTimeBound(SystemClock()))  # type: ignore[arg-type, return-value]
     dead = 0

@@ -43,7 +43,11 @@ def webhook(
     secret: Annotated[str, typer.Option(envvar="FLYWHEEL_WEBHOOK_SECRET", help="16 to 256 characters")] = "",
     model: Annotated[str, typer.Option(help="Default: all models of the project")] = "",
     event: Annotated[
-        list[str] | None, typer.Option(help="STAGE_CHANGED or ROLLOUT_CHANGED; default: all; repeat for more")
+        list[str] | None,
+        typer.Option(
+            help="STAGE_CHANGED, ROLLOUT_CHANGED or ROLLOUT_ALERT (ended without a promotion, or stalled); "
+            "default: all changes; repeat for more"
+        ),
     ] = None,
 ) -> None:
     """Create a webhook, which is told about stage and rollout changes; without --url delete it."""

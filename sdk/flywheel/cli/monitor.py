@@ -26,11 +26,16 @@ def report(
     start: Annotated[datetime | None, typer.Option(help="UTC; default: the newest evaluated window")] = None,
     end: Annotated[datetime | None, typer.Option(help="UTC")] = None,
     segment: Annotated[str, typer.Option(help="Only this segment")] = "",
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Seconds of a window; default: the evaluated windows")
+    ] = None,
 ) -> None:
     """Write one HTML page: distributions against the reference, timelines, alerts, segments, quality."""
 
     async def work(client: Client) -> None:
-        content = await read_report(client, model, start=start, end=end, segment=segment)
+        content = await read_report(
+            client, model, start=start, end=end, segment=segment, window_seconds=window
+        )
         out.write_text(report_page(content), encoding="utf-8")
         console.print(f"{content.report.model_version}: {content.report.reason}", highlight=False)
         console.print(f"written to {out}", highlight=False)

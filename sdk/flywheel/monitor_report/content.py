@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from google.protobuf import duration_pb2
+
 from flywheel.client import Client
 from flywheel.connection import timestamp
 from flywheel.errors import NotFound
@@ -14,6 +16,8 @@ from flywheel_protos.monitor.v1 import distribution_pb2, explanation_pb2, monito
 
 WINDOWS_SHOWN = 400
 """Newest evaluated windows in the timelines."""
+WINDOWS_COMPUTED = 100
+"""Newest windows of a width that was asked for."""
 SEGMENTS_SHOWN = 20
 
 
@@ -39,20 +43,27 @@ async def read_report(
     start: datetime | None = None,
     end: datetime | None = None,
     segment: str = "",
+    window_seconds: int | None = None,
 ) -> ReportContent:
     """Read what the page shows of `model` (a model or a version of one) in a range of event time.
 
-    Without `start` and `end` it is the newest evaluated window. Raises NotFound when the model has made no
-    predictions, or has no reference.
+    Without `start` and `end` it is the newest evaluated window, with `window_seconds` the newest one of this
+    width. The timelines show the evaluated windows, or the newest ones of this width in the range. Raises
+    NotFound when the model has made no predictions, or has no reference.
     """
     monitor = client.monitor
     name = client.path("models", model)
-    request = monitor_pb2.GetDriftReportRequest(
-        name=name,
-        start_time=timestamp(start) if start else None,
-        end_time=timestamp(end) if end else None,
-        segment=segment,
-    )
+    first, last = timestamp(start) if start else None, timestamp(end) if end else None
+    series: Sequence[monitor_pb2.DriftReport] = ()
+    if window_seconds is not None:
+        width = duration_pb2.Duration(seconds=window_seconds)
+        listed = monitor_pb2.ListDriftReportsRequest(
+            name=name, window=width, segment=segment, start_time=first, end_time=last
+        )
+        series = (await list_items(monitor.ListDriftReports, listed, "reports", WINDOWS_COMPUTED)).items
+        if series and start is None and end is None:
+            first, last = series[0].window_start, series[0].window_end
+    request = monitor_pb2.GetDriftReportRequest(name=name, segment=segment, start_time=first, end_time=last)
     report = (await monitor.GetDriftReport(request)).report
     version = report.model_version
     window = {"start_time": report.window_start, "end_time": report.window_end}
@@ -65,12 +76,9 @@ async def read_report(
     performance = await monitor.GetPerformance(
         monitor_pb2.GetPerformanceRequest(model_version=version, segment=segment, **window)
     )
-    timeline = await list_items(
-        monitor.ListDriftReports,
-        monitor_pb2.ListDriftReportsRequest(name=version),
-        "reports",
-        WINDOWS_SHOWN,
-    )
+    if window_seconds is None:
+        stored = monitor_pb2.ListDriftReportsRequest(name=version)
+        series = (await list_items(monitor.ListDriftReports, stored, "reports", WINDOWS_SHOWN)).items
     about = f"model={version.rpartition('/versions/')[0]}"
     alerts = await list_items(
         monitor.ListAlerts, monitor_pb2.ListAlertsRequest(parent=client.parent, filter=about), "alerts", 100
@@ -86,7 +94,7 @@ async def read_report(
         report,
         distributions,
         performance.performance,
-        list(reversed(timeline.items)),
+        list(reversed(series)),
         [alert for alert in alerts.items if alert.model_version == version],
         segments,
         explanation,

@@ -100,8 +100,12 @@ def _estimated(found: monitor_pb2.Performance) -> list[tuple[str, str]]:
     if not found.HasField("estimate"):
         return []
     estimate = found.estimate
-    values = (("auc", estimate.auc), ("accuracy", estimate.accuracy), ("log loss", estimate.log_loss))
-    return [(name, f"{value:.6g}") for name, value in values]
+    optional = [
+        (name.replace("_", " "), getattr(estimate, name))
+        for name in ("auc", "log_loss")
+        if estimate.HasField(name)
+    ]
+    return [(name, f"{value:.6g}") for name, value in [("accuracy", estimate.accuracy), *optional]]
 
 
 def _alerts(alerts: Sequence[monitor_pb2.Alert]) -> str:
@@ -131,7 +135,9 @@ def _timelines(reports: Sequence[monitor_pb2.DriftReport]) -> str:
         "mean score": [r.score_mean for r in reports],
         "AUC": [r.auc if r.HasField("auc") else None for r in reports],
         "log-loss": [r.log_loss if r.HasField("log_loss") else None for r in reports],
-        "AUC that the scores promise": [r.estimate.auc if r.HasField("estimate") else None for r in reports],
+        "AUC that the scores promise": [
+            r.estimate.auc if r.estimate.HasField("auc") else None for r in reports
+        ],
     }
     ends = _time(reports[0].window_start), _time(reports[-1].window_start)
     parts = []
@@ -233,11 +239,14 @@ def _segments(content: ReportContent) -> str:
             f"{report.predictions:,}",
             _verdict(report.verdict),
             f"{report.score_mean:.4g}",
+            f"{report.labelled:,}",
+            *(f"{getattr(report, n):.4g}" if report.HasField(n) else "–" for n in ("auc", "log_loss")),
             escape(", ".join(f"{f.feature} {f.psi_corrected:.3g}" for f in report.features[:3])),
         )
         for name, report in content.segments.items()
     )
-    return _table(("segment", "predictions", "verdict", "mean score", "largest PSI"), rows)
+    header = ("segment", "predictions", "verdict", "mean score", "labelled", "AUC", "log-loss", "largest PSI")
+    return _table(header, rows)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from flywheel_common.errors import Unauthenticated
 from flywheel_common.grpc.channel import ClientTls, channel_credentials
 
 Token = str | Callable[[], str]
@@ -50,8 +51,12 @@ class Endpoint:
         return grpc.secure_channel(self.address, channel_credentials(self.tls), options=options)
 
     def metadata(self) -> list[tuple[str, str]]:
-        """The metadata of a call."""
-        token = self.token() if callable(self.token) else self.token
+        """The metadata of a call. Raises Unauthenticated if the function of the token fails."""
+        try:
+            # The text of a file ends with a line break, which no header can have.
+            token = (self.token() if callable(self.token) else self.token).strip()
+        except Exception as error:
+            raise Unauthenticated(f"The function of the token failed: {error!r}.") from error
         return [("authorization", f"Bearer {token}")] if token else []
 
     def describe(self) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import Message
+from google.protobuf.message import EncodeError, Message
 
 from flywheel.catalog_calls import CatalogCalls
 from flywheel.connection import PORTS
 from flywheel.event_loop import LoopThread
+from flywheel.onnx_weights import ModelTooLarge, may_be_in_parts, one_file, weight_files
 from flywheel.registration import RegistrationCalls
 from flywheel.tracking.endpoint import Endpoint
 from flywheel.tracking.errors import TrackingError
@@ -26,16 +27,38 @@ class _Calls(CatalogCalls, RegistrationCalls):
 def described_model(
     model: str | Path | bytes | Any, signature: Signature | Message | None
 ) -> tuple[Path | bytes, Message | None]:
-    """The model as a file or as bytes, and its signature as a message. Raises TrackingError for a signature
-    that is not valid."""
+    """The model as a file or as bytes that have all weights, and its signature as a message.
+
+    Raises OSError, and TrackingError for a signature that is not valid, weights that cannot be read or are
+    too large for one file, and a model that is neither a path nor bytes nor a message.
+    """
     if isinstance(signature, Signature):
         found = problems(signature)
         if found:
             raise TrackingError(f"The signature is not valid: {' '.join(found)}")
         signature = signature_message(signature)
-    if isinstance(model, str | Path):
-        return Path(model), signature
-    return model if isinstance(model, bytes) else model.SerializeToString(), signature
+    return _with_weights(Path(model) if isinstance(model, str) else model), signature
+
+
+def _with_weights(model: Any) -> Path | bytes:
+    try:
+        if isinstance(model, Message):
+            model = model.SerializeToString()
+        if not isinstance(model, Path | bytes):
+            raise TrackingError(f"{type(model).__name__} is no model: give a path, bytes or a ModelProto.")
+        if not may_be_in_parts(model):
+            return model
+        if isinstance(model, Path):
+            return one_file(model)
+        for name in weight_files(model):
+            raise TrackingError(f"The model has weights in the file {name!r}: give the path of the model.")
+    except ImportError as error:
+        raise TrackingError("A model with weights in other files needs flywheel[onnx].") from error
+    except (EncodeError, ModelTooLarge) as error:
+        raise TrackingError(f"{error} Log the folder with its files by log_artifact instead.") from error
+    except ValueError as error:
+        raise TrackingError(str(error)) from error
+    return model
 
 
 def register_model(

@@ -13,32 +13,28 @@ from __future__ import annotations
 import asyncio
 import atexit
 import itertools
-import json
-import tempfile
 import threading
 import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 
 from flywheel.tracking.endpoint import Endpoint, Token
 from flywheel.tracking.errors import RunFinished, TrackingError
+from flywheel.tracking.file_logging import FileLogging
 from flywheel.tracking.first_request import continue_request, create_request, path
-from flywheel.tracking.registering import described_model, register_model
 from flywheel.tracking.sending import Sender
 from flywheel.tracking.spool import Kind, Spool, default_root
-from flywheel.tracking.values import check_artifact_name, check_metric_key, number, step_number, texts
+from flywheel.tracking.values import check_metric_key, number, step_number, texts
 from flywheel.tracking.writing import MAX_BUFFERED_POINTS, PointWriter
 from flywheel_common.grpc.channel import ClientTls
 from flywheel_common.ids import new_id
-from flywheel_common.signature import Signature
 from flywheel_protos.trainer.v1 import tracking_pb2, trainer_pb2
 
 START_SECONDS = 3.0
@@ -47,7 +43,7 @@ MAX_ERROR = 16_000
 EndState = Literal["SUCCEEDED", "FAILED", "CANCELLED"]
 
 
-class Run:
+class Run(FileLogging):
     """A run that this process writes; make it with `fw.run`. Its methods may be called from any thread."""
 
     def __init__(
@@ -113,7 +109,7 @@ class Run:
 
         A value may be NaN or infinite. The first value of a (metric, step) is kept. Raises TrackingError.
         """
-        if self._finished:
+        if self._finished:  # not a call: this is the training loop
             raise RunFinished(f"{self.name} has been finished.")
         if step is None:
             if self._steps is None:
@@ -150,67 +146,6 @@ class Run:
     def set_notes(self, notes: str) -> None:
         """Replace the notes, in Markdown."""
         self._put(Kind.EDIT, tracking_pb2.EditRunRequest(notes=notes))
-
-    def log_artifact(self, path: str | Path, name: str = "") -> None:
-        """Add a file, or all files of a folder, under `name` (default: the name of the file or folder).
-
-        The file is copied at once, so that it may change or go. Raises TrackingError, SpoolFull, OSError.
-        """
-        path = Path(path)
-        name = name or path.name
-        files = {name: path}
-        if path.is_dir():
-            files = {
-                f"{name}/{one.relative_to(path).as_posix()}": one
-                for one in sorted(path.rglob("*"))
-                if one.is_file()
-            }
-        for artifact in files:
-            check_artifact_name(artifact)
-        for artifact, file in files.items():
-            self._add_file(artifact, file)
-
-    def log_text(self, text: str | bytes, name: str) -> None:
-        """Add an artifact with this content. Raises TrackingError, SpoolFull."""
-        check_artifact_name(name)
-        with tempfile.NamedTemporaryFile(prefix="flywheel-") as file:
-            file.write(text.encode() if isinstance(text, str) else text)
-            file.flush()
-            self._add_file(name, Path(file.name))
-
-    def log_model(
-        self,
-        model: str | Path | bytes | Any,
-        signature: Signature | Message | None = None,
-        name: str = "model",
-        *,
-        register: str = "",
-        aliases: Sequence[str] = (),
-        **options: Any,
-    ) -> str:
-        """Add an ONNX model (a path, bytes, or an `onnx.ModelProto`) as `{name}/model.onnx`, and its
-        signature as `{name}/signature.json`.
-
-        `register` names a model of the registry: the file becomes a version of it that names this run as its
-        training run, with these aliases, and its full name is returned. `options` are those of
-        `Client.register`, such as `feature_set` (needed without a signature) and `metrics`, or addresses of
-        services. The registry must answer; the artifacts of the run are kept in any case.
-
-        Raises TrackingError for a signature that is not valid, and what `Client.register` raises.
-        """
-        content, described = described_model(model, signature)
-        check_artifact_name(f"{name}/model.onnx")
-        if isinstance(content, bytes):
-            self.log_text(content, f"{name}/model.onnx")
-        else:
-            self._add_file(f"{name}/model.onnx", content)
-        if described is not None:
-            self.log_text(
-                MessageToJson(described, preserving_proto_field_name=True), f"{name}/signature.json"
-            )
-        if not register:
-            return ""
-        return register_model(self.name, self._endpoint, register, content, described, aliases, options)
 
     def child(self, experiment: str = "", **options: Any) -> Run:
         """A nested run; options as of `fw.run`. The experiment is that of this run by default."""
@@ -342,26 +277,22 @@ class Run:
 
     def _put(self, kind: Kind, request: Any) -> None:
         """Append a request behind the points that were logged before it."""
-        if self._finished:
-            raise RunFinished(f"{self.name} has been finished.")
-        payload = self._request(request)
+        self._check_open()
+        self._append(kind, self._request(request))
+
+    def _append(self, kind: Kind, payload: bytes) -> None:
         self._writer.write()
         self._spool.append(kind, payload)
         self._wake.set()
+
+    def _check_open(self) -> None:
+        if self._finished:
+            raise RunFinished(f"{self.name} has been finished.")
 
     def _request(self, request: Any) -> bytes:
         request.name, request.request_id = self.name, uuid.uuid4().hex
         content: bytes = request.SerializeToString()
         return content
-
-    def _add_file(self, name: str, path: Path) -> None:
-        if self._finished:
-            raise RunFinished(f"{self.name} has been finished.")
-        file, size, sha256 = self._spool.add_file(path)
-        record = {"name": name, "file": file, "size": size, "sha256": sha256}
-        self._writer.write()
-        self._spool.append(Kind.ARTIFACT, json.dumps(record).encode())
-        self._wake.set()
 
 
 def start(

@@ -225,7 +225,11 @@ class Spool:
 
     def _read_state(self) -> dict[str, Any]:
         path = self.folder / "sent"
-        return json.loads(path.read_text()) if path.exists() else {}
+        try:
+            return json.loads(path.read_text()) if path.exists() else {}
+        except ValueError:
+            # A crash of the machine may leave it empty. Records that are sent again have no second effect.
+            return {}
 
 
 def _segment_name(number: int) -> str:

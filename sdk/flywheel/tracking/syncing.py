@@ -29,18 +29,29 @@ class Synced:
 def sync_spools(root: Path, timeout: float, address: str = "") -> Iterator[Synced]:
     """Send each spool under `root` within `timeout` seconds, to its own trainer or to `address`.
 
-    Spools of processes that run are left to them.
+    Spools of processes that run are left to them. One that cannot be sent does not stop the others; if its
+    description cannot be read, the name of its folder stands for the run.
     """
     for file in sorted(root.glob(f"*/{DESCRIPTION}")):
-        description = json.loads(file.read_text())
+        run = file.parent.name
         try:
-            spool = Spool(file.parent)
-        except TrackingError as error:
-            yield Synced(description["run"], False, (str(error),))
-            continue
-        endpoint = Endpoint.described(description, address)
-        sender = Sender(spool, endpoint, description["run"], 60.0)
-        sent = sender.drain(time.monotonic() + timeout)
-        sender.close()
+            description = json.loads(file.read_text())
+            run = description["run"]
+            yield _sent(run, file.parent, Endpoint.described(description, address), timeout)
+        except (TrackingError, OSError) as error:
+            yield Synced(run, False, (str(error),))
+        except (ValueError, KeyError, TypeError) as error:
+            yield Synced(run, False, (f"{file} cannot be read: {error!r}.",))
+
+
+def _sent(run: str, folder: Path, endpoint: Endpoint, timeout: float) -> Synced:
+    spool, sent = Spool(folder), False
+    try:
+        sender = Sender(spool, endpoint, run, 60.0)
+        try:
+            sent = sender.drain(time.monotonic() + timeout)
+        finally:
+            sender.close()
+    finally:
         spool.close(remove=sent)
-        yield Synced(description["run"], sent, tuple(sender.problems))
+    return Synced(run, sent, tuple(sender.problems))

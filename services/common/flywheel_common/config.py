@@ -11,6 +11,7 @@ settings = load(FeatureSettings)
 from __future__ import annotations
 
 import re
+import socket
 import sys
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -182,6 +183,14 @@ def split_address(address: str) -> tuple[str, int]:
     if not colon or not host or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{address!r} is not an address: expected host:port")
     return host.strip("[]"), int(port)
+
+
+def reachable_address(listen: str) -> str:
+    """host:port under which other machines reach a server that listens on `listen`: with the name of this
+    machine if that is an address of all interfaces."""
+    host, port = split_address(listen)
+    everywhere = host in ("", "0.0.0.0", "::")  # noqa: S104 - the address is not bound here
+    return f"{socket.gethostname()}:{port}" if everywhere else listen
 
 
 _PASSWORD = re.compile(r"(//[^:/@\s]*):[^@\s]*@")

@@ -5,7 +5,14 @@ from __future__ import annotations
 from pydantic import SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from flywheel_common.config import KafkaSettings, PostgresSettings, RedisSettings, S3Settings, ServiceSettings
+from flywheel_common.config import (
+    KafkaSettings,
+    PostgresSettings,
+    RedisSettings,
+    S3Settings,
+    ServiceSettings,
+    reachable_address,
+)
 
 
 class FeatureSettings(ServiceSettings, PostgresSettings, RedisSettings, KafkaSettings, S3Settings):
@@ -56,8 +63,18 @@ class FeatureSettings(ServiceSettings, PostgresSettings, RedisSettings, KafkaSet
     """Token of the cluster; empty if it needs none."""
     ray_python: str = "python"
     """The interpreter on the cluster that has this service's code and Ray."""
+    join_service_address: str = ""
+    """host:port under which joins on Ray reach this service; empty: the host name of this machine if `listen`
+    is an address of all interfaces, else `listen`."""
+    join_url_seconds: int = 900
+    """Seconds for which the object store accepts a request that this service signs for a join on Ray."""
     ray_join_rows: int = 200_000_000
     """Joins that read more rows than this run on Ray."""
+
+    @property
+    def address_of_joins(self) -> str:
+        """host:port that joins on Ray dial."""
+        return self.join_service_address or reachable_address(self.listen)
 
 
 class MaterializeSettings(FeatureSettings):

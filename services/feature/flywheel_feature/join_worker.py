@@ -1,9 +1,10 @@
 """`python -m flywheel_feature.join_worker ROOT`: run the join whose spec is at ROOT, as a separate process.
 
-ROOT is a folder of this machine or `s3://bucket/prefix`. The result, or the error that ended the join, is
-written there. Credentials come from the settings of the feature service (FLYWHEEL_FEATURE_S3_…). With `--ray`
-the process is the driver of a Ray job, and every task is a Ray task. Only the cluster needs Ray; the feature
-service does not.
+The result, or the error that ended the join, is written there. ROOT is a folder of this machine, and the key
+of the object store comes from the settings of the feature service (FLYWHEEL_FEATURE_S3_…). With `--ray` the
+process is the driver of a Ray job, every task is a Ray task, and ROOT is `s3://bucket/prefix`. Then the
+processes have no key: the feature service signs their requests (FLYWHEEL_JOIN_SERVICE, FLYWHEEL_JOIN_TOKEN).
+Only the cluster needs Ray; the feature service does not.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from pydantic_settings import SettingsConfigDict
 
 from flywheel_common.config import S3Settings
 from flywheel_common.errors import FlywheelError
-from flywheel_common.storage.s3 import arrow_filesystem
 from flywheel_feature.offline.partitioned.run import (
     SequentialWorkers,
     Workers,
@@ -32,10 +32,12 @@ from flywheel_feature.offline.partitioned.run import (
 )
 from flywheel_feature.offline.partitioned.spec import Task
 from flywheel_feature.offline.partitioned.steps import PartitionTasks, open_tasks
-from flywheel_feature.store.s3.deletion import S3Deletion
+from flywheel_feature.store.engines.ray import SERVICE_VARIABLE, TOKEN_VARIABLE
+from flywheel_feature.store.s3.granted import GrantedStore
 from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_feature.store.s3.workspaces import FileWorkspace
 
+SCHEME = "s3://"
 ATTEMPTS = 3
 """How often Ray runs a task whose worker died."""
 
@@ -44,18 +46,19 @@ class TaskSettings(S3Settings):
     model_config = SettingsConfigDict(env_prefix="FLYWHEEL_FEATURE_")
 
 
-def open_workspace(root: str, settings: S3Settings) -> FileWorkspace:
-    if root.startswith("s3://"):
-        deletion = S3Deletion.from_settings(settings)
-        return FileWorkspace(arrow_filesystem(settings), root.removeprefix("s3://"), deletion)
-    return FileWorkspace(fs.LocalFileSystem(), root)
+def open_stores(root: str) -> tuple[FileWorkspace, S3Tables]:
+    """The working files at `root`, and the tables."""
+    if not root.startswith(SCHEME):
+        return FileWorkspace(fs.LocalFileSystem(), root), S3Tables.from_settings(TaskSettings())
+    path = root.removeprefix(SCHEME)
+    store = GrantedStore(os.environ[SERVICE_VARIABLE], os.environ[TOKEN_VARIABLE])
+    return store.workspace(path), store.tables(path.partition("/")[0])
 
 
 @functools.lru_cache(maxsize=2)
 def opened(root: str) -> PartitionTasks:
     """The tasks of the spec at `root`; cached, as a worker runs many tasks of one spec."""
-    settings = TaskSettings()
-    return open_tasks(open_workspace(root, settings), S3Tables.from_settings(settings))
+    return open_tasks(*open_stores(root))
 
 
 class RayWorkers:
@@ -103,14 +106,13 @@ def main() -> int:
     parser.add_argument("root")
     parser.add_argument("--ray", action="store_true", help="be the driver of a Ray job")
     arguments = parser.parse_args()
-    settings = TaskSettings()
     if not arguments.ray:
         _end_with_parent()
 
     def workers(tasks: PartitionTasks) -> Workers:
         return RayWorkers(arguments.root) if arguments.ray else SequentialWorkers(tasks)
 
-    done = run_spec(open_workspace(arguments.root, settings), S3Tables.from_settings(settings), workers)
+    done = run_spec(*open_stores(arguments.root), workers)
     return 0 if done else 1
 
 

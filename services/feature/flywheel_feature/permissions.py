@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flywheel_common.grpc.auth import OPERATE, READ, WRITE, Permission, Permissions
+from flywheel_common.grpc.auth import ATTEMPT, OPERATE, READ, WRITE, Permission, Permissions
 
 SERVICE = "flywheel.feature.v1.FeatureService"
 
@@ -21,6 +21,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "CancelJob",
     ),
     OPERATE: ("RebuildOnlineStore", "EraseEntity"),
+    ATTEMPT: ("SignObjectRequests",),
 }
 
 PERMISSIONS: Permissions = {

@@ -7,6 +7,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from flywheel_common.granted.access import Signer
+from flywheel_common.granted.signer import s3_signer
+from flywheel_common.granted.tokens import AttemptTokens
 from flywheel_common.grpc.channel import channel
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.postgres.idempotency import Idempotency
@@ -17,7 +20,7 @@ from flywheel_common.storage.s3 import S3ObjectStore, arrow_filesystem, object_s
 from flywheel_feature.apply.applied import AppliedDefinitions
 from flywheel_feature.apply.lineage import Models
 from flywheel_feature.config import FeatureSettings, MaterializeSettings
-from flywheel_feature.offline.ports import PartitionEngine
+from flywheel_feature.offline.ports import JoinAccess, PartitionEngine
 from flywheel_feature.store.engines.process import PartitionProcess
 from flywheel_feature.store.engines.ray import PartitionRay
 from flywheel_feature.store.grpc.model_uses import NoModels, RegistryModels
@@ -26,6 +29,7 @@ from flywheel_feature.store.postgres.archive import PostgresArchive
 from flywheel_feature.store.postgres.definitions import PostgresDefinitions
 from flywheel_feature.store.postgres.generations import PostgresGenerations
 from flywheel_feature.store.postgres.jobs import PostgresJobs
+from flywheel_feature.store.postgres.join_access import PostgresJoinAccess, read_token_key
 from flywheel_feature.store.postgres.materialized import PostgresMaterialized
 from flywheel_feature.store.postgres.push_log import PostgresPushLog
 from flywheel_feature.store.postgres.tombstones import PostgresTombstones
@@ -63,6 +67,10 @@ class Ports(StreamPorts):
     training_sets: PostgresTrainingSets
     engines: list[PartitionEngine]
     """Where joins can run, the default first."""
+    join_access: JoinAccess
+    signer: Signer
+    tokens: AttemptTokens
+    """Of the attempts of joins on Ray."""
     jobs: PostgresJobs
     idempotency: Idempotency
     models: Models
@@ -72,13 +80,17 @@ async def open_ports(settings: FeatureSettings, stack: AsyncExitStack) -> Ports:
     """The adapters of the gRPC service."""
     pool = await _database(settings, stack, "flywheel-feature")
     shared = await _stream_ports(settings, stack, pool)
+    access, tokens = PostgresJoinAccess(pool), AttemptTokens(await read_token_key(pool))
     return Ports(
         **vars(shared),
         topics=await _topics(settings, stack),
         push_log=PostgresPushLog(pool),
         materialized=PostgresMaterialized(pool),
         training_sets=PostgresTrainingSets(pool),
-        engines=await _partition_engines(settings, stack),
+        engines=await _partition_engines(settings, stack, access, tokens),
+        join_access=access,
+        signer=await stack.enter_async_context(s3_signer(settings, settings.s3_endpoint)),
+        tokens=tokens,
         jobs=PostgresJobs(pool),
         idempotency=Idempotency(pool),
         models=await _models(settings, stack),
@@ -149,7 +161,9 @@ async def _models(settings: FeatureSettings, stack: AsyncExitStack) -> Models:
     return RegistryModels(await stack.enter_async_context(opened))
 
 
-async def _partition_engines(settings: FeatureSettings, stack: AsyncExitStack) -> list[PartitionEngine]:
+async def _partition_engines(
+    settings: FeatureSettings, stack: AsyncExitStack, access: JoinAccess, tokens: AttemptTokens
+) -> list[PartitionEngine]:
     environment = {
         "FLYWHEEL_FEATURE_S3_ENDPOINT": settings.s3_endpoint,
         "FLYWHEEL_FEATURE_S3_ACCESS_KEY": settings.s3_access_key.get_secret_value(),
@@ -168,7 +182,10 @@ async def _partition_engines(settings: FeatureSettings, stack: AsyncExitStack) -
             files=arrow_filesystem(settings),
             deletion=S3Deletion.from_settings(settings),
             root=f"{settings.s3_bucket}/joins",
-            environment=environment,
+            access=access,
+            tokens=tokens,
+            address=settings.address_of_joins,
+            environment={"FLYWHEEL_FEATURE_S3_BUCKET": settings.s3_bucket},
         )
         engines.append(ray)
     return engines

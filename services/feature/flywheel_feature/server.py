@@ -9,6 +9,8 @@ from contextlib import AsyncExitStack
 from flywheel_common.clock import SystemClock
 from flywheel_common.errors import FlywheelError
 from flywheel_common.event_time import EventTimeBound
+from flywheel_common.granted.access import ObjectAccess
+from flywheel_common.grpc.attempt_tokens import WithAttemptTokens
 from flywheel_common.grpc.server import Server
 from flywheel_common.ids import SystemIds
 from flywheel_common.kafka.claimed_consumer import ClaimedConsumer
@@ -113,6 +115,7 @@ def wire(settings: FeatureSettings, ports: Ports) -> Server:
         builder=builder,
         training_sets=ports.training_sets,
         jobs=jobs,
+        object_access=ObjectAccess(ports.join_access, ports.signer, settings.join_url_seconds),
         clock=clock,
         ids=ids,
     )
@@ -124,6 +127,10 @@ def wire(settings: FeatureSettings, ports: Ports) -> Server:
         # Lookups need Redis and the definitions in memory only. While PostgreSQL is down, all replicas stay
         # ready, and methods that need it answer UNAVAILABLE.
         readiness=ports.online.ping,
+        # Only joins on Ray have tokens of their own; other calls need no further check.
+        authenticate=lambda others: (
+            WithAttemptTokens(others, ports.tokens) if settings.ray_address else others
+        ),
     )
     due_rows = DueRows(ports.materialized, jobs.submit, ports.definitions.projects, clock)
     gauges = FreshnessGauges(freshness, ports.definitions.projects, clock)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flywheel_common.config import load
+from flywheel_common.process.freed_memory import keep_freed_memory
 from flywheel_common.process.runtime import main as run_process
 from flywheel_inference.config import InferenceSettings
 from flywheel_inference.server import build
@@ -25,6 +26,7 @@ def serve(
     metrics_listen: Annotated[str | None, typer.Option(help="host:port of /metrics")] = None,
 ) -> None:
     """Serve predictions until SIGTERM."""
+    keep_freed_memory()
     run_process("inference", load(InferenceSettings, listen=listen, metrics_listen=metrics_listen), build)
 
 

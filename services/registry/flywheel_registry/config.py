@@ -50,6 +50,9 @@ class RegistrySettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Setti
     """How long an upload may take to send a part of 5 MiB while others wait; a slower one fails."""
     stream_idle_seconds: float = 60.0
     """How long the caller of an upload, a download or WatchServing may neither send nor take data."""
+    evidence_producers: tuple[str, ...] = ("trainer",)
+    """Subjects of the tokens of the services whose measured values count as evidence (RecordEvaluation,
+    PromoteModelVersion with `evidence`). They need the role service too. With auth_mode=open every caller."""
     webhook_hosts: tuple[str, ...] = ()
     """Hosts that webhooks may call; `*`: any. Webhooks are sent from inside the network, so name only hosts
     that may be told. None by default."""

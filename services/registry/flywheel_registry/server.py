@@ -42,6 +42,7 @@ from flywheel_registry.collection.collection import ArtifactCollection
 from flywheel_registry.config import RegistrySettings
 from flywheel_registry.deletion.deletion import Deletion
 from flywheel_registry.evidence.experiment_verdict import Experiments
+from flywheel_registry.evidence.producers import EvidenceProducers
 from flywheel_registry.gates.verdicts import ExperimentVerdicts
 from flywheel_registry.models.alias_changes import Aliases
 from flywheel_registry.models.catalog import ModelCatalog
@@ -184,6 +185,7 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
         promotions=Promotions(clock),
         experiment_verdicts=ExperimentVerdicts(ports.store, ports.experiments),
         evaluations=EvaluationLog(clock),
+        producers=EvidenceProducers(settings.evidence_producers),
         releases=ReleaseCatalog(clock),
         rollout_start=RolloutStart(clock),
         rollout_lifecycle=lifecycle,

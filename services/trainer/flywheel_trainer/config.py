@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -13,7 +12,7 @@ from flywheel_common.config import (
     PostgresSettings,
     S3Settings,
     ServiceSettings,
-    split_address,
+    reachable_address,
 )
 from flywheel_trainer.jobs.resources import Quota
 
@@ -99,9 +98,7 @@ class TrainerSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
         """host:port that jobs dial."""
         if self.trainer_address:
             return self.trainer_address
-        host, port = split_address(self.listen)
-        everywhere = host in ("", "0.0.0.0", "::")  # noqa: S104 - the address is not bound here
-        return f"{socket.gethostname()}:{port}" if everywhere else self.listen
+        return reachable_address(self.listen)
 
     @property
     def endpoint_of_jobs(self) -> str:

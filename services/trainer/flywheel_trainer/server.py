@@ -14,6 +14,10 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from flywheel_common.clock import Clock, SystemClock
 from flywheel_common.errors import FlywheelError
+from flywheel_common.granted.access import AttemptAccess, ObjectAccess, Signer
+from flywheel_common.granted.signer import s3_signer
+from flywheel_common.granted.tokens import AttemptTokens
+from flywheel_common.grpc.attempt_tokens import WithAttemptTokens
 from flywheel_common.grpc.channel import channel
 from flywheel_common.grpc.server import Server
 from flywheel_common.ids import Ids, SystemIds, new_id
@@ -30,9 +34,8 @@ from flywheel_common.storage.objects import ObjectStore
 from flywheel_common.storage.s3 import arrow_filesystem, object_store
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_job.environments.installing import INSTALLER_VARIABLE
-from flywheel_job.granted.requests import TOKEN_VARIABLE, TRAINER_VARIABLE
+from flywheel_job.granted import TOKEN_VARIABLE, TRAINER_VARIABLE
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
-from flywheel_trainer.api.attempt_tokens import WithAttemptTokens
 from flywheel_trainer.api.drift_events import DriftHandler
 from flywheel_trainer.api.servicer import TrainerServicer
 from flywheel_trainer.checkpoints.ports import CheckpointStore
@@ -47,14 +50,12 @@ from flywheel_trainer.jobs.export_spec import ExportSpec
 from flywheel_trainer.jobs.kinds import Kinds
 from flywheel_trainer.jobs.logs import StoredLogs
 from flywheel_trainer.jobs.models import Evaluations, Models, RegistryModels
-from flywheel_trainer.jobs.object_access import AttemptAccess, ObjectAccess, Signer
 from flywheel_trainer.jobs.ports import JobStore, Supervision, Weights
 from flywheel_trainer.jobs.score import ScoreKind, ScoreSettings
 from flywheel_trainer.jobs.score_spec import ScoreSpec
 from flywheel_trainer.jobs.scoring_ports import ScoringPeers
 from flywheel_trainer.jobs.sources import Sources
 from flywheel_trainer.jobs.supervision import Rules, Supervisor
-from flywheel_trainer.jobs.tokens import AttemptTokens
 from flywheel_trainer.jobs.train import TrainKind, TrainSettings
 from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.jobs.tune import TuneKind
@@ -98,7 +99,6 @@ from flywheel_trainer.store.postgres.runs import PostgresRuns
 from flywheel_trainer.store.postgres.supervision import LEASE, PostgresSupervision
 from flywheel_trainer.store.postgres.trials import PostgresTrials
 from flywheel_trainer.store.ray.engine import RayEngine
-from flywheel_trainer.store.s3.signer import s3_signer
 from flywheel_trainer.store.s3.table_shapes import ParquetShapes
 from flywheel_trainer.store.s3.tables import ParquetTables
 from flywheel_trainer.trials.ports import TrialStore

@@ -36,6 +36,7 @@ from tests.support.builders.partitioned_joins import (
     without_identity,
 )
 from tests.support.eventually import eventually
+from tests.support.servers.join_signing import join_signing
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -151,8 +152,8 @@ def in_process(on_s3: S3JoinInputs) -> Joins:
 
 @pytest.fixture
 async def on_ray(on_s3: S3JoinInputs, ray: Ray) -> AsyncIterator[Joins]:
-    async with ray_jobs(ray.jobs_url, ray.token) as jobs:
-        yield Joins(on_s3, on_s3.on_ray(ray, jobs), kill_driver(on_s3))
+    async with ray_jobs(ray.jobs_url, ray.token) as jobs, join_signing(on_s3.s3) as signing:
+        yield Joins(on_s3, on_s3.on_ray(ray, jobs, signing), kill_driver(on_s3))
 
 
 @pytest.mark.parametrize("mode", list(JoinMode))

@@ -28,7 +28,7 @@ def tables(request: pytest.FixtureRequest) -> Any:
     if request.param == "memory":
         return MemoryTables()
     s3: S3 = request.getfixturevalue("s3")
-    return S3TableFiles(
+    return S3TableFiles.connect(
         endpoint=s3.endpoint,
         access_key=s3.access_key,
         secret_key=s3.secret_key,
@@ -223,7 +223,9 @@ def test_missing_buckets_and_wrong_credentials_are_refused(
         (bucket, "another-secret", "INVALID_URI"),
         ("bucket-that-is-missing", s3.secret_key, "UNKNOWN_TABLE"),
     ):
-        tables = S3TableFiles(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=secret, bucket=name)
+        tables = S3TableFiles.connect(
+            endpoint=s3.endpoint, access_key=s3.access_key, secret_key=secret, bucket=name
+        )
         for address in ("t/", "t/403.parquet"):
             with pytest.raises(FlywheelError) as refused:
                 tables.snapshot(tables.bucket_uri(address), table_format)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -69,6 +71,23 @@ def test_json_and_bytes_read_back_and_missing_files_are_none(workspace: Workspac
     assert {"rows": [1, 2], "name": "ünïcode"} == workspace.read_json("spec")
     assert b"later" == workspace.read_bytes("result")
     assert ["result", "spec"] == workspace.keys()
+
+
+def test_a_file_whose_writing_is_interrupted_does_not_appear(workspace: Workspace) -> None:
+    """Ray ends a worker by SystemExit, at any place; Parquet's writer then adds a footer."""
+
+    class Interrupted(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            yield 2
+            raise SystemExit
+
+    workspace.write("p/0.parquet", rows(0, 4), [4])
+    for key in ("p/0.parquet", "p/1.parquet"):
+        with pytest.raises(SystemExit):
+            workspace.write(key, rows(9, 4), Interrupted())
+    gc.collect()
+    assert ["p/0.parquet"] == workspace.keys("p/")
+    assert list(range(4)) == workspace.read("p/", ["n"])["n"].to_list()
 
 
 def test_delete_removes_all_files_and_is_idempotent(workspace: Workspace) -> None:

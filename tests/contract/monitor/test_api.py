@@ -391,6 +391,7 @@ def zero_times() -> list[tuple[str, str]]:
 async def test_a_timestamp_without_a_value_is_refused(stub: Any, method: str, field: str) -> None:
     requests = {
         "GetDriftReport": pb.GetDriftReportRequest(name=V1),
+        "ListDriftReports": pb.ListDriftReportsRequest(name=V1),
         "GetDistributions": distribution_pb2.GetDistributionsRequest(name=V1),
         "ExplainDrift": explanation_pb2.ExplainDriftRequest(name=V1),
         "GetPerformance": pb.GetPerformanceRequest(model_version=V1),

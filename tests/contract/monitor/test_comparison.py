@@ -7,8 +7,9 @@ import pytest
 from scipy import stats
 
 from flywheel_common.errors import InvalidName
-from flywheel_monitor.comparison.errors import InvalidReleases
+from flywheel_monitor.comparison.errors import InvalidAlpha, InvalidLimit, InvalidReleases
 from flywheel_monitor.comparison.rollout_evidence import rollout_evidence
+from flywheel_monitor.comparison.step_verdicts import LimitVerdict, StepLimits
 from tests.support.builders.monitor import (
     CHALLENGER,
     MODEL,
@@ -174,14 +175,87 @@ async def test_a_named_variant_shadows_champions_of_any_source(
 
 async def test_the_p99_latency_has_a_lower_bound(monitor: LocalMonitor) -> None:
     """3 % of the answers are slow: too few of 200 answers to prove it, enough of 20,000."""
-    for n, generation, expected in ((200, 1, 3.0), (20_000, 2, 80.0)):
+    for n, generation, expected, breached in ((200, 1, 3.0, False), (20_000, 2, 80.0, True)):
         ids = [f"{generation}-{i}" for i in range(n)]
         latencies = np.where(np.arange(n) % 33 == 0, 90.0, 3.0)
         canary = {"rollout": ROLLOUT, "version": 2, "release": 2, "role": CHALLENGER}
         await monitor.predicted(predictions(ids, latencies=latencies, generation=generation, **canary))
-        found = await monitor.compare(shadow=False, generation=generation)
-        assert expected / 1.1 <= found.p99_lower_ms <= expected * 1.1
-        assert found.comparison.challenger.latency_p99_ms > 89.0
+        limits = StepLimits(max_p99_ms=50.0)
+        found = await monitor.compare(shadow=False, generation=generation, limits=limits)
+        (verdict,) = found.verdicts
+        assert (generation, n, breached) == (
+            found.generation,
+            verdict.rows,
+            verdict.verdict is LimitVerdict.BREACHED,
+        )
+        assert verdict.lower is not None and expected / 1.1 <= verdict.lower <= expected * 1.1
+        assert verdict.value == found.comparison.challenger.latency_p99_ms > 89.0
+
+
+@pytest.mark.parametrize("shadow", [True, False])
+async def test_a_step_is_judged_by_its_own_predictions(monitor: LocalMonitor, shadow: bool) -> None:
+    """Two steps with opposite results have opposite verdicts on the same limits."""
+    role = SHADOW if shadow else CHALLENGER
+    limits = StepLimits(max_loss_delta=0.05, max_error_rate=0.1, max_score_shift=1.0, breach_alpha=0.01)
+    rng = np.random.default_rng(4)
+    for generation, worse in ((4, False), (5, True)):
+        ids, _, labels = scored_labels(400)
+        mine = [f"{generation}-{i}" for i in ids]
+        theirs = mine if shadow else [f"{i}'" for i in mine]
+        scores = np.clip(labels * 0.6 + 0.2 + rng.normal(0, 0.05, 400), 0.02, 0.98)
+        other = 1 - scores if worse else np.clip(scores + rng.normal(0, 0.01, 400), 0.02, 0.98)
+        step = {"rollout": ROLLOUT, "generation": generation}
+        sources = [4] * 120 + [1] * 280 if worse else [1] * 400
+        await monitor.predicted(predictions(mine, scores, **step))
+        await monitor.predicted(
+            predictions(theirs, other, version=2, release=2, role=role, sources=sources, **step)
+        )
+        await monitor.labelled(outcomes([*mine, *theirs], [*labels, *labels]))
+        found = await monitor.compare(shadow=shadow, generation=generation, limits=limits)
+        loss, errors, shift = found.verdicts
+        assert (LimitVerdict.BREACHED if worse else LimitVerdict.WITHIN) is loss.verdict
+        answered = slice(120, 400) if worse else slice(0, 400)
+        mine_loss, their_loss = log_losses(scores, labels), log_losses(other, labels)[answered]
+        if shadow:
+            differences = their_loss - mine_loss[answered]
+            error = differences.std(ddof=1) / np.sqrt(len(differences))
+        else:
+            variances = mine_loss.var(ddof=1) / 400 + their_loss.var(ddof=1) / len(their_loss)
+            differences, error = their_loss.mean() - mine_loss.mean(), np.sqrt(variances)
+        # Howard et al. 2021, equation 14, tuned to 30 rows.
+        n, rho = len(their_loss), 30 / 8
+        bound = {
+            level: error * np.sqrt(2 * (n + rho) / n * np.log(np.sqrt((n + rho) / rho) / (2 * level) + 1))
+            for level in (0.01, 0.05)
+        }
+        assert (n, np.mean(differences)) == (loss.rows, pytest.approx(loss.value, abs=1e-9))
+        assert loss.lower == pytest.approx(np.mean(differences) - bound[0.01], abs=1e-9)
+        assert loss.upper == pytest.approx(np.mean(differences) + bound[0.05], abs=1e-9)
+        assert (0.3 if worse else 0.0, 400) == (errors.value, errors.rows)
+        assert (LimitVerdict.BREACHED if worse else LimitVerdict.UNDECIDED) is errors.verdict
+        assert LimitVerdict.UNDECIDED is shift.verdict
+        assert shift.lower is not None and shift.lower < shift.value < 1.0
+    nothing = await monitor.compare(shadow=shadow, generation=6, limits=limits)
+    assert [LimitVerdict.UNDECIDED] * 3 == [one.verdict for one in nothing.verdicts]
+    assert [(None, None)] * 3 == [(one.lower, one.upper) for one in nothing.verdicts]
+
+
+@pytest.mark.parametrize(
+    ("fields", "refused"),
+    [
+        ({"max_loss_delta": np.inf}, InvalidLimit),
+        ({"max_error_rate": 0.0}, InvalidLimit),
+        ({"max_p99_ms": -1.0}, InvalidLimit),
+        ({"max_score_shift": np.nan}, InvalidLimit),
+        ({"pass_alpha": 1.0}, InvalidAlpha),
+        ({"breach_alpha": np.nan}, InvalidAlpha),
+    ],
+)
+async def test_limits_that_mean_nothing_are_refused(
+    monitor: LocalMonitor, fields: dict[str, float], refused: type[Exception]
+) -> None:
+    with pytest.raises(refused, match=f"limits.{next(iter(fields))}"):
+        await monitor.compare(shadow=True, limits=StepLimits(**fields))
 
 
 async def test_error_rates_of_performance_and_comparison_agree(monitor: LocalMonitor) -> None:

@@ -15,6 +15,8 @@ import pytest
 from flywheel_common.ids import uuid7
 from flywheel_common.postgres.migrate import migrate
 from flywheel_common.postgres.pool import create_pool
+from flywheel_monitor.alerts.lifecycle import WHOLE, Kind
+from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.server import MIGRATIONS
 from flywheel_monitor.store.postgres.id_buckets import buckets_of
 from flywheel_monitor.store.postgres.packs import PACK_ROWS, Pack
@@ -25,6 +27,7 @@ from tests.support.builders.monitor import (
     MODEL,
     REFERENCE,
     START_US,
+    hour,
     outcomes,
     predictions,
 )
@@ -114,7 +117,7 @@ async def database_of_rows(dsn: str, folder: Path) -> None:
     await old_database(dsn, folder)
     old = folder / "flywheel_monitor" / "migrations"
     for source in MIGRATIONS.glob("*.sql"):
-        if source.name < "0015":
+        if source.name < "0016":
             (old / source.name).write_bytes(source.read_bytes())
     async with create_pool(dsn) as pool:
         await migrate(pool, old)
@@ -210,3 +213,51 @@ async def test_packs_have_all_values_of_the_rows(database: str, tmp_path: Path) 
     assert len(buckets) == sum(len(p.row["buckets"]) for p in packs)
     assert PACK_ROWS == max(p.row["rows"] for p in packs)
     assert {r[1]: r for r in rows} == found
+
+
+async def test_verdicts_of_before_have_what_drifted_in_their_reports(database: str, tmp_path: Path) -> None:
+    await old_database(database, tmp_path)
+    features = [
+        {"feature": name, "verdict": verdict, "silenced": silenced}
+        for name, verdict, silenced in (
+            ("drifts", 3, False),
+            ("moves", 2, False),
+            ("stays", 1, False),
+            ("dead", 4, False),
+            ("silent", 3, True),
+        )
+    ]
+    old = [{"feature": "older", "verdict": 3}, {"feature": "short", "verdict": 5}]
+    async with create_pool(database) as pool:
+        for at, found in ((1, features), (2, old), (3, features)):
+            await pool.execute(
+                "INSERT INTO window_report VALUES (1, $1, $2, 10, 0, $3)",
+                hour(at).start_us,
+                hour(at).end_us,
+                json.dumps({"features": found}),
+            )
+        for kind, at, verdict in (
+            ("DATA_DRIFT", 1, 3),
+            ("DATA_DRIFT", 2, 3),
+            ("DATA_DRIFT", 3, 1),
+            ("DATA_QUALITY", 1, 4),
+            ("CONCEPT_DRIFT", 1, 3),
+            ("CONCEPT_DRIFT", 2, 1),
+        ):
+            await pool.execute(
+                "INSERT INTO window_verdict VALUES (1, $1, $2, $3, $4, 'why')",
+                kind,
+                hour(at).start_us,
+                hour(at).end_us,
+                verdict,
+            )
+    async with postgres_monitor(database) as monitor, monitor.store.reading() as records:
+        drifted = {kind: [dict(v.drifted) for v in await records.recent(1, kind, 9)] for kind in Kind}
+    warning, drift, bad = Verdict.WARNING, Verdict.DRIFT, Verdict.DATA_QUALITY
+    assert {
+        Kind.DATA_DRIFT: [{}, {"older": drift}, {"drifts": drift, "moves": warning}],
+        Kind.DATA_QUALITY: [{"dead": bad}],
+        Kind.CONCEPT_DRIFT: [{}, {WHOLE: drift}],
+        Kind.PREDICTION_DRIFT: [],
+        Kind.LABEL_DRIFT: [],
+    } == drifted

@@ -16,7 +16,7 @@ from flywheel_monitor.store.grpc.references import GrpcReferences
 from flywheel_monitor.windows.bins import ColumnReference
 from flywheel_protos.feature.v1 import training_set_pb2
 from flywheel_protos.types.v1 import value_pb2
-from tests.support.builders.monitor import version_name
+from tests.support.builders.monitor import MODEL, version_name
 from tests.support.peers.monitor import peers
 
 GOOD, WITHOUT_SET, UNKNOWN_SET, MALFORMED, UNKNOWN = (version_name(n) for n in (1, 2, 3, 4, 9))
@@ -69,6 +69,7 @@ async def source(request: pytest.FixtureRequest) -> AsyncIterator[Source]:
             UNKNOWN_SET: Reference(metrics={"auc": 0.75}, reason="the training set is not known"),
             MALFORMED: Reference(metrics=metrics, reason="the profile is malformed"),
         }
+        memory.models = {MODEL}
 
         async def stop() -> None:
             memory.down = True
@@ -104,6 +105,14 @@ async def test_without_a_usable_training_set_there_is_a_reason(source: Source, v
 
 async def test_an_unavailable_peer_is_a_retryable_error(source: Source) -> None:
     await source.stop()
-    with pytest.raises(FlywheelError) as caught:
-        await source.references.fetch(GOOD)
-    assert caught.value.retryable
+    for call in (source.references.fetch(GOOD), source.references.has_model(MODEL)):
+        with pytest.raises(FlywheelError) as caught:
+            await call
+        assert caught.value.retryable
+
+
+async def test_a_model_exists_if_the_registry_has_it(source: Source) -> None:
+    found = [
+        await source.references.has_model(name) for name in (MODEL, f"{MODEL}x", "projects/q/models/late")
+    ]
+    assert [True, False, False] == found

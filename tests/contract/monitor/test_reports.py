@@ -184,18 +184,22 @@ async def test_recent_verdicts_are_the_newest_with_enough_rows(
     version, other = await known(monitor, 1), await known(monitor, 2)
     async with monitor.store.transaction() as records:
         for number, verdict in ((1, 1), (4, 5), (3, 3), (2, 2)):
-            await records.put_verdict(
-                version, Kind.DATA_DRIFT, hour(number), Verdict(verdict), f"was {verdict}"
-            )
-        await records.put_verdict(version, Kind.CONCEPT_DRIFT, hour(8), Verdict.DRIFT, "another kind")
-        await records.put_verdict(other, Kind.DATA_DRIFT, hour(9), Verdict.DRIFT, "another version")
+            drifted = {"v__x": Verdict(verdict)} if verdict in (2, 3) else {}
+            found = WindowVerdict(Verdict(verdict), hour(number), f"was {verdict}", drifted)
+            await records.put_verdict(version, Kind.DATA_DRIFT, found)
+        for one, kind in ((version, Kind.CONCEPT_DRIFT), (other, Kind.DATA_DRIFT)):
+            await records.put_verdict(one, kind, WindowVerdict(Verdict.DRIFT, hour(9), "another"))
         newest = (
-            WindowVerdict(Verdict.DRIFT, hour(3), "was 3"),
-            WindowVerdict(Verdict.WARNING, hour(2), "was 2"),
+            WindowVerdict(Verdict.DRIFT, hour(3), "was 3", {"v__x": Verdict.DRIFT}),
+            WindowVerdict(Verdict.WARNING, hour(2), "was 2", {"v__x": Verdict.WARNING}),
         )
         assert list(newest) == await records.recent(version, Kind.DATA_DRIFT, 2)
-        await records.put_verdict(version, Kind.DATA_DRIFT, hour(3), Verdict.INSUFFICIENT, "revised")
-        await records.put_verdict(version, Kind.DATA_DRIFT, hour(4), Verdict.NO_DRIFT, "revised")
+        assert newest[1] == await records.verdict(version, Kind.DATA_DRIFT, hour(2))
+        assert await records.verdict(version, Kind.DATA_DRIFT, hour(7)) is None
+        for number, verdict in ((3, Verdict.INSUFFICIENT), (4, Verdict.NO_DRIFT)):
+            await records.put_verdict(
+                version, Kind.DATA_DRIFT, WindowVerdict(verdict, hour(number), "revised")
+            )
         found = await records.recent(version, Kind.DATA_DRIFT, 9)
     assert [hour(4), hour(2), hour(1)] == [j.span for j in found]
     assert WindowVerdict(Verdict.NO_DRIFT, hour(4), "revised") == found[0]

@@ -19,10 +19,12 @@ from flywheel_protos.registry.v1 import model_pb2, registry_pb2_grpc, search_pb2
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.fakes.store import MemoryStore
 from tests.support.builders.registry import ModelClient
-from tests.support.servers.registry import running_memory_registry
+from tests.support.servers.registry import refused, running_memory_registry
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 ROLES = ("viewer", "editor", "operator", "editor+promoter", "service", "admin")
+UNNAMED = "service+editor"
+"""A service that the settings do not name as a producer of evidence."""
 
 
 def token(role: str) -> str:
@@ -53,10 +55,11 @@ async def clients(tmp_path: Path) -> AsyncIterator[dict[str, ModelClient]]:
                 jwt_issuer="https://issuer",
                 jwt_audience="flywheel",
                 jwt_key_file=key_file,
+                evidence_producers=("the service",),
             )
         )
         made = {}
-        for role in ROLES:
+        for role in (*ROLES, UNNAMED):
             opened = await stack.enter_async_context(
                 channel(stub.address, client_name="tests", token=token(role), health_check=False)
             )
@@ -71,7 +74,7 @@ async def reason_for(call: grpc.aio.Call) -> str:
     except grpc.RpcError as error:
         mapped = from_rpc_error(error)
         denied = mapped.code is grpc.StatusCode.PERMISSION_DENIED
-        assert denied == (mapped.reason == "ROLE_REQUIRED")
+        assert denied == (mapped.reason in ("ROLE_REQUIRED", "EVIDENCE_PRODUCER_REQUIRED"))
         return mapped.reason
     return ""
 
@@ -136,13 +139,14 @@ async def test_only_promoters_change_policies(clients: dict[str, ModelClient]) -
     assert "gate_policy: min_evaluation_rows: 10 → 5" == updates[-1]
 
 
-async def test_only_services_record_evaluations(clients: dict[str, ModelClient]) -> None:
+async def test_only_named_services_record_evaluations(clients: dict[str, ModelClient]) -> None:
     await clients["editor"].create()
     version = (await clients["editor"].version()).name
     request = pb.RecordEvaluationRequest(name=version, values={"auc": 0.5}, findings=["passed: measured"])
     for role in ROLES:
         expected = "" if role == "service" else "ROLE_REQUIRED"
         assert expected == await reason_for(clients[role].stub.RecordEvaluation(request)), role
+    assert "EVIDENCE_PRODUCER_REQUIRED" == await reason_for(clients[UNNAMED].stub.RecordEvaluation(request))
     recorded = (await clients["service"].stub.RecordEvaluation(request)).evidence
     assert ("EVALUATION", "the service", {"auc": 0.5}) == (
         recorded.kind,
@@ -151,12 +155,18 @@ async def test_only_services_record_evaluations(clients: dict[str, ModelClient])
     )
 
 
-async def test_only_services_send_evidence(clients: dict[str, ModelClient]) -> None:
+async def test_only_named_services_send_evidence(clients: dict[str, ModelClient]) -> None:
     await clients["editor"].create()
     version = (await clients["editor"].version()).name
     request = pb.PromoteModelVersionRequest(name=version, evidence=model_pb2.Evidence(values={"f1": 0.5}))
     for role in ("editor", "operator", "editor+promoter", "admin"):
         assert "ROLE_REQUIRED" == await reason_for(clients[role].stub.PromoteModelVersion(request)), role
+    with refused("PERMISSION_DENIED", "EVIDENCE_PRODUCER_REQUIRED") as refusal:
+        await clients[UNNAMED].stub.PromoteModelVersion(request)
+    assert refusal.message == (
+        "the service+editor may not send evidence: the registry accepts it from the service."
+    )
+    assert "NONE" == await clients["viewer"].stage(version)
     promoted = await clients["service"].stub.PromoteModelVersion(request)
     assert "the service" == promoted.evidence.producer
 

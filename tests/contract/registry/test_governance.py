@@ -14,7 +14,7 @@ from flywheel_protos.registry.v1 import approval_pb2, model_pb2, registry_pb2
 from flywheel_protos.registry.v1 import webhook_pb2 as pb
 from flywheel_registry.api.convert_events import to_event
 from flywheel_registry.audit.chain import AuditHead
-from flywheel_registry.events.lifecycle import StageChanged
+from flywheel_registry.events.lifecycle import RolloutChanged, StageChanged
 from flywheel_registry.fakes.store import MemoryStore
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.stages.transitions import Stage
@@ -102,6 +102,8 @@ def create(**fields: object) -> pb.CreateWebhookRequest:
 
 async def test_webhooks_are_created_listed_and_deleted(open_client: ModelClient) -> None:
     stub = open_client.stub
+    assert [3] == (await stub.CreateWebhook(create(events=[3]))).webhook.events
+    await stub.DeleteWebhook(pb.DeleteWebhookRequest(name="projects/default/webhooks/ops"))
     created = (await stub.CreateWebhook(create())).webhook
     assert ("", 2) == (created.secret, len(created.events))
     with refused("ALREADY_EXISTS", "WEBHOOK_EXISTS"):
@@ -164,6 +166,22 @@ async def test_a_committed_change_is_told_to_webhooks_that_want_it(
         assert not await records.add_webhook(replace(hook, url="https://other/"))
         assert await records.add_webhook(rollouts)
         assert await records.add_webhook(replace(hook, name="projects/q/webhooks/c", model=""))
+        pager = replace(hook, name="projects/p/webhooks/pager", events=("ROLLOUT_ALERT",), model="")
+        assert await records.add_webhook(pager)
+    rolled_back = RolloutChanged(MODEL, 3, "ROLLED_BACK", 0.0, 1, 2, "errors", alert=True)
+    async with store.transaction() as records:
+        await records.emit(replace(rolled_back, state="CANARY", reason="began", alert=False), CREATED_AT)
+        await records.emit(rolled_back, CREATED_AT)
+    async with store.transaction() as records:
+        (told,) = await records.deliveries(pager.name, 1 << 40, 9)
+        assert ("ROLLOUT_CHANGED", "ROLLED_BACK", "errors", True) == tuple(
+            json.loads(told.body)[key] for key in ("event", "state", "reason", "alert")
+        )
+        assert 2 == len(await records.deliveries(rollouts.name, 1 << 40, 9)), "alerts are changes too"
+        for webhook in (rollouts, pager, hook):
+            await records.delete_webhook(webhook.name)
+        assert await records.add_webhook(hook)
+        assert await records.add_webhook(rollouts)
     async with store.transaction() as records:
         await records.emit(change(MODEL, "wanted"), CREATED_AT)
         await records.emit(change(OTHER_MODEL, "not wanted"), CREATED_AT)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -26,11 +25,11 @@ from flywheel_registry.promotion.promotion import Promotions
 from flywheel_registry.releases.names import ReleaseName
 from flywheel_registry.releases.release import Release
 from flywheel_registry.rollback.rollback import Rollbacks
-from flywheel_registry.rollouts.comparison import Comparison, Variant
 from flywheel_registry.server import MIGRATIONS
 from flywheel_registry.stages.transitions import Stage
 from flywheel_registry.store.postgres.store import PostgresStore
 from tests.support.builders.rollouts import AT, Simulation
+from tests.support.builders.step_evidence import Counted
 
 HOUR, DAY = 3600.0, 86_400.0
 POLICY = RolloutPolicy(
@@ -43,29 +42,21 @@ POLICY = RolloutPolicy(
     load_timeout_seconds=1800.0,
     max_p99_ms=50.0,
 )
-_SIDE = Variant(predictions=5000, labelled=5000, score_stddev=0.1)
-
-
-def compared(delta: float, margin: float, p99: float = 1.0) -> Comparison:
-    return Comparison(
-        champion=_SIDE,
-        challenger=replace(_SIDE, latency_p99_ms=p99),
-        p99_lower_ms=p99,
-        covered_from=AT,
-        covered_until=AT + timedelta(days=30),
-        labelled=5000,
-        log_loss_delta=delta,
-        log_loss_delta_upper=delta + margin,
-        log_loss_delta_lower=delta - margin,
-    )
-
-
-EVIDENCE: dict[str, Comparison | None] = {
+GOOD = Counted(
+    champion_predictions=5000,
+    predictions=5000,
+    labelled=5000,
+    days=30,
+    delta=-0.01,
+    error=0.003,
+    first_event=AT,
+)
+EVIDENCE: dict[str, Counted | None] = {
     "none": None,
-    "good": compared(-0.01, 0.005),
-    "worse": compared(0.1, 0.005),
-    "undecided": compared(0.01, 0.02),
-    "slow": compared(-0.01, 0.005, p99=900.0),
+    "good": GOOD,
+    "worse": replace(GOOD, delta=0.1),
+    "undecided": replace(GOOD, delta=0.01, error=0.012),
+    "slow": replace(GOOD, latency_ms=900.0),
 }
 
 

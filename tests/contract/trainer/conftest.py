@@ -10,6 +10,7 @@ from datetime import datetime
 import pytest
 
 from flywheel_common.clock import ManualClock
+from flywheel_common.granted.access import AttemptAccess
 from flywheel_common.kafka import topics
 from flywheel_common.kafka.envelope import build_event
 from flywheel_common.kafka.record import Record
@@ -32,7 +33,6 @@ from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.fakes.trials import MemoryTrials
 from flywheel_trainer.jobs.job import JobState
-from flywheel_trainer.jobs.object_access import AttemptAccess
 from flywheel_trainer.jobs.ports import JobStore, Supervision
 from flywheel_trainer.pipelines.cache import StepCache
 from flywheel_trainer.pipelines.definition import PipelineDefinitions

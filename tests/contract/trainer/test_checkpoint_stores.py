@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from flywheel_common.granted.errors import AttemptEnded
 from flywheel_trainer.checkpoints.checkpoint import Checkpoint
 from flywheel_trainer.jobs.attempt import engine_id
 from flywheel_trainer.jobs.job import Job
-from flywheel_trainer.runs.errors import AttemptEnded, ForeignRun
+from flywheel_trainer.runs.errors import ForeignRun
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import AT, EXPERIMENT, SECOND
 

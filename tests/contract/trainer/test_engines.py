@@ -136,7 +136,9 @@ async def test_the_machines_of_the_cluster_are_known(engine: Engine) -> None:
     async def nodes() -> Any:
         return await engine.nodes()
 
-    assert [Node(2.0)] == await eventually(nodes, within=WITHIN)
+    (machine,) = await eventually(nodes, within=WITHIN)
+    assert (2.0, 0.0, frozenset()) == (machine.cpus, machine.gpus, machine.accelerators)
+    assert 2**28 < machine.memory_bytes
 
 
 async def test_a_known_id_is_not_submitted_again(engine: Engine, job_id: str) -> None:

@@ -18,16 +18,17 @@ import urllib3
 from pyarrow import fs
 
 from flywheel_common.config import S3Settings
+from flywheel_common.granted import streams
+from flywheel_common.granted.access import Access
+from flywheel_common.granted.signer import s3_signer
 from flywheel_common.storage.s3 import S3ObjectStore, object_store
 from flywheel_job import objects
-from flywheel_job.granted import streams
-from flywheel_job.granted.filesystem import granted_store
+from flywheel_job.granted import granted_store
 from flywheel_job.outcome import Outcome
-from flywheel_protos.trainer.v1 import object_access_pb2 as pb
+from flywheel_protos.trainer.v1 import object_access_pb2
+from flywheel_protos.types.v1 import object_access_pb2 as pb
 from flywheel_trainer.jobs.job import JobName, JobState
-from flywheel_trainer.jobs.object_access import Access
 from flywheel_trainer.jobs.ports import Supervision
-from flywheel_trainer.store.s3.signer import s3_signer
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import AT, EXPERIMENT
 from tests.support.servers.trainer import MemoryTrainer, serve_in_memory
@@ -181,7 +182,7 @@ async def test_a_signed_request_reaches_no_other_object(granted: Granted) -> Non
     await granted.behind.put("inputs/two/a", b"secret")
     request = pb.ObjectRequest(method=pb.OBJECT_METHOD_GET, uri=f"s3://{granted.bucket}/inputs/one/a")
     answer = await granted.trainer.stub.SignObjectRequests(
-        pb.SignObjectRequestsRequest(requests=[request]),
+        object_access_pb2.SignObjectRequestsRequest(requests=[request]),
         metadata=[("authorization", f"Bearer {granted.token}")],
     )
     url = answer.requests[0].url

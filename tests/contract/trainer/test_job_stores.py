@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from flywheel_common.errors import InvalidPageToken
+from flywheel_common.granted.access import Access
+from flywheel_common.granted.errors import AttemptEnded
 from flywheel_common.postgres.errors import LeaseLost, RequestIdReused
 from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.attempt import Attempt, Watch
 from flywheel_trainer.jobs.errors import CancelledOnRequest, JobEnded, UnknownJob
 from flywheel_trainer.jobs.job import FILTER_FIELDS, Job, JobName, JobState
 from flywheel_trainer.jobs.limits import Limits
-from flywheel_trainer.jobs.object_access import Access
-from flywheel_trainer.runs.errors import AttemptEnded, ForeignRun, UnknownExperiment
+from flywheel_trainer.runs.errors import ForeignRun, UnknownExperiment
 from flywheel_trainer.runs.filter_terms import parse_terms
 from flywheel_trainer.runs.metric_points import LoggedPoints
 from flywheel_trainer.runs.run import ExperimentName, RunName, RunState
@@ -271,6 +272,11 @@ async def test_a_specification_reads_back_with_every_field(stores: Any) -> None:
     spec = replace(spec, hyperparameters=replace(spec.hyperparameters, seed=2**32 - 1, weight_column="w"))
     job = replace(build.job(), spec=spec)
     assert spec == (await stores.jobs.create(job, {}, "", b"", AT)).spec
+
+
+async def test_a_fraction_of_a_gpu_is_kept(stores: Any) -> None:
+    job = replace(build.job(), spec=replace(TRAIN_SPEC, gpus_per_worker=0.25))
+    assert 0.25 == (await stores.jobs.create(job, {}, "", b"", AT)).spec.gpus_per_worker
 
 
 @pytest.mark.parametrize("spec", [build.EVALUATE_SPEC, build.EXPORT_SPEC], ids=lambda spec: spec.KIND)

@@ -67,12 +67,16 @@ async def test_runs_of_a_project_are_listed_newest_first(stores: Any) -> None:
         await stores.pipelines.list("q", (), 3, first.next_page_token)
 
 
-async def test_runs_are_listed_by_state_model_and_alert(stores: Any) -> None:
+async def test_runs_are_listed_by_state_model_alert_and_pipeline(stores: Any) -> None:
     other = "projects/p/models/other"
     for run in (
         build.pipeline_run("pipe-1"),
         build.pipeline_run("pipe-2", model=other),
-        replace(build.pipeline_run("pipe-3", model=other), cause_alert="projects/p/alerts/a"),
+        replace(
+            build.pipeline_run("pipe-3", model=other),
+            cause_alert="projects/p/alerts/a",
+            pipeline="projects/p/pipelines/weekly/versions/2",
+        ),
     ):
         await stores.pipelines.create(run, "", b"", AT)
     await stores.pipelines.begin_step(PipelineRunName("p", "pipe-2"), "train", AT)
@@ -83,6 +87,8 @@ async def test_runs_are_listed_by_state_model_and_alert(stores: Any) -> None:
         (f'model!="{other}"', "1"),
         (f"model={other} AND state=JOB_STATE_RUNNING", "2"),
         ("cause_alert=projects/p/alerts/a", "3"),
+        ("pipeline=projects/p/pipelines/weekly/versions/2", "3"),
+        ("pipeline!=projects/p/pipelines/weekly/versions/2", "21"),
     ):
         page = await stores.pipelines.list("p", parse_terms(text, FILTER_FIELDS), 9, "")
         assert expected == "".join(r.name.run.removeprefix("pipe-") for r in page.items), text

@@ -185,15 +185,26 @@ async def test_a_time_is_decided_once_with_the_run_that_it_starts(stores: Any) -
         run.event_time,
         run.cause_alert,
     )
-    active = await stores.policies.decide_time(NAME, Trigger.CONTINUOUS, due, AT)
-    assert Reason.RUN_ACTIVE == active.reason
+    next_day = await stores.policies.decide_time(NAME, Trigger.SCHEDULE, Due(WINDOW_END + DAY), AT)
+    assert Reason.RUN_ACTIVE == next_day.reason, "its own run"
+    assert await stores.policies.decide_time(NAME, Trigger.CONTINUOUS, due, AT) is None, "it waits"
     await stores.pipelines.finish(run.name, JobState.SUCCEEDED, "", "", AT)
-    later = Due(WINDOW_END + timedelta(hours=6))
-    await stores.policies.decide_time(NAME, Trigger.CONTINUOUS, later, AT)
+    window = await stores.policies.decide_time(NAME, Trigger.CONTINUOUS, due, AT)
+    assert (True, WINDOW_END) == (window.started, window.event_time)
     continuous = (await stores.pipelines.list("p", (), 9, "")).items
     (spec,) = [one.spec for one in continuous if one.name != run.name]
     assert (True, 100) == (spec.warm_start_from_champion, spec.min_rows)
     assert await stores.policies.decide_time(PolicyName("q", "late"), Trigger.SCHEDULE, due, AT) is None
+
+
+async def test_a_policy_that_is_set_again_loses_no_time(stores: Any) -> None:
+    timed = policy(schedule=SCHEDULE)
+    for days in range(3):
+        await stores.policies.set(timed, f"set-{days}", b"", AT + days * DAY)
+    assert [TimedPolicy(timed, AT, {})] == list(await stores.policies.timed())
+    changed = policy(schedule=SCHEDULE, daily_budget=4)
+    await stores.policies.set(changed, "", b"", AT + 3 * DAY)
+    assert [TimedPolicy(changed, AT + 3 * DAY, {})] == list(await stores.policies.timed())
 
 
 async def test_rows_of_windows_that_were_not_trained_on_count_again(stores: Any) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from flywheel_common.granted.errors import AttemptEnded
 from flywheel_job.outcome import Outcome
 from flywheel_job.tuning.trial import Segment, Trial, TrialState
 from flywheel_trainer.jobs.attempt import engine_id
 from flywheel_trainer.jobs.job import Job, JobState
 from flywheel_trainer.jobs.ports import OF_TRIALS
-from flywheel_trainer.runs.errors import AttemptEnded, ForeignRun, RunEnded
+from flywheel_trainer.runs.errors import ForeignRun, RunEnded
 from flywheel_trainer.runs.run import RunName, RunState
 from flywheel_trainer.runs.search import parse_filter
 from flywheel_trainer.trials.errors import InvalidTrial

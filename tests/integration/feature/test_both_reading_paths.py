@@ -33,7 +33,7 @@ def lake(s3: S3, bucket: str) -> DeltaLake:
 
 @pytest.fixture
 def tables(s3: S3, bucket: str) -> S3TableFiles:
-    return S3TableFiles(
+    return S3TableFiles.connect(
         endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket
     )
 

@@ -186,7 +186,7 @@ async def test_a_file_removed_while_it_is_read_is_named_in_the_error(
     current: Any, tables: S3Tables, s3: S3, bucket: str
 ) -> None:
     spine = write_inputs(tables, bucket, 10)
-    vanishing = Vanishing(
+    vanishing = Vanishing.connect(
         endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket
     )
     builds = Builds(current, vanishing, spine)

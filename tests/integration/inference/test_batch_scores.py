@@ -96,7 +96,7 @@ async def test_batch_and_gateway_give_equal_answers(
         feature_policies=[policy],
         fallback=model_pb2.Fallback(cached_max_age=Duration(seconds=3600)),
     )
-    gateway = await deployment.gateway_serving(release, redis_url=redis_url)
+    gateway = await deployment.gateway_serving(release, redis_url=redis_url, answer_reserve_seconds=0.5)
     online = await asyncio.gather(*(gateway.predict(carrier, miles) for carrier, miles in ROWS))
 
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())

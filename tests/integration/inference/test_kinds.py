@@ -1,4 +1,4 @@
-"""Models of every kind reproduce ONNX Runtime through Predict, the v2 protocol, the log and shadow copies."""
+"""Models of every kind reproduce ONNX Runtime through Predict, v2, the log, shadow copies and the monitor."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.kafka import topics
 from flywheel_common.signature import OutputKind
 from flywheel_inference.routing.route import CHAMPION, SHADOW
+from flywheel_monitor.ingest.decode import prediction_columns
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.types.v1 import value_pb2 as types
 from tests.support.builders.inference import MODEL, run_onnx
 from tests.support.builders.kinds import CLASSES, KINDS, KindModel, mixed_binary
+from tests.support.builders.monitor import REFERENCE
 from tests.support.eventually import eventually
 from tests.support.peers.inference import kind_release
 from tests.support.servers.inference import Deployment
+from tests.support.servers.monitor import memory_monitor
 from tests.support.triton_client import tensor, texts, triton_client
 
 ROWS = [("UA", 0.5), ("DL", -1.25), ("UA", 2.0), ("DL", 3.5)]
@@ -109,6 +112,26 @@ async def test_answers_log_and_shadow_reproduce_onnx_runtime(
             assert len(scores) == len(batch.prediction_ids)
             assert scores[row].tolist() == pytest.approx(values, abs=1e-5)
             assert batch.decisions[row] == answer.decision
+    batches = {id(batch): batch for rows in found.values() for _, batch, _ in rows}
+    assert await scores_in_the_monitor(
+        [batch for batch in batches.values() if batch.role == CHAMPION]
+    ) == pytest.approx(monitored(output.kind, wanted), abs=1e-5)
+
+
+async def scores_in_the_monitor(batches: list[Any]) -> tuple[int, float]:
+    """How many predictions the monitor counts in these batches of version 1, and the mean of their scores."""
+    monitor, version = memory_monitor(), f"{MODEL}/versions/1"
+    monitor.references.known[version] = REFERENCE
+    await monitor.predicted(*(prediction_columns(batch, batch.SerializeToString()) for batch in batches))
+    found = await monitor.performance(version)
+    return found.predictions, found.score_mean or 0.0
+
+
+def monitored(kind: OutputKind, wanted: Any) -> tuple[int, float]:
+    """The same, computed from the outputs of ONNX Runtime, [rows, width]."""
+    if kind is OutputKind.VECTOR:
+        return len(wanted), float(np.linalg.norm(wanted, axis=1).mean())
+    return len(wanted), float(wanted.max(axis=1).mean())
 
 
 async def test_a_row_that_a_tensor_cannot_hold_falls_back_alone(deployment: Deployment) -> None:

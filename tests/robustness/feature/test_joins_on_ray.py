@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 import flywheel_feature
 from flywheel_common.clock import ManualClock, SystemClock
+from flywheel_common.granted.errors import AttemptEnded
 from flywheel_common.ids import SystemIds
 from flywheel_common.postgres.migrate import migrate
 from flywheel_common.postgres.pool import Pool, create_pool
@@ -27,15 +30,17 @@ from flywheel_feature.offline.model import Compute
 from flywheel_feature.offline.partitioned.build import JoinLimits
 from flywheel_feature.store.engines.ray import PartitionRay
 from flywheel_feature.store.postgres.jobs import PostgresJobs
+from flywheel_feature.store.postgres.join_access import PostgresJoinAccess
 from flywheel_local.ray import Ray
 from flywheel_local.s3 import S3
 from tests.support.builders.jobs import RecordingJob
 from tests.support.builders.partitioned_joins import S3JoinInputs, drives_join, request, without_identity
 from tests.support.eventually import eventually
+from tests.support.servers.join_signing import join_signing
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-MANY_TASKS = JoinLimits(memory_bytes=250_000, ray_rows=10**12)
+MANY_TASKS = JoinLimits(memory_bytes=500_000, ray_rows=10**12)
 """Limits with which a join takes some seconds, so that tests can interrupt it."""
 
 
@@ -51,8 +56,9 @@ async def cluster(ray: Ray) -> AsyncIterator[RayJobs]:
 
 
 @pytest.fixture
-def on_ray(inputs: S3JoinInputs, ray: Ray, cluster: RayJobs) -> PartitionRay:
-    return inputs.on_ray(ray, cluster)
+async def on_ray(inputs: S3JoinInputs, ray: Ray, cluster: RayJobs, pool: Pool) -> AsyncIterator[PartitionRay]:
+    async with join_signing(inputs.s3, PostgresJoinAccess(pool)) as signing:
+        yield inputs.on_ray(ray, cluster, signing)
 
 
 @pytest.fixture
@@ -245,3 +251,55 @@ async def test_ray_work_of_a_job_cancelled_in_the_queue_is_removed(
     await leftovers.sweep()
     assert ["STOPPED"] == await service.tries(job)
     await nothing_is_left(service, job)
+
+
+LOOK_AROUND = """
+import json, os, pathlib, urllib.request
+
+seen = [json.dumps(dict(os.environ))]
+request = urllib.request.Request(os.environ["JOBS"] + "/api/jobs/")
+if os.environ.get("RAY_AUTH_TOKEN"):
+    request.add_header("Authorization", "Bearer " + os.environ["RAY_AUTH_TOKEN"])
+seen.append(urllib.request.urlopen(request).read().decode())
+for process in pathlib.Path("/proc").glob("[0-9]*"):
+    try:
+        command = (process / "cmdline").read_bytes()
+        if b"ray" in command or b"join_worker" in command:
+            for part in (command, (process / "environ").read_bytes()):
+                seen.append(part.decode(errors="replace"))
+    except OSError:
+        pass
+pathlib.Path(os.environ["OUTPUT"]).write_text("\\n".join(seen))
+"""
+
+
+async def test_a_job_beside_a_join_sees_no_key_of_the_object_store(
+    inputs: S3JoinInputs, service: Service, cluster: RayJobs, ray: Ray, tmp_path: Path
+) -> None:
+    """It looks where code of users can: its environment, Ray's API, the processes of the cluster."""
+    script, output = tmp_path / "look.py", tmp_path / "seen.txt"
+    script.write_text(LOOK_AROUND)
+    async with service.running():
+        job = await service.submit("beside")
+        await service.joined(job)
+        environment = {**ray.environment, "JOBS": ray.jobs_url, "OUTPUT": str(output)}
+        looking = f"look-{uuid.uuid4().hex}"
+        await cluster.submit(looking, shlex.join([sys.executable, str(script)]), environment)
+
+        async def looked() -> bool:
+            found = await cluster.job(looking)
+            assert found is not None
+            assert found.state != "FAILED", await cluster.log(looking)
+            return found.state == "SUCCEEDED"
+
+        await eventually(looked, within=60, every=0.1)
+        assert JobState.SUCCEEDED == (await service.ended(job)).state
+    seen = output.read_text()
+    assert service.work(job) in seen, "the job did not see the join"
+    assert inputs.s3.secret_key not in seen
+    assert "S3_ACCESS_KEY" not in seen
+    # What it can see is the token of the join, which has ended with it.
+    attempt = f"{service.work(job)}-0"
+    assert f"fwattempt.{attempt}." in seen
+    with pytest.raises(AttemptEnded):
+        await service.on_ray._access.access_of(attempt)

@@ -162,7 +162,9 @@ async def test_killed_stream_workers_leave_the_state_of_all_events(
         return sum(f.archived_events for f in fresh.freshness) == EVENTS
 
     await eventually(is_archived, within=120, every=0.2)
-    tables = S3Tables(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket)
+    tables = S3Tables.connect(
+        endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket
+    )
     archived = tables.read(f"s3://{bucket}/sources/default/landings/", ["__event_id", "delay"])
     # Unregistered files of killed members contain events again, so that only distinct ids are counted.
     assert archived.get_column("__event_id").n_unique() == EVENTS

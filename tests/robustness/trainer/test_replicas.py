@@ -103,24 +103,33 @@ async def test_a_replica_that_was_stopped_for_a_while_does_not_supervise_again(
     assert (successor[0] != holder, successor[1] > token) == (True, True)
 
 
+async def waits_for_its_training_set(trainer: Any, peers: Any) -> pb.PipelineRun:
+    """A run that this trainer started, in a step that has not ended."""
+    peers.feature.running_reads = 10**9
+    connection, stub = trainer.stub()
+    async with connection:
+        run: pb.PipelineRun = (await stub.StartPipelineRun(pipeline_request())).pipeline_run
+        await eventually(lambda: peers.requests.calls["GetJob"] >= 3, within=60, every=0.1)
+    return run
+
+
+async def waiting_goes_on(peers: Any) -> None:
+    """Wait until a replica has asked for the training set again."""
+    reads = peers.requests.calls["GetJob"]
+    await eventually(lambda: peers.requests.calls["GetJob"] >= reads + 3, within=TAKEOVER_SECONDS, every=0.1)
+
+
 async def test_the_pipeline_of_a_dead_replica_continues_on_another(
     replicas: tuple[Any, Any], peers: Any
 ) -> None:
     """It is continued once, after the step that was finished, with each effect once."""
     first, second = replicas
-    peers.feature.running_reads = 10**9
-    connection, stub = first.stub()
-    async with connection:
-        run = (await stub.StartPipelineRun(pipeline_request())).pipeline_run
-        await eventually(lambda: peers.requests.calls["GetJob"] >= 3, within=60, every=0.1)
+    run = await waits_for_its_training_set(first, peers)
     first.kill()
     second_connection, stub = second.stub()
     async with second_connection:
         # The second replica may have started the run itself: then nothing is left behind by the first.
-        reads = peers.requests.calls["GetJob"]
-        await eventually(
-            lambda: peers.requests.calls["GetJob"] >= reads + 3, within=TAKEOVER_SECONDS, every=0.1
-        )
+        await waiting_goes_on(peers)
         peers.feature.failure = ("TOO_LARGE", "too many rows")
         peers.feature.running_reads = 0
 
@@ -139,17 +148,10 @@ async def test_a_replica_that_lost_its_pipeline_while_stopped_does_not_end_it(
 ) -> None:
     """SIGSTOP and SIGCONT: for a while both replicas run the same step."""
     first, second = replicas
-    peers.feature.running_reads = 10**9
-    connection, stub = first.stub()
-    async with connection:
-        run = (await stub.StartPipelineRun(pipeline_request())).pipeline_run
-        await eventually(lambda: peers.requests.calls["GetJob"] >= 3, within=60, every=0.1)
+    run = await waits_for_its_training_set(first, peers)
     os.kill(first.process.pid, signal.SIGSTOP)
     try:
-        reads = peers.requests.calls["GetJob"]
-        await eventually(
-            lambda: peers.requests.calls["GetJob"] >= reads + 3, within=TAKEOVER_SECONDS, every=0.1
-        )
+        await waiting_goes_on(peers)
     finally:
         os.kill(first.process.pid, signal.SIGCONT)
     peers.feature.running_reads = 0

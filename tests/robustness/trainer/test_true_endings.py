@@ -121,12 +121,13 @@ async def test_a_job_whose_process_is_killed_is_attempted_again(trainer: Any, vi
     await nothing_is_left(job)
 
 
-async def test_a_stopped_worker_stalls_the_job_and_nothing_is_left(trainer: Any) -> None:
+@pytest.mark.parametrize("victim", ["worker", "driver"])
+async def test_a_stopped_process_stalls_the_job_and_nothing_is_left(trainer: Any, victim: str) -> None:
     connection, stub = trainer.stub()
     async with connection:
         job = await submit(stub, epochs=100_000, stall_timeout=Duration(seconds=30))
         await learns(stub, job)
-        for process in processes("RayTrainWorker"):
+        for process in processes(VICTIMS[victim]):
             process.send_signal(signal.SIGSTOP)
         job = await ended(stub, job, within=90)
     assert (job_pb2.JOB_STATE_FAILED, "JOB_STALLED") == (job.state, job.error_reason)

@@ -46,6 +46,7 @@ async def test_trials_are_runs_and_bad_ones_are_stopped_early(
         run = (await client.trainer.GetRun(pb.GetRunRequest(name=best.run))).run
         assert (run.parent_run, run.state) == (result.job.run, pb.RUN_STATE_SUCCEEDED)
         assert run.metrics["loss"] == best.values[0] == (result.params["x"] - 0.5) ** 2 + 1 / 3
+        assert run.metrics["system/memory_bytes/rank-0"] > 1e6
         # A stopped trial took no step after the answer.
         run = (await client.trainer.GetRun(pb.GetRunRequest(name=stopped[0].run))).run
         points = await client.trainer.ListMetricPoints(pb.ListMetricPointsRequest(run=run.name, key="loss"))

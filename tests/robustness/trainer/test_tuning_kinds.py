@@ -145,6 +145,7 @@ async def test_trials_of_two_workers_are_exported_and_registered(client: fw.Clie
     run = (await client.trainer.GetRun(pb.GetRunRequest(name=result.best[0].run))).run
     assert {one.name for one in run.artifacts} == {"model.onnx", "report.json", "weights.pt"}
     assert run.metrics["val_auc"] == result.best[0].values[0] > 0.6
+    assert all(run.metrics[f"system/memory_bytes/rank-{rank}"] > 1e6 for rank in (0, 1))
 
 
 async def test_cancel_ends_the_trials_and_their_processes(client: fw.Client, tmp_path: Path) -> None:

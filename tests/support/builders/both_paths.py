@@ -39,6 +39,7 @@ from flywheel_feature.ingest.rule_actions import RuleActions
 from flywheel_feature.ingest.tombstones import TombstoneFilter
 from flywheel_feature.offline.build import TrainingSetBuilder
 from flywheel_feature.offline.model import FileSpine, TrainingSetRequest
+from flywheel_feature.store.s3.deletion import S3Deletion
 from flywheel_feature.store.s3.table_files import S3TableFiles
 from flywheel_feature.tables.ports import SeenFile, TableFile
 from tests.support.builders.jobs import RecordingJob
@@ -54,9 +55,9 @@ class LocalTables(S3TableFiles):
     """The tables of `S3TableFiles` on a folder of this machine. Plain Parquet only; nothing is deleted."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(endpoint="http://localhost:1", access_key="none", secret_key="none", bucket="local")
         (folder / "local").mkdir(parents=True, exist_ok=True)
-        self._fs = fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem())
+        files = fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem())
+        super().__init__(files, "local", deletion=S3Deletion("none", "", ""), delta_options={})
 
     def write_arrow(self, key: str, table: pa.Table) -> None:
         """Write a file into the bucket with its Arrow types as they are."""

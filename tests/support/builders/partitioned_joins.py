@@ -50,6 +50,7 @@ from flywheel_feature.tables.ports import Segment, Tables
 from flywheel_local.ray import Ray
 from flywheel_local.s3 import S3
 from tests.support.servers.feature import s3_files, s3_tables
+from tests.support.servers.join_signing import JoinSigning
 
 D = DataType
 UTC_US = pl.Datetime("us", "UTC")
@@ -296,14 +297,17 @@ class S3JoinInputs(JoinInputs):
         self.process = PartitionProcess(str(spill), self.environment)
         super().__init__(s3_tables(s3, bucket), bucket)
 
-    def on_ray(self, ray: Ray, jobs: RayJobs) -> PartitionRay:
+    def on_ray(self, ray: Ray, jobs: RayJobs, signing: JoinSigning) -> PartitionRay:
         return PartitionRay(
             jobs,
             python=sys.executable,
             files=self.files,
             root=f"{self.bucket}/joins",
             deletion=S3Deletion(self.s3.endpoint, self.s3.access_key, self.s3.secret_key),
-            environment={**self.environment, **ray.environment},
+            access=signing.access,
+            tokens=signing.tokens,
+            address=signing.address,
+            environment={"FLYWHEEL_FEATURE_S3_BUCKET": self.bucket, **ray.environment},
         )
 
     def processes(self, wanted: Callable[[psutil.Process], bool]) -> Iterator[psutil.Process]:

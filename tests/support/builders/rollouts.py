@@ -29,20 +29,21 @@ from flywheel_registry.rollouts.start import RolloutStart
 from flywheel_registry.rollouts.ticker import Ticker
 from flywheel_registry.serving.gateways import ObservedModel
 from flywheel_registry.stages.transitions import Stage
+from tests.support.builders.step_evidence import Counted, compared
 
 LATE = "projects/p/models/late"
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class StepMonitor:
-    """`Monitor` with one answer for each step, by model and generation; `default` for the others.
+    """`Monitor` that judges the counts of each step, by model and generation; `default` for the others.
 
     `hangs` are rollouts without any answer.
     """
 
     def __init__(self) -> None:
-        self.default: Comparison | None = None
-        self.steps: dict[tuple[str, int], Comparison | Exception] = {}
+        self.default: Counted | None = None
+        self.steps: dict[tuple[str, int], Counted | Exception] = {}
         self.hangs: set[str] = set()
 
     async def compare(self, rollout: Rollout) -> Comparison | None:
@@ -51,7 +52,7 @@ class StepMonitor:
         answer = self.steps.get((rollout.model, rollout.generation), self.default)
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return None if answer is None else compared(answer, rollout)
 
 
 @dataclass

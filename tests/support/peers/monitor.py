@@ -34,6 +34,13 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
             signature=model_pb2.Signature(inputs=[model_pb2.SignatureInput(name=n) for n in inputs]),
         )
 
+    async def GetModel(self, request: Any, context: Any) -> registry_pb2.GetModelResponse:
+        if self.down:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "down")
+        if not any(name.startswith(f"{request.name}/versions/") for name in self.versions):
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
+        return registry_pb2.GetModelResponse(model=model_pb2.Model(name=request.name))
+
     async def GetModelVersion(self, request: Any, context: Any) -> registry_pb2.GetModelVersionResponse:
         self.calls += 1
         if self.down:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -16,20 +15,22 @@ from flywheel_protos.feature.v1 import definitions_pb2, feature_pb2, feature_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2, monitor_pb2_grpc
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_protos.types.v1 import value_pb2
+from tests.support.builders.step_evidence import NOTHING, Counted
 
 SHADOW, CANARY = monitor_pb2.COMPARISON_MODE_SHADOW, monitor_pb2.COMPARISON_MODE_CANARY
-FIRST_EVENT = datetime(2013, 4, 1, tzinfo=UTC)
 
 
 class FakeMonitor(monitor_pb2_grpc.MonitorServiceServicer, health_pb2_grpc.HealthServicer):
-    """A monitor with comparisons that a test sets by mode in `answers`; `requests` records every call.
+    """A monitor that judges the counts that a test sets by mode in `answers`; `requests` records every call.
 
     `before(request, context)` runs before each answer, to delay or refuse it.
     """
 
     def __init__(self) -> None:
-        self.answers: dict[int, monitor_pb2.CompareVariantsResponse] = {}
+        self.answers: dict[int, Counted] = {}
         self.requests: list[monitor_pb2.CompareVariantsRequest] = []
+        self.generation = 0
+        """Generation of all answers; 0: that of the request."""
         self.address = ""
         self.before: Callable[[Any, Any], Awaitable[None]] | None = None
 
@@ -37,7 +38,9 @@ class FakeMonitor(monitor_pb2_grpc.MonitorServiceServicer, health_pb2_grpc.Healt
         self.requests.append(request)
         if self.before is not None:
             await self.before(request, context)
-        return self.answers.get(request.mode, monitor_pb2.CompareVariantsResponse())
+        answer = self.answers.get(request.mode, NOTHING).answer(request)
+        answer.generation = self.generation or answer.generation
+        return answer
 
     async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
@@ -87,33 +90,12 @@ async def serving_features() -> AsyncIterator[FakeFeatures]:
         await server.stop(0)
 
 
-def comparison(
-    *,
-    labelled: int = 1000,
-    predictions: int = 2000,
-    delta: float = -0.02,
-    half: float = 0.01,
-    days: float = 3.0,
-    error_rate: float = 0.0,
-) -> monitor_pb2.CompareVariantsResponse:
-    """Return a comparison over `days` of event time with the log-loss delta ± half.
-
-    With fewer than two labels the bounds are infinite, as the monitor answers.
-    """
-    half = half if labelled > 1 else math.inf
-    answer = monitor_pb2.CompareVariantsResponse(
-        champion=monitor_pb2.VariantStatistics(predictions=predictions, labelled=labelled, score_stddev=0.1),
-        challenger=monitor_pb2.VariantStatistics(
-            predictions=predictions, labelled=labelled, error_rate=error_rate, score_stddev=0.1
-        ),
-        labelled=labelled,
-        log_loss_delta=delta,
-        log_loss_delta_upper=delta + half,
-        log_loss_delta_lower=delta - half,
+def comparison(**changes: Any) -> Counted:
+    """Return the counts of a step that passes, with changes."""
+    passes = Counted(
+        delta=-0.02, error=0.006, labelled=1000, predictions=2000, champion_predictions=2000, days=3.0
     )
-    answer.covered_from.FromDatetime(FIRST_EVENT)
-    answer.covered_until.FromDatetime(FIRST_EVENT + timedelta(days=days))
-    return answer
+    return replace(passes, **changes)
 
 
 @asynccontextmanager

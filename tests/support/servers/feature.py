@@ -48,7 +48,9 @@ def s3_files(s3: S3) -> fs.S3FileSystem:
 
 def s3_tables(s3: S3, bucket: str) -> S3Tables:
     """Tables of a bucket of the local object store."""
-    return S3Tables(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket)
+    return S3Tables.connect(
+        endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket
+    )
 
 
 @pytest.fixture

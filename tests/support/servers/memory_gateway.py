@@ -19,6 +19,8 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from flywheel_common.arrays import Array
+from flywheel_common.grpc.server import Server
+from flywheel_common.process.freed_memory import keep_freed_memory
 from flywheel_inference.config import InferenceSettings
 from flywheel_inference.prediction_log.rows import LogRecord
 from flywheel_inference.server import wire
@@ -68,34 +70,41 @@ class _Sessions:
         return found
 
 
+async def memory_server(stack: AsyncExitStack, port: int, feature_address: str) -> Server:
+    """The gateway of this process, which is not started."""
+    keep_freed_memory()  # as the gateway's command does
+    deployment = MemoryDeployment(stack)
+    await deployment.start()
+    deployment.models._run = _Sessions().run
+    infer = deployment.models.infer
+
+    async def infer_slowly(*args: Any) -> Array:
+        await asyncio.sleep(MODEL_SECONDS)
+        return await infer(*args)
+
+    async def forget(records: Sequence[LogRecord]) -> int:
+        return len(records)
+
+    deployment.models.infer = infer_slowly  # type: ignore[method-assign]
+    deployment.log.publish = forget  # type: ignore[method-assign]
+    fields = InferenceSettings.model_fields
+    settings = settings_for_tests(
+        listen=f"127.0.0.1:{port}",
+        registry_address=deployment.registry_server.address,
+        feature_address=feature_address,
+        **{name: fields[name].default for name in DEFAULTS},
+    )
+    ports = await deployment.ports(settings, stack)
+    server = wire(settings, stack, ports, gateway_id="memory", prometheus=CollectorRegistry())
+    deployment.registry.want(champion=deployment.registry.release(1, W))
+    gc.collect()
+    gc.freeze()  # as flywheel_common.process.runtime does
+    return server
+
+
 async def main(port: int, feature_address: str) -> None:
     async with AsyncExitStack() as stack:
-        deployment = MemoryDeployment(stack)
-        await deployment.start()
-        deployment.models._run = _Sessions().run
-        infer = deployment.models.infer
-
-        async def infer_slowly(*args: Any) -> Array:
-            await asyncio.sleep(MODEL_SECONDS)
-            return await infer(*args)
-
-        async def forget(records: Sequence[LogRecord]) -> int:
-            return len(records)
-
-        deployment.models.infer = infer_slowly  # type: ignore[method-assign]
-        deployment.log.publish = forget  # type: ignore[method-assign]
-        fields = InferenceSettings.model_fields
-        settings = settings_for_tests(
-            listen=f"127.0.0.1:{port}",
-            registry_address=deployment.registry_server.address,
-            feature_address=feature_address,
-            **{name: fields[name].default for name in DEFAULTS},
-        )
-        ports = await deployment.ports(settings, stack)
-        server = wire(settings, stack, ports, gateway_id="memory", prometheus=CollectorRegistry())
-        deployment.registry.want(champion=deployment.registry.release(1, W))
-        gc.collect()
-        gc.freeze()  # as flywheel_common.process.runtime does
+        server = await memory_server(stack, port, feature_address)
         await server.run_until_signal()
 
 

@@ -21,6 +21,7 @@ from flywheel_monitor.api.servicer import MonitorServicer
 from flywheel_monitor.archive.metrics import ArchiveMetrics
 from flywheel_monitor.archive.prediction_archive import ArchiveSettings, PredictionArchive
 from flywheel_monitor.comparison.rollout_evidence import RolloutEvidence, rollout_evidence
+from flywheel_monitor.comparison.step_verdicts import StepLimits
 from flywheel_monitor.config import MonitorSettings
 from flywheel_monitor.evaluation.report import Report
 from flywheel_monitor.evaluation.report_lookup import find_report
@@ -106,12 +107,23 @@ class LocalMonitor:
         )
 
     async def compare(
-        self, *, shadow: bool, since_us: int | None = None, generation: int = 0
+        self,
+        *,
+        shadow: bool,
+        since_us: int | None = None,
+        generation: int = 0,
+        limits: StepLimits | None = None,
     ) -> RolloutEvidence:
         """Release 2 (challenger) with release 1 (champion) in rollout 1."""
         names = f"{MODEL}/rollouts/1", f"{MODEL}/releases/1", f"{MODEL}/releases/2"
         return await rollout_evidence(
-            self.store, *names, shadow=shadow, start_us=since_us, alpha=0.0, generation=generation
+            self.store,
+            *names,
+            shadow=shadow,
+            start_us=since_us,
+            alpha=0.0,
+            generation=generation,
+            limits=limits,
         )
 
 

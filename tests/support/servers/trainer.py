@@ -21,6 +21,8 @@ from pydantic import SecretStr
 
 from flywheel_common.clock import ManualClock
 from flywheel_common.fakes.objects import MemoryObjectStore
+from flywheel_common.granted.access import Signer
+from flywheel_common.granted.tokens import AttemptTokens
 from flywheel_common.grpc.channel import channel
 from flywheel_common.ids import SequentialIds
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
@@ -42,9 +44,7 @@ from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tables import MemoryTables
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.fakes.trials import MemoryTrials
-from flywheel_trainer.jobs.object_access import Signer
 from flywheel_trainer.jobs.scoring_ports import ScoringPeers
-from flywheel_trainer.jobs.tokens import AttemptTokens
 from flywheel_trainer.pipelines.ports import PipelineStore
 from flywheel_trainer.server import Ports, wire
 from tests.support.builders.trainer import AT

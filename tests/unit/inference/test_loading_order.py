@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from flywheel_common.errors import NotFound
 from flywheel_inference.serving.desired_state import DesiredModel
+from flywheel_inference.serving.errors import ReleaseNotReady
 from flywheel_inference.serving.state import ServingState
 from tests.support.builders.inference import LOG_SPEC
 
@@ -92,7 +92,7 @@ def test_a_first_release_is_loaded_and_reported_before_it_serves() -> None:
     state.model_server_up = True
     assert {model: 1} == state.apply()
     assert [(1, ("first",))] == [(seen.generation, seen.ready_releases) for seen in state.observed()]
-    with pytest.raises(NotFound):
+    with pytest.raises(ReleaseNotReady):
         state.route(model)
     state.accept([replace(first, generation=2, champion=first.challenger, challenger=None)])
     assert {model: 2} == state.apply()

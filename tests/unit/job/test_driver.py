@@ -9,9 +9,9 @@ import pytest
 from pyarrow import fs
 
 from flywheel_job import objects
-from flywheel_job.driver import failure_of, run, stored_output
+from flywheel_job.driver import backend_of, failure_of, run, stored_output
 from flywheel_job.errors import NonFiniteMetric, TrainingFailed, WorkerLost
-from flywheel_job.launch import LaunchSpec
+from flywheel_job.launch import LaunchSpec, Resources
 from flywheel_job.outcome import Artifact, MetricPoint, Outcome
 from tests.support.training_job import launch_spec
 
@@ -115,3 +115,8 @@ def test_a_rank_without_a_log_address_stores_no_log(store: fs.FileSystem, tmp_pa
     with stored_output(SPEC, store, 1):
         print("hello")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(0, "gloo"), (0.5, "gloo"), (1, "nccl"), (2, "nccl")])
+def test_ranks_that_share_a_gpu_do_not_use_nccl(gpus: float, expected: str) -> None:
+    assert expected == backend_of(Resources(gpus=gpus))

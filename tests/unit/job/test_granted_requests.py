@@ -13,10 +13,11 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from flywheel_job.granted.requests import SignedRequests
-from flywheel_job.granted.streams import PART_BYTES, WINDOW_BYTES, Reader, Uploads, Writer
-from flywheel_protos.trainer.v1 import object_access_pb2 as pb
-from flywheel_protos.trainer.v1 import trainer_pb2_grpc
+from flywheel_common.granted.requests import SignedRequests
+from flywheel_common.granted.streams import PART_BYTES, WINDOW_BYTES, Reader, Uploads, Writer
+from flywheel_job.granted import TRAINER
+from flywheel_protos.trainer.v1 import object_access_pb2, trainer_pb2_grpc
+from flywheel_protos.types.v1 import object_access_pb2 as pb
 
 URI = "s3://b/own/a"
 METHODS = {
@@ -27,7 +28,8 @@ METHODS = {
     "COMPLETE_UPLOAD": "POST",
 }
 GET = pb.ObjectRequest(method=pb.OBJECT_METHOD_GET, uri=URI)
-Answer = tuple[int, bytes] | str
+Answer = tuple[int, bytes] | tuple[int, bytes, str] | str
+"""Status and body, and perhaps the Content-Range."""
 
 
 @dataclass
@@ -63,6 +65,8 @@ def world() -> Iterator[World]:
             assert not isinstance(answer, str)
             self.send_response(answer[0])
             self.send_header("Content-Length", str(len(answer[1])))
+            if len(answer) == 3:
+                self.send_header("Content-Range", answer[2])
             self.send_header("ETag", f'"{len(world.asked)}"')
             self.end_headers()
             self.wfile.write(answer[1])
@@ -82,7 +86,8 @@ def world() -> Iterator[World]:
             method = METHODS.get(pb.ObjectMethod.Name(one.method).removeprefix("OBJECT_METHOD_"), "PUT")
             url = f"http://127.0.0.1:{store.server_port}/{len(world.signed)}"
             signed = pb.SignedObjectRequest(http_method=method, url=url)
-            return pb.SignObjectRequestsResponse(requests=[signed], lifetime=Duration(seconds=world.lifetime))
+            lifetime = Duration(seconds=world.lifetime)
+            return object_access_pb2.SignObjectRequestsResponse(requests=[signed], lifetime=lifetime)
 
     store = ThreadingHTTPServer(("127.0.0.1", 0), Store)
     serving = threading.Thread(target=store.serve_forever)
@@ -91,7 +96,7 @@ def world() -> Iterator[World]:
     trainer_pb2_grpc.add_TrainerServiceServicer_to_server(Trainer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    requests = SignedRequests(f"127.0.0.1:{port}", "token", retry_seconds=5)
+    requests = SignedRequests(f"127.0.0.1:{port}", "token", TRAINER, retry_seconds=5)
     world = World(requests)
     yield world
     requests.close()
@@ -164,7 +169,7 @@ def test_what_stays_away_is_given_up(world: World) -> None:
     with pytest.raises(OSError, match="503"):
         world.requests.send(GET)
     world.signing = [grpc.StatusCode.UNAVAILABLE] * 100
-    with pytest.raises(OSError, match="trainer does not answer"):
+    with pytest.raises(OSError, match="signs requests does not answer"):
         world.requests.send(pb.ObjectRequest(method=pb.OBJECT_METHOD_GET, uri="s3://b/own/b"))
 
 
@@ -224,6 +229,20 @@ def test_an_upload_that_fails_removes_its_parts(world: World) -> None:
     assert ["CREATE_UPLOAD", "UPLOAD_PART", "ABORT_UPLOAD"] == upload(world, write)
 
 
+def test_a_file_whose_write_failed_or_that_is_dropped_does_not_appear(world: World) -> None:
+    def fail(writer: Writer) -> None:
+        writer.write(b"begin")
+        with pytest.raises(TypeError):
+            writer.write("text")
+        with pytest.raises(OSError, match="an earlier write failed"):
+            writer.write(b"a footer")
+        writer.close()
+
+    assert [] == upload(world, fail)
+    assert [] == upload(world, lambda writer: writer.write(b"begin"))
+    assert [] == world.bodies
+
+
 def test_an_upload_whose_completion_fails_in_the_body_is_an_error(world: World) -> None:
     world.answers = [(200, CREATED), (200, b""), (200, b"<Error><Code>InternalError</Code></Error>")]
 
@@ -259,3 +278,46 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(world: World) -> None:
     world.answers = [(206, b"abc")]
     with pytest.raises(OSError, match="3 bytes instead of 5"):
         Reader(world.requests, URI, 5).read()
+
+
+def test_a_small_file_is_opened_and_read_with_one_request(world: World) -> None:
+    world.answers = [(206, b"whole file", "bytes 0-9/10")]
+    reader = Reader.open(world.requests, URI)
+    assert (10, 0) == (reader.seek(0, 2), reader.seek(0))
+    assert (b"whole", b" file", b"") == (reader.read(5), reader.read(), reader.read(1))
+    assert ["GET /1"] == world.asked
+
+
+def test_the_end_of_a_large_file_is_read_when_it_is_opened(world: World) -> None:
+    content = bytes(range(250)) * 4000  # 1 MB
+    start = len(content) - WINDOW_BYTES
+    world.answers = [(206, content[start:], f"bytes {start}-{len(content) - 1}/{len(content)}")]
+    reader = Reader.open(world.requests, URI)
+    reader.seek(-100, 2)
+    assert content[-100:] == reader.read()
+    assert 1 == len(world.asked)
+    world.answers = [(206, content[10 : 10 + WINDOW_BYTES])]
+    reader.seek(10)
+    assert content[10:20] == reader.read(10)
+    assert 2 == len(world.asked)
+
+
+@pytest.mark.parametrize("answer", [(416, b"InvalidRange"), (206, b"", "bytes */0")])
+def test_an_empty_file_is_read(world: World, answer: Answer) -> None:
+    world.answers = [answer, (200, b"")]
+    assert b"" == Reader.open(world.requests, URI).read()
+
+
+def test_a_store_that_does_not_name_the_range_is_asked_for_the_size(world: World) -> None:
+    world.answers = [(200, b"0123456789"), (200, b"01234"), (206, b"0123")]
+    reader = Reader.open(world.requests, URI)
+    assert ["GET", "HEAD"] == [
+        pb.ObjectMethod.Name(one.method).removeprefix("OBJECT_METHOD_") for one in world.signed
+    ]
+    assert 5 == reader.seek(0, 2)
+
+
+def test_an_absent_file_is_not_opened(world: World) -> None:
+    world.answers = [(404, b"")]
+    with pytest.raises(FileNotFoundError):
+        Reader.open(world.requests, URI)

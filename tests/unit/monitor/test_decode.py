@@ -43,6 +43,9 @@ class Counting:
     async def outputs(self, model: str) -> dict[str, Output]:
         return {VERSION: Output()}
 
+    async def knows_model(self, model: str) -> bool:
+        return True
+
     async def add_predictions(self, partition: int, batches: list[PredictionColumns]) -> None:
         self.counted.extend(batches)
 

@@ -162,6 +162,64 @@ def test_labels_that_are_better_than_promised_are_no_warning() -> None:
     assert (1.0, "") == (found.realised_accuracy, found.warning)
 
 
+CLASSES = Output(OutputKind.MULTICLASS, 3, ("a", "b", "c"))
+
+
+def of_classes(probabilities: np.ndarray, classes: np.ndarray) -> WindowCounts:
+    """Rows with these probabilities [n, 3], of which the first have these true classes."""
+    layout, n, k = Layout.of((), CLASSES), len(probabilities), len(classes)
+    panes, scores = PaneAccumulator(layout, 60_000_000), CLASSES.scores(probabilities)
+    ones, no, zeros = np.ones(n, np.int64), np.zeros(n, np.bool_), np.zeros(n)
+    panes.add_rows(Rows(0 * ones, scores, probabilities, no, ones, zeros, zeros, no, ("",) * n, {}))
+    if k:
+        labels = classes.astype(float)
+        panes.add_labels(
+            LabelledRows(0 * ones[:k], ("",) * k, scores[:k], probabilities[:k], labels, ones[:k])
+        )
+    return sum_panes(layout, [(key.start_us, p) for key, p in panes.merge({}).items()])
+
+
+def drawn_classes(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Calibrated probabilities and true classes."""
+    probabilities = rng.dirichlet([0.7, 0.5, 0.3], n)
+    return probabilities, (rng.random((n, 1)) > probabilities.cumsum(axis=1)[:, :2]).sum(axis=1)
+
+
+def test_the_accuracy_of_classes_is_estimated_without_labels() -> None:
+    probabilities, classes = drawn_classes(np.random.default_rng(8), 20_000)
+    counted = of_classes(probabilities, classes[:0])
+    found = estimate_of(counted, quality(counted))
+    assert found is not None and found.labelled is None
+    assert found.expected.accuracy == pytest.approx(probabilities.max(axis=1).mean(), abs=1e-8)
+    realised = float(np.mean(probabilities.argmax(axis=1) == classes))
+    assert found.expected.accuracy == pytest.approx(realised, abs=3 * math.sqrt(0.25 / 20_000))
+    assert (None, None) == (found.expected.auc, found.expected.log_loss)
+
+
+def test_classes_that_are_worse_than_promised_are_a_warning() -> None:
+    rng = np.random.default_rng(9)
+    warned = 0
+    for _ in range(200):
+        counted = of_classes(*drawn_classes(rng, 1000))
+        found = estimate_of(counted, quality(counted))
+        assert found is not None
+        warned += bool(found.warning)
+    assert warned <= 2
+    probabilities, classes = drawn_classes(rng, 3000)
+    wrong = np.where(rng.random(2000) < 0.1, (classes[:2000] + 1) % 3, classes[:2000])
+    counted = of_classes(probabilities, wrong)
+    found = estimate_of(counted, quality(counted))
+    assert found is not None and found.labelled is not None
+    assert found.labelled.accuracy == pytest.approx(probabilities[:2000].max(axis=1).mean(), abs=1e-8)
+    assert found.realised_accuracy == pytest.approx(
+        float(np.mean(probabilities[:2000].argmax(axis=1) == wrong))
+    )
+    assert found.warning == (
+        "the labels of 2000 predictions are worse than their scores promise: "
+        f"accuracy {found.realised_accuracy:.4f}, {found.labelled.accuracy:.4f} estimated"
+    )
+
+
 def test_an_estimate_is_sent_beside_the_realised_performance() -> None:
     scores, labels = drawn(np.random.default_rng(7), 500)
 

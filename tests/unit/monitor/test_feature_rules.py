@@ -172,10 +172,13 @@ def test_a_silenced_feature_with_bad_data_raises_no_alert() -> None:
     version = WatchedVersion(1, "v", 1, "m", Reference(columns), Layout.of(columns))
     kinds = verdicts(found, version, MonitorPolicy(), (Kind.DATA_DRIFT, Kind.DATA_QUALITY))
     assert {Kind.DATA_DRIFT: Verdict.DRIFT, Kind.DATA_QUALITY: Verdict.NO_DRIFT} == {
-        kind: verdict for kind, (verdict, _) in kinds.items()
+        kind: one.verdict for kind, one in kinds.items()
+    }
+    assert {Kind.DATA_DRIFT: {"b": Verdict.DRIFT}, Kind.DATA_QUALITY: {}} == {
+        kind: one.drifted for kind, one in kinds.items()
     }
     only = verdicts(report([broken["a"]]), version, MonitorPolicy(), (Kind.DATA_DRIFT, Kind.DATA_QUALITY))
-    assert {Verdict.NO_DRIFT} == {verdict for verdict, _ in only.values()}
+    assert {Verdict.NO_DRIFT} == {one.verdict for one in only.values()}
 
 
 def test_a_report_without_silences_is_read_as_before() -> None:

@@ -122,7 +122,7 @@ def test_chi_square_equals_scipy(pair: tuple[list[int], list[int]]) -> None:
     used = (a + b) > 0
     found = chi_square.chi_square(a, b)
     if used.sum() < 2 or a.sum() == 0 or b.sum() == 0:
-        assert found == chi_square.ChiSquare()
+        assert (found.statistic, found.degrees, found.p_value, found.cramers_v) == (0, 0, 1, 0)
         return
     expected = stats.chi2_contingency(np.array([a[used], b[used]]), correction=False)
     assert found.statistic == pytest.approx(expected.statistic, rel=1e-9, abs=1e-9)
@@ -148,14 +148,14 @@ def test_pooling_keeps_the_totals() -> None:
     a, b = np.array([100, 1, 2, 0, 300]), np.array([120, 0, 1, 3, 280])
     x, y = chi_square.pooled(a, b)
     assert (x.sum(), y.sum()) == (a.sum(), b.sum())
-    assert x.tolist() == [103, 300]
+    assert x[x + y > 0].tolist() == [103, 300]
 
 
 def test_a_few_rows_of_small_bins_do_not_decide() -> None:
     a, b = np.array([1000, 1, 2, 0, 300]), np.array([1000, 0, 0, 0, 300])
     x, y = chi_square.pooled(a, b)
-    assert x.tolist() == [1000, 303]
-    assert y.tolist() == [1000, 300]
+    assert x[x + y > 0].tolist() == [1000, 303]
+    assert y[x + y > 0].tolist() == [1000, 300]
     assert chi_square.chi_square(x, y).p_value > 0.5
 
 

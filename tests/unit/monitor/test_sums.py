@@ -37,12 +37,12 @@ def test_a_sum_is_exact_in_any_order(values: list[float], random: object) -> Non
     # Every term is rounded to a multiple of 2^-32, half to even.
     expected = sum(Fraction(round(Fraction(v) * 2**32), 2**32) for v in values)
     total = accumulated(values)
-    assert float(expected) == sums.value(total)
+    assert float(expected) == sums.values(total[None])[0]
     shuffled = values[:]
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     parts = [accumulated([v]) for v in shuffled]
     assert total.tolist() == sums.carried(np.sum(parts, axis=0)).tolist()
-    assert 0.0 == sums.value(sums.carried(total - accumulated(values)))
+    assert [0.0] == sums.values(sums.carried(total - accumulated(values))[None])
 
 
 def test_sixty_million_of_the_largest_terms_do_not_overflow() -> None:
@@ -50,7 +50,7 @@ def test_sixty_million_of_the_largest_terms_do_not_overflow() -> None:
     total = np.zeros_like(one)
     for _ in range(60):
         total = sums.carried(total + one * 2**20)
-    assert 60 * 2**20 * LARGEST_TERM == sums.value(total)
+    assert 60 * 2**20 * LARGEST_TERM == sums.values(total[None])[0]
 
 
 def test_an_overflow_is_an_error_and_no_wrong_number() -> None:
@@ -72,9 +72,9 @@ def test_a_pane_of_the_first_layout_version_is_read() -> None:
     assert 18 == window.predictions
     assert [6, -2] == window.counts[:2].tolist()
     assert (8, 4, 2) == (window.failures, window.scores[100], window.positives[100])
-    assert -1.5 * 2 == sums.value(window.sums[0])
-    assert [1.5, 0.625, 2.0] == [sums.value(s) for s in window.sums[1:4]]
-    assert [2 * k / 2**32 for k in range(13)] == [sums.value(s) for s in window.sums[4:17]]
+    assert [-1.5 * 2] == sums.values(window.sums[:1])
+    assert [1.5, 0.625, 2.0] == sums.values(window.sums[1:4])
+    assert [2 * k / 2**32 for k in range(13)] == sums.values(window.sums[4:17])
     assert not window.sums[17:].any()
 
 

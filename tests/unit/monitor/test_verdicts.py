@@ -153,7 +153,8 @@ def test_a_small_shift_of_one_in_20_features_is_found_in_3_windows() -> None:
                 bins, counts, {name: float(v.mean()) for name, v in values.items()}, POLICY
             )
             verdicts.append(next(d.verdict for d in judged if d.feature == "v__f7"))
-        found += alert_actions(False, verdicts, POLICY).open
+        recent = [{"v__f7": v} if v != Verdict.NO_DRIFT else {} for v in reversed(verdicts)]
+        found += alert_actions(None, recent, POLICY).open
     assert found == 20
 
 
@@ -215,10 +216,13 @@ def test_score_shift_depends_on_the_effect_not_on_the_traffic() -> None:
 
 def test_concept_drift_needs_labels_and_a_worse_model() -> None:
     promised = QualityReference(auc=0.8, log_loss=0.4, label_mean=0.3)
-    good = Quality(labelled=1000, auc=0.79, log_loss=0.41, label_mean=0.31)
+    errors = {"auc_error": 0.01, "log_loss_error": 0.02, "calibration_error_error": 0.01}
+    good = Quality(labelled=1000, auc=0.79, log_loss=0.41, label_mean=0.31, **errors)
     assert judge_concept(good, promised, POLICY)[0] == Verdict.NO_DRIFT
     assert judge_concept(replace(good, auc=0.70), promised, POLICY)[0] == Verdict.DRIFT
     assert judge_concept(replace(good, log_loss=0.60), promised, POLICY)[0] == Verdict.DRIFT
+    noisy = replace(good, auc=0.70, auc_error=0.04), replace(good, log_loss=0.60, log_loss_error=0.07)
+    assert all(judge_concept(one, promised, POLICY)[0] == Verdict.NO_DRIFT for one in noisy)
     assert judge_concept(replace(good, labelled=100, auc=0.5), promised, POLICY)[0] == Verdict.INSUFFICIENT
     calibrated = replace(promised, brier=0.12, calibration_error=0.01)
     same = replace(
@@ -236,29 +240,54 @@ def test_concept_drift_needs_labels_and_a_worse_model() -> None:
     assert judge_labels(replace(good, label_mean=0.45), promised, POLICY)[0] == Verdict.DRIFT
 
 
-D, N, W, X = Verdict.DRIFT, Verdict.NO_DRIFT, Verdict.WARNING, Verdict.INSUFFICIENT
+D, W, Q = Verdict.DRIFT, Verdict.WARNING, Verdict.DATA_QUALITY
+A, B = frozenset({"a"}), frozenset({"b"})
 
 
 @pytest.mark.parametrize(
-    ("unresolved", "recent", "expected"),
+    ("shown", "recent", "expected"),
     [
-        (False, [D], AlertActions()),
-        (False, [D, N, N], AlertActions()),
-        (False, [D, D], AlertActions(open=True, announce=True)),
-        (False, [D, N, D], AlertActions(open=True, announce=True)),
-        (False, [W, W, N], AlertActions(open=True)),
-        (False, [D, W], AlertActions(open=True)),
-        (False, [N, D, D], AlertActions()),
-        (False, [X, D, D], AlertActions()),
-        (True, [D, N, N], AlertActions(confirm=True)),
-        (True, [N, N, D], AlertActions()),
-        (True, [N, N, N], AlertActions(resolve=True)),
-        (True, [N, N], AlertActions()),
-        (True, [], AlertActions()),
+        (None, [{"a": D}], AlertActions()),
+        (None, [{"a": D}, {}, {}], AlertActions()),
+        (None, [{"a": D}, {"a": D}], AlertActions(open=True, announce=True, subjects=A)),
+        (None, [{"a": D}, {}, {"a": D}], AlertActions(open=True, announce=True, subjects=A)),
+        (None, [{"a": W}, {"a": W}, {}], AlertActions(open=True, subjects=A)),
+        (None, [{"a": D}, {"a": W}], AlertActions(open=True, subjects=A)),
+        (None, [{"a": Q}, {"a": Q}], AlertActions(open=True, announce=True, subjects=A)),
+        (None, [{}, {"a": D}, {"a": D}], AlertActions()),
+        (None, [], AlertActions()),
+        (None, [{"a": D}, {"b": D}, {"c": D}], AlertActions()),
+        (None, [{"a": D, "b": D}, {"b": W}, {"a": W}], AlertActions(open=True, subjects=A | B)),
+        (None, [{"a": D, "b": D}, {"b": D}, {}], AlertActions(open=True, announce=True, subjects=B)),
+        (None, [{"a": D}, {}, {}, {"a": D}], AlertActions()),
+        (A, [{"a": D}, {}, {}], AlertActions(confirm=True, subjects=A)),
+        (A, [{"b": D}, {}, {"a": D}], AlertActions()),
+        (A, [{"b": D}, {"b": D}, {"a": D}], AlertActions(confirm=True, announce=True, subjects=B)),
+        (A, [{}, {}, {"a": D}], AlertActions()),
+        (A, [{}, {}, {}], AlertActions(resolve=True)),
+        (A, [{"b": D}, {"c": D}, {"d": D}], AlertActions(resolve=True)),
+        (A, [{"b": D}, {"b": D}, {}], AlertActions(confirm=True, announce=True, subjects=B)),
+        (A, [{}, {}], AlertActions()),
+        (A, [], AlertActions()),
     ],
 )
-def test_alert_actions(unresolved: bool, recent: list[Verdict], expected: AlertActions) -> None:
-    assert alert_actions(unresolved, recent, POLICY) == expected
+def test_alert_actions(
+    shown: frozenset[str] | None, recent: list[dict[str, Verdict]], expected: AlertActions
+) -> None:
+    assert alert_actions(shown, recent, POLICY) == expected
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from("abc"), st.sampled_from([D, W])), min_size=1, max_size=6),
+    st.integers(1, 4),
+    st.integers(0, 3),
+)
+def test_an_alert_opens_if_and_only_if_one_feature_lasts(
+    recent: list[dict[str, Verdict]], k: int, more: int
+) -> None:
+    policy = replace(POLICY, k_of=k, m_windows=k + more)
+    lasts = any(recent[0].get(f) and sum(f in d for d in recent[: k + more]) >= k for f in "abc")
+    assert lasts == alert_actions(None, recent, policy).open
 
 
 @given(st.integers(-(10**15), 10**15), st.integers(1, 10**12))

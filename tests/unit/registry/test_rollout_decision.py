@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from flywheel_monitor.windows.support import covered
 from flywheel_registry.evidence.experiment_verdict import ExperimentVerdict
 from flywheel_registry.policies.rollout_policy import RolloutPolicy, StepOverride
-from flywheel_registry.rollouts.comparison import Comparison, Variant
 from flywheel_registry.rollouts.decision import decide
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
+from flywheel_registry.rollouts.step_verdict import StepMetric, step_limits
 from flywheel_registry.rollouts.verdict import Decision, Verdict
+from tests.support.builders.step_evidence import NOTHING, Counted
 
-START = datetime(2013, 9, 1, tzinfo=UTC)
 DAY, DAY_US = 86_400.0, 86_400_000_000
 POLICY = RolloutPolicy(
     shadow_min_labelled=200,
@@ -31,33 +31,16 @@ SHADOW, CANARY = Progress(RolloutState.SHADOW, 0.0, 1), Progress(RolloutState.CA
 AT_100_PERCENT = Progress(RolloutState.CANARY, 100.0, 4)
 
 
-def evidence(
-    delta: float = -0.01,
-    error: float = 0.001,
-    labelled: int = 500,
-    days: float = 2,
-    predictions: int = 1000,
-    **challenger: float,
-) -> Comparison:
-    """Return a comparison as the monitor reports it: `error` is the standard error of `delta`."""
-    return Comparison(
-        champion=Variant(predictions=10_000, labelled=labelled, score_stddev=0.1),
-        challenger=replace(
-            Variant(predictions=predictions, labelled=labelled, score_stddev=0.1), **challenger
-        ),
-        covered_from=START,
-        covered_until=START + timedelta(days=days),
-        labelled=labelled,
-        log_loss_delta=delta,
-        log_loss_delta_upper=delta + 1.644854 * error,
-        log_loss_delta_lower=delta - 1.644854 * error,
-    )
+def evidence(delta: float = -0.01, error: float = 0.001, labelled: int = 500, **changes: Any) -> Counted:
+    """Return what the monitor counted: `error` is the standard error of `delta`."""
+    return Counted(delta, error, labelled, **changes)
 
 
 def judged(
-    seen: Comparison | None, policy: RolloutPolicy, progress: Progress, wall: float = 10 * DAY
+    seen: Counted | None, policy: RolloutPolicy, progress: Progress, wall: float = 10 * DAY
 ) -> Verdict:
-    return decide(seen, policy, progress, wall)
+    """Return the decision by the monitor's verdicts on the counts."""
+    return decide(None if seen is None else seen.comparison(policy, progress), policy, progress, wall)
 
 
 # Half-widths in standard errors after 500 rows, from Howard et al. 2021, equation 14: with rho = 200 / 8,
@@ -67,8 +50,9 @@ def judged(
     ("progress", "seen", "decision", "words"),
     [
         (SHADOW, None, Decision.HOLD, "provides no evidence"),
-        (SHADOW, Comparison(), Decision.HOLD, "0 of 200 rows labelled"),
+        (SHADOW, NOTHING, Decision.HOLD, "0 of 200 rows labelled"),
         (SHADOW, evidence(labelled=199), Decision.HOLD, "199 of 200"),
+        (SHADOW, evidence(labelled=29), Decision.HOLD, "enough labelled rows for a log-loss bound"),
         (SHADOW, evidence(days=0.5), Decision.HOLD, "12:00:00 of 1 day, 0:00:00 of event time"),
         (SHADOW, evidence(0.00715), Decision.ADVANCE, "+0.00715"),
         (SHADOW, evidence(0.00717), Decision.HOLD, "Undecided"),
@@ -97,7 +81,7 @@ def judged(
     ],
 )
 def test_decisions_follow_the_evidence_and_state_its_numbers(
-    progress: Progress, seen: Comparison | None, decision: Decision, words: str
+    progress: Progress, seen: Counted | None, decision: Decision, words: str
 ) -> None:
     verdict = judged(seen, POLICY, progress)
     assert verdict.decision is decision
@@ -107,12 +91,12 @@ def test_decisions_follow_the_evidence_and_state_its_numbers(
 @pytest.mark.parametrize(
     ("progress", "seen"), [(SHADOW, evidence(0.05)), (CANARY, evidence(0.05)), (SHADOW, evidence(0.02))]
 )
-def test_only_a_crossed_quality_bound_rejects(progress: Progress, seen: Comparison) -> None:
+def test_only_a_crossed_quality_bound_rejects(progress: Progress, seen: Counted) -> None:
     assert judged(seen, POLICY, progress).rejects
     policy = replace(POLICY, max_error_rate=0.01, max_p99_ms=5.0, max_score_shift=0.1)
     for bad in (
-        replace(seen, challenger=replace(seen.challenger, error_rate=0.9)),
-        replace(seen, p99_lower_ms=100.0),
+        replace(seen, error_rate=0.9),
+        replace(seen, latency_ms=100.0),
         replace(seen, score_shift=3.0),
     ):
         assert not judged(bad, policy, progress).rejects
@@ -169,7 +153,7 @@ def test_the_verdict_of_its_experiment_decides_an_ab_test(verdict: str, decision
     found = judged(seen, policy, Progress(RolloutState.CANARY, 50.0, 1))
     assert (decision, False) == (found.decision, found.rejects)
     assert f"{experiment.experiment}: {verdict}: buys +3 %" in found.reason
-    broken = replace(seen, challenger=replace(seen.challenger, error_rate=0.5))
+    broken = replace(seen, error_rate=0.5)
     guarded = judged(broken, policy, Progress(RolloutState.CANARY, 50.0, 1))
     assert guarded.decision is Decision.ROLL_BACK and "error rate" in guarded.reason
     for progress in (SHADOW, CANARY):
@@ -184,21 +168,21 @@ def test_the_verdict_of_its_experiment_decides_an_ab_test(verdict: str, decision
         (
             "max_p99_ms",
             20.0,
-            replace(evidence(latency_p99_ms=99.0), p99_lower_ms=20.0),
-            replace(evidence(latency_p99_ms=99.0), p99_lower_ms=20.1),
+            evidence(latency_ms=99.0, slow=0.015),
+            evidence(latency_ms=99.0, slow=0.1),
         ),
         # Standard error of the difference: sqrt(1/10000 + 1/1000) = 0.03317. After 1000 rows the half-width
         # is 3.364 (rho = 25, shadow) or 3.448 (rho = 12.5, canary) of them: 0.1116 or 0.1144.
         (
             "max_score_shift",
             0.5,
-            replace(evidence(), score_shift=0.611),
-            replace(evidence(), score_shift=0.615),
+            evidence(score_shift=0.611),
+            evidence(score_shift=0.615),
         ),
     ],
 )
 def test_guardrails_end_a_rollout_in_shadow_and_in_canary(
-    field: str, limit: float, good: Comparison, bad: Comparison
+    field: str, limit: float, good: Counted, bad: Counted
 ) -> None:
     policy = replace(POLICY, **{field: limit})
     assert judged(good, policy, SHADOW).decision is Decision.ADVANCE
@@ -219,7 +203,7 @@ def test_two_errors_in_ten_are_no_breach_but_half_of_fifty_are() -> None:
 @pytest.mark.parametrize("progress", [SHADOW, CANARY])
 def test_a_step_without_enough_evidence_expires_after_max_step(progress: Progress) -> None:
     policy = replace(POLICY, max_step_seconds=5 * DAY)
-    for poor in (evidence(labelled=3, predictions=5, days=3650), Comparison(), None):
+    for poor in (evidence(labelled=3, predictions=5, days=3650), NOTHING, None):
         assert judged(poor, policy, progress, wall=5 * DAY).decision is Decision.HOLD
         late = judged(poor, policy, progress, wall=5 * DAY + 1)
         assert (Decision.EXPIRE, False) == (late.decision, late.rejects)
@@ -245,11 +229,11 @@ def test_decisions_keep_the_rules_for_any_evidence(
     delta: float, half: float, labelled: int, predictions: int, days: float, errors: float, progress: Progress
 ) -> None:
     policy = replace(POLICY, max_error_rate=0.3)
-    seen = evidence(delta, half / 1.644854, labelled, days, predictions, error_rate=errors)
+    seen = evidence(delta, half / 1.644854, labelled, days=days, predictions=predictions, error_rate=errors)
     verdict = judged(seen, policy, progress)
     assert verdict.reason
     if verdict.decision is Decision.ADVANCE:
-        assert seen.bake_seconds >= policy.min_bake_seconds
+        assert days * DAY >= policy.min_bake_seconds
         # One-sided 95 %: z = 1.645, and a share's standard deviation is at most 0.5.
         assert predictions == 0 or errors <= 0.3 + 2 / predictions**0.5
         if progress.state is RolloutState.SHADOW:
@@ -284,3 +268,41 @@ def test_one_wrong_time_changes_no_decision(n: int, days: float, wrong: int, pro
     times = np.linspace(0, days * DAY_US, n).astype(int).tolist()
     assert decided(times) == decided([*times, wrong])
     assert (Decision.ADVANCE if days > 1 else Decision.HOLD) == decided(times)
+
+
+GUARDED = replace(POLICY, max_error_rate=0.1, max_p99_ms=20.0, max_score_shift=0.5)
+
+
+@pytest.mark.parametrize(
+    ("policy", "progress", "asked"),
+    [
+        (POLICY, SHADOW, {"LOSS_DELTA": 0.01}),
+        (POLICY, CANARY, {"LOSS_DELTA": 0.02}),
+        (POLICY, AT_100_PERCENT, {}),
+        (GUARDED, SHADOW, {"LOSS_DELTA": 0.01, "ERROR_RATE": 0.1, "P99_MS": 20.0, "SCORE_SHIFT": 0.5}),
+        (GUARDED, AT_100_PERCENT, {"ERROR_RATE": 0.1, "P99_MS": 20.0}),
+        (
+            replace(GUARDED, canary_percents=(50.0,), until_verdict=True),
+            Progress(RolloutState.CANARY, 50.0, 1),
+            {"ERROR_RATE": 0.1, "P99_MS": 20.0, "SCORE_SHIFT": 0.5},
+        ),
+    ],
+)
+def test_a_step_asks_for_verdicts_on_its_own_limits(
+    policy: RolloutPolicy, progress: Progress, asked: dict[str, float]
+) -> None:
+    limits = step_limits(policy, progress)
+    assert asked == limits.limits
+    parts = 1 + len(policy.percents)
+    assert (0.05, 0.05 / parts) == (limits.pass_level, pytest.approx(limits.breach_level))
+
+
+@pytest.mark.parametrize("metric", [*StepMetric])
+def test_a_limit_without_the_verdict_of_its_step_holds(metric: StepMetric) -> None:
+    seen = evidence().comparison(GUARDED, SHADOW)
+    assert decide(seen, GUARDED, SHADOW, 10 * DAY).decision is Decision.ADVANCE
+    without = {m: v for m, v in seen.verdicts.items() if m is not metric}
+    other = {**seen.verdicts, metric: replace(seen.verdicts[metric], limit=0.3)}
+    for verdicts in (without, other, {}):
+        held = decide(replace(seen, verdicts=verdicts), GUARDED, SHADOW, 10 * DAY)
+        assert (Decision.HOLD, True) == (held.decision, "has no verdict on" in held.reason)

@@ -14,7 +14,6 @@ from flywheel_registry.events.lifecycle import RolloutChanged
 from flywheel_registry.evidence.experiment_verdict import ExperimentVerdict
 from flywheel_registry.fakes.store import MemoryStore
 from flywheel_registry.policies.rollout_policy import RolloutPolicy, StepOverride
-from flywheel_registry.rollouts.comparison import Comparison, Variant
 from flywheel_registry.rollouts.errors import NotAnExperiment
 from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.rollouts.stalls import Stalls
@@ -23,6 +22,7 @@ from flywheel_registry.rollouts.ticker import MAX_CONCURRENT, paused
 from flywheel_registry.rollouts.verdict import Decision
 from flywheel_registry.stages.transitions import Stage
 from tests.support.builders.rollouts import AT, LATE, Simulation
+from tests.support.builders.step_evidence import NOTHING, Counted
 from tests.support.eventually import eventually
 
 HOUR, DAY = 3600.0, 86_400.0
@@ -36,18 +36,17 @@ POLICY = RolloutPolicy(
     max_step_seconds=5 * DAY,
     load_timeout_seconds=600.0,
 )
-GOOD = Comparison(
-    champion=Variant(predictions=9000, labelled=5000, score_stddev=0.1),
-    challenger=Variant(predictions=5000, labelled=5000, score_stddev=0.1),
-    covered_from=AT,
-    covered_until=AT + timedelta(days=30),
+GOOD = Counted(
+    champion_predictions=9000,
+    predictions=5000,
     labelled=5000,
-    log_loss_delta=-0.01,
-    log_loss_delta_upper=-0.005,
-    log_loss_delta_lower=-0.015,
+    days=30,
+    delta=-0.01,
+    error=0.003,
+    first_event=AT,
 )
-WORSE = replace(GOOD, log_loss_delta=0.1, log_loss_delta_upper=0.105, log_loss_delta_lower=0.095)
-UNDECIDED = replace(GOOD, log_loss_delta=0.01, log_loss_delta_upper=0.03, log_loss_delta_lower=-0.01)
+WORSE = replace(GOOD, delta=0.1)
+UNDECIDED = replace(GOOD, delta=0.01, error=0.012)
 
 
 async def started(policy: RolloutPolicy = POLICY, *, loaded: bool = True) -> tuple[Simulation, Rollout]:
@@ -68,13 +67,16 @@ async def in_shadow(policy: RolloutPolicy = POLICY) -> tuple[Simulation, Rollout
     return simulation, rollout
 
 
+def alerts(simulation: Simulation) -> list[RolloutChanged]:
+    assert isinstance(simulation.store, MemoryStore)
+    return [e for e, _ in simulation.store.events if isinstance(e, RolloutChanged) and e.alert]
+
+
 async def assert_ended(simulation: Simulation, rollout: Rollout, state: RolloutState, words: str) -> None:
     """Assert the end, the alert, and that neither version changed its stage by it."""
     ended = await simulation.rollout(rollout.number)
     assert (state, True) == (ended.progress.state, words in ended.reason), ended.reason
-    assert isinstance(simulation.store, MemoryStore)
-    last = [e for e, _ in simulation.store.events if isinstance(e, RolloutChanged)][-1]
-    assert (state.value, True) == (last.state, last.alert)
+    assert state.value == alerts(simulation)[-1].state
     assert Stage.PRODUCTION is await simulation.stage(1)
     assert await simulation.stage(2) in (Stage.STAGING, Stage.CANDIDATE)
     async with simulation.store.reading() as records:
@@ -110,10 +112,10 @@ async def test_a_rollout_without_a_live_gateway_expires() -> None:
 
 async def test_event_times_of_years_ahead_bake_nothing() -> None:
     simulation, rollout = await in_shadow()
-    simulation.monitor.default = replace(GOOD, covered_until=AT + timedelta(days=3650))
+    simulation.monitor.default = replace(GOOD, days=3650)
     await simulation.ticks(0.9 * DAY, every=HOUR)
     assert RolloutState.SHADOW is (await simulation.rollout(rollout.number)).progress.state
-    simulation.monitor.default = replace(UNDECIDED, covered_until=AT + timedelta(days=3650))
+    simulation.monitor.default = replace(UNDECIDED, days=3650)
     await simulation.ticks(4.3 * DAY, every=HOUR)
     await assert_ended(simulation, rollout, RolloutState.EXPIRED, "max_step of 5 days")
 
@@ -162,33 +164,36 @@ async def test_a_skip_late_in_a_bake_gives_the_next_step_no_time_or_evidence() -
 
 async def test_a_latency_outage_in_shadow_ends_the_rollout_only() -> None:
     simulation, rollout = await in_shadow(replace(POLICY, max_p99_ms=50.0))
-    simulation.monitor.default = replace(
-        GOOD, challenger=replace(GOOD.challenger, latency_p99_ms=900.0), p99_lower_ms=850.0
-    )
+    simulation.monitor.default = replace(GOOD, latency_ms=900.0)
     await simulation.ticks(60)
-    await assert_ended(simulation, rollout, RolloutState.REFUSED, "p99 latency 900 ms")
+    await assert_ended(simulation, rollout, RolloutState.REFUSED, "p99 latency 9")
 
 
 async def test_errors_in_canary_end_the_rollout_only() -> None:
     simulation, rollout = await in_shadow(replace(POLICY, max_error_rate=0.01))
     simulation.monitor.default = GOOD
     await simulation.ticks(1.2 * DAY, every=HOUR)
-    simulation.monitor.default = replace(GOOD, challenger=replace(GOOD.challenger, error_rate=0.2))
+    simulation.monitor.default = replace(GOOD, error_rate=0.2)
     await simulation.ticks(60)
     await assert_ended(simulation, rollout, RolloutState.ROLLED_BACK, "error rate 0.2")
 
 
 async def test_a_stalled_gateway_is_reported_and_the_rollout_expires() -> None:
     simulation, rollout = await in_shadow()
-    simulation.monitor.default = Comparison()
+    simulation.monitor.default = NOTHING
     stalls = Stalls()
     assert not stalls.note(rollout, 5, 0.0)
     assert not stalls.note(rollout, 5, 3599.0)
     assert stalls.note(rollout, 5, 3600.0)
     assert (1, False) == (stalls.count(3601.0), stalls.note(rollout, 5, 3601.0)), "reported once"
     assert (False, 0) == (stalls.note(rollout, 6, 3602.0), stalls.count(3603.0))
+    await simulation.ticks(0.9 * HOUR)
+    assert not alerts(simulation)
     await simulation.ticks(2 * HOUR)
     assert 1 == simulation.ticker._stalls.count(simulation.clock.monotonic())
+    (alert,) = alerts(simulation)
+    assert ("SHADOW", rollout.number) == (alert.state, alert.rollout)
+    assert alert.reason.startswith("No new evidence for 1:00:00: Evidence is missing: 0 of 100 rows labelled")
     await simulation.ticks(5 * DAY, every=HOUR)
     await assert_ended(simulation, rollout, RolloutState.EXPIRED, "0 of 100 rows labelled")
 

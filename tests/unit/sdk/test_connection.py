@@ -47,5 +47,5 @@ async def test_the_token_is_the_argument_or_that_of_the_environment(
     await call(token=lambda: next(renewed))
     monkeypatch.setenv("FLYWHEEL_TOKEN", "d")
     await call()
-    await call(token="e")
+    await call(token="e\n")
     assert tokens.seen == ["", "Bearer a", "Bearer b", "Bearer d", "Bearer e"]

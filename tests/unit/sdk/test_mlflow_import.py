@@ -288,6 +288,20 @@ def test_a_url_of_no_server_is_refused(trainer: RestartedTrainer, server: Mlflow
         assert import_from(trainer, url, status=1)
 
 
+def test_a_damaged_run_does_not_stop_the_others(trainer: RestartedTrainer, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "mlruns")
+    (file,) = folder.glob(f"*/{PARENT}/metrics/auc")
+    whole = file.read_text()
+    file.write_text(whole + "not a point\n")
+    output = import_from(trainer, folder)
+    assert "2 imported, 0 unchanged, 2 left out" in output
+    assert "auc:3 is no point of a metric" in output.replace("\n", "")
+    file.write_text(whole)
+    assert "1 imported, 2 unchanged, 1 left out" in import_from(trainer, folder)
+    found = trainer.runs.record(RunName("default", f"mlflow-{PARENT}")).run
+    assert (0.75, "SUCCEEDED") == (found.metrics["auc"], found.state)
+
+
 def test_what_is_no_store_is_refused(trainer: RestartedTrainer, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("text")
     (tmp_path / "folder").mkdir()

@@ -106,6 +106,16 @@ def test_bars_are_shares_of_all_rows_with_the_missing_ones() -> None:
     assert "moved most: missing 0.0% → 60.0%, ≤ 0.5 50.0% → 10.0%" in "".join(Page(html).text)
 
 
+def test_segments_show_their_quality() -> None:
+    shown = content()
+    segment = shown.segments["carrier=<UA>"]
+    segment.labelled, segment.auc = 1234, 0.8125
+    segment.ClearField("log_loss")
+    cells = Page(report_page(shown)).text
+    start = cells.index("carrier=<UA>")
+    assert ["1,234", "0.8125", "–"] == cells[start + 4 : start + 7]
+
+
 def test_estimates_stand_beside_the_realised_quality() -> None:
     shown = content()
     estimate = PerformanceEstimate(

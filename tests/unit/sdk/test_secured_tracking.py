@@ -129,6 +129,25 @@ def test_what_was_logged_with_an_expired_token_is_sent_with_a_new_one(
     assert (RunState.SUCCEEDED, {"loss": 0.5}) == (record.run.state, record.run.metrics)
 
 
+def test_a_token_that_cannot_be_had_for_a_while_ends_no_program(
+    trainer: RestartedTrainer, start: Start
+) -> None:
+    calls: list[int] = []
+
+    def from_a_file() -> str:
+        calls.append(1)
+        if len(calls) < 4:
+            raise OSError("the token is not mounted yet")
+        return token() + "\n"
+
+    run = start(token=from_a_file)
+    run.log({"loss": 0.5}, step=1)
+    with pytest.warns(RuntimeWarning, match="the token is not mounted yet"):
+        run.finish()
+    record = trainer.runs.record(RunName.parse(run.name))
+    assert (RunState.SUCCEEDED, {"loss": 0.5}) == (record.run.state, record.run.metrics)
+
+
 def test_a_token_is_not_shown() -> None:
     from flywheel.tracking.endpoint import Endpoint
 

@@ -269,6 +269,8 @@ def test_a_built_in_recipe_needs_no_source() -> None:
         ({"params": {3: 2}}, "name 3 is no text"),
         ({"params": {"x": "1" * 300_000}}, "at most 262144"),
         ({"workers": 0}, "workers is 0"),
+        ({"gpus_per_worker": 1.5}, "gpus_per_worker is 1.5"),
+        ({"gpus_per_worker": -1}, "gpus_per_worker is -1"),
         ({"function": ""}, "function is empty"),
         ({"export": "train.py:absent"}, "has no function 'absent'"),
     ],
@@ -276,3 +278,14 @@ def test_a_built_in_recipe_needs_no_source() -> None:
 def test_a_job_with_wrong_fields_is_refused(folder: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(fw.SourceError, match=message):
         pack_job(fw.TrainJob(**{"function": "train.py:train", "source": folder} | fields))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "expected"), [(0, (0, 0.0)), (2, (2, 0.0)), (0.25, (0, 0.25)), (1.0, (1, 0.0))]
+)
+def test_a_worker_gets_whole_gpus_or_a_fraction_of_one(
+    folder: Path, gpus: float, expected: tuple[int, float]
+) -> None:
+    packed = pack_job(fw.TrainJob(function="train.py:train", source=folder, gpus_per_worker=gpus))
+    message = train_spec(packed, lambda collection, name: f"projects/p/{collection}/{name}")
+    assert expected == (message.gpus_per_worker, message.gpu_fraction)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import subprocess
 import sys
@@ -19,7 +18,6 @@ import pytest
 import flywheel as fw
 from flywheel.errors import FlywheelError
 from flywheel.tracking.errors import RunFinished, SpoolFull, TrackingError
-from flywheel.tracking.spool import Kind, Spool
 from flywheel.tracking.syncing import sync_spools
 from flywheel.tracking.values import ARTIFACT_PART, MAX_ARTIFACT_NAME, MAX_KEY, MAX_VALUE, METRIC_KEY
 from flywheel.tracking.writing import MAX_BUFFERED_POINTS
@@ -378,40 +376,3 @@ def test_memory_is_bounded_while_the_trainer_is_away(tmp_path: Path) -> None:
     with pytest.warns(RuntimeWarning, match="flywheel runs sync"):
         run.finish()
     assert 0 == run.dropped_points
-
-
-def test_a_record_that_a_crash_cut_off_ends_the_spool(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "one")
-    for payload in (b"first", b"second"):
-        spool.append(Kind.UPDATE, payload)
-    spool.close()
-    (segment,) = (tmp_path / "one").glob("*.spool")
-    segment.write_bytes(segment.read_bytes()[:-1])
-    again = Spool(tmp_path / "one")
-    again.append(Kind.UPDATE, b"third")
-    sent = []
-    while (record := again.next()) is not None:
-        sent.append(record.payload)
-        again.sent(record)
-    assert [b"first", b"third"] == sent
-    again.close()
-
-
-def test_a_spool_is_read_from_where_it_was_sent(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "one")
-    with pytest.raises(TrackingError, match="Another process"):
-        Spool(tmp_path / "one")
-    spool.append(Kind.UPDATE, b"first")
-    spool.append(Kind.UPDATE, b"second")
-    record = spool.next()
-    assert record is not None
-    spool.sent(record, generation=3)
-    spool.close()
-    again = Spool(tmp_path / "one")
-    record = again.next()
-    assert record is not None
-    assert (b"second", 3) == (record.payload, again.state["generation"])
-    again.close()
-    assert {"segment": 1, "offset": 14, "generation": 3} == json.loads(
-        (tmp_path / "one" / "sent").read_text()
-    )

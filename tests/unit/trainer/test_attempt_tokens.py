@@ -7,9 +7,9 @@ import socket
 import pytest
 
 from flywheel_common.context import Principal
+from flywheel_common.granted.tokens import ATTEMPT, AttemptTokens
+from flywheel_common.grpc.attempt_tokens import WithAttemptTokens
 from flywheel_common.grpc.errors import MissingToken
-from flywheel_trainer.api.attempt_tokens import WithAttemptTokens
-from flywheel_trainer.jobs.tokens import ATTEMPT, AttemptTokens
 from tests.support.servers.trainer import memory_settings
 
 TOKENS = AttemptTokens(b"k" * 32)

@@ -15,12 +15,12 @@ import torch
 from pyarrow import fs
 from torch import nn
 
+from flywheel_common.granted.tokens import AttemptTokens
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_job.context import Context
 from flywheel_job.reporting import MetricReporter
 from flywheel_protos.trainer.v1 import checkpoint_pb2 as pb
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
-from flywheel_trainer.jobs.tokens import AttemptTokens
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import AT
 from tests.support.builders.trainer_requests import P

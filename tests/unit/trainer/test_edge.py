@@ -307,6 +307,38 @@ async def test_a_request_that_the_cluster_cannot_satisfy_is_refused_at_once(trai
     assert (await trainer.stub.SubmitJob(submit_job(gpus_per_worker=1))).job.name
 
 
+async def test_memory_and_gpus_that_the_cluster_lacks_are_refused_at_once(trainer: MemoryTrainer) -> None:
+    trainer.engine.machines.append(Node(2, 1, 4 * 1024**3, frozenset({"A100"})))
+
+    async def refusal(workers: int = 1, **fields: Any) -> str:
+        code = pb.CodeRecipe(function="flywheel_job.recipes.any:train", **fields)
+        spec = pb.TrainSpec(experiment="late", workers=workers, gpu_fraction=0.5, code=code)
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await trainer.stub.SubmitJob(pb.SubmitJobRequest(parent=P, job=pb.Job(train=spec)))
+        found = from_rpc_error(error.value)
+        assert ("FAILED_PRECONDITION", "INFEASIBLE_RESOURCES") == (found.code.name, found.reason)
+        return found.message
+
+    assert "GPUs of the type H200, and the cluster has A100" in await refusal(accelerator_type="H200")
+    assert "8 GiB of memory per worker, and the largest machine has 4" in await refusal(
+        memory_bytes_per_worker=8 << 30
+    )
+    assert "1.5 GPUs, and the cluster has 1" in await refusal(workers=3)
+
+
+@pytest.mark.parametrize(
+    "gpus",
+    [
+        {"gpu_fraction": 1.0},
+        {"gpu_fraction": -0.5, "gpus_per_worker": 1},
+        {"gpu_fraction": 0.5, "gpus_per_worker": 1},
+        {"gpu_fraction": float("nan")},
+    ],
+)
+async def test_a_fraction_that_is_none_is_refused(trainer: MemoryTrainer, gpus: dict[str, Any]) -> None:
+    assert ("INVALID_ARGUMENT", "INVALID_SPEC") == await failure(trainer.stub.SubmitJob(submit_job(**gpus)))
+
+
 async def test_an_attempt_writes_metrics_to_its_own_run_only(trainer: MemoryTrainer) -> None:
     """Its token permits nothing else, in open mode too."""
     job, other = [(await trainer.stub.SubmitJob(submit_job())).job for _ in range(2)]

@@ -8,14 +8,15 @@ from typing import Any
 import grpc
 import pytest
 
+from flywheel_common.granted.access import Access, ObjectMethod, ObjectRequest
+from flywheel_common.granted.errors import ForeignObject, InvalidObjectRequest
+from flywheel_common.granted.tokens import AttemptTokens
 from flywheel_job.model_file import BINARY, ModelFile
 from flywheel_job.recipes.sequence import params as sequence
 from flywheel_job.tuning.settings import Population, Tpe
-from flywheel_protos.trainer.v1 import object_access_pb2 as pb
+from flywheel_protos.trainer.v1 import object_access_pb2
+from flywheel_protos.types.v1 import object_access_pb2 as pb
 from flywheel_trainer.jobs.code import CodeRecipe
-from flywheel_trainer.jobs.errors import ForeignObject, InvalidObjectRequest
-from flywheel_trainer.jobs.object_access import Access, ObjectMethod, ObjectRequest
-from flywheel_trainer.jobs.tokens import AttemptTokens
 from flywheel_trainer.jobs.train import TrainKind, TrainSettings
 from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.jobs.tune import TuneKind
@@ -111,7 +112,7 @@ def test_a_request_that_is_not_well_formed_is_refused(request_: ObjectRequest) -
 
 async def test_callers_without_the_token_of_an_active_attempt_get_nothing(trainer: MemoryTrainer) -> None:
     async def refusal(token: str) -> tuple[grpc.StatusCode, str]:
-        request = pb.SignObjectRequestsRequest(
+        request = object_access_pb2.SignObjectRequestsRequest(
             requests=[pb.ObjectRequest(method=pb.OBJECT_METHOD_GET, uri="s3://b/x")]
         )
         metadata = [("authorization", f"Bearer {token}")] if token else []

@@ -11,7 +11,10 @@ import pytest
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_job.launch import Column
 from flywheel_protos.trainer.v1 import origin_pb2
+from flywheel_protos.trainer.v1 import trainer_pb2 as pb
+from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.jobs.ports import TrainingSet
+from flywheel_trainer.pipelines.pipeline_run import PipelineRunName
 from flywheel_trainer.policies.origin import Node, Origins
 from tests.support.builders.trainer import AT, TRAINING_SET, drift
 from tests.support.builders.trainer_requests import MODEL, P, create_run, set_policy
@@ -51,6 +54,26 @@ async def test_a_version_is_explained_from_its_policy_to_its_sources(trainer: Me
     with pytest.raises(grpc.RpcError) as caught:
         await trainer.stub.ExplainModelVersion(request)
     assert "FEATURE_UNAVAILABLE" == from_rpc_error(caught.value).reason
+
+
+async def test_a_rerun_has_the_event_of_the_run_that_it_repeats(trainer: MemoryTrainer) -> None:
+    await trainer.stub.SetRetrainingPolicy(set_policy())
+    decision = await trainer.policies.decide(drift("a1"), AT)
+    assert decision is not None
+    names = [decision.pipeline_run]
+    for _ in range(2):
+        await trainer.ports.pipelines.finish(PipelineRunName.parse(names[-1]), JobState.FAILED, "X", "", AT)
+        again = await trainer.stub.RerunPipelineRun(pb.RerunPipelineRunRequest(name=names[-1]))
+        names.append(again.pipeline_run.name)
+    version = await created(trainer, "", "", names[-1])
+    request = origin_pb2.ExplainModelVersionRequest(name=version)
+    assert (
+        f"model_version {version}\n"
+        f"  pipeline_run {names[2]} QUEUED\n"
+        f"    pipeline_run {names[1]} steps of it were reused\n"
+        f"    policy {P}/retrainingPolicies/late\n"
+        f"      event {P}/alerts/a1 drift at 2013-06-01T12:00:00+00:00\n"
+    ) == text((await trainer.stub.ExplainModelVersion(request)).origin)
 
 
 async def test_what_no_longer_exists_is_shown_as_such(trainer: MemoryTrainer) -> None:

@@ -174,6 +174,39 @@ async def test_a_repeated_backfill_runs_what_has_not_succeeded(trainer: MemoryTr
     assert ["2013-01-03", "2013-01-02", "2013-01-02", "2013-01-01"] == [r.params["start"][:10] for r in runs]
 
 
+async def test_a_backfill_runs_each_interval_once_for_each_value(trainer: MemoryTrainer) -> None:
+    name = "weekly" + "-long" * 11
+    inputs = {"message": {"param": "start"}, "x": {"param": "end"}, "y": {"param": "region"}}
+    steps = [{"id": "ok", "approval": {}, "inputs": inputs}]
+    params = {"start": None, "end": None, "region": "eu", "n": 1}
+    request = graph_pb.ApplyPipelineRequest(
+        parent=P, pipeline_id=name, graph=graph(steps=steps, params=params)
+    )
+    version = (await trainer.stub.ApplyPipeline(request)).pipeline.name
+    client = fw.Client("p")
+    client.trainer = Service(trainer.stub)
+    store = trainer.ports.pipelines
+
+    async def work() -> None:
+        while True:
+            for unfinished in await store.unfinished():
+                await store.finish(unfinished, JobState.SUCCEEDED, "", "", AT)
+            await asyncio.sleep(0.01)
+
+    begin, day = datetime(2013, 1, 1, tzinfo=UTC), timedelta(days=1)
+    one = {"start": "2013-01-01T00:00:00Z", "end": "2013-01-02T00:00:00Z", "region": "us"}
+    by_hand = await client.run_pipeline(version, one)
+    worker = asyncio.create_task(work())
+    for region, count in ((None, 3), ("us", 5), ("eu", 5), (None, 5)):
+        given = {"region": region, "n": 1} if region else {}
+        ended = await client.backfill(name, begin, begin + 3 * day, day, params=given)
+        assert [region or "eu"] * 3 == [run.params["region"] for run in ended]
+        assert (by_hand.name == ended[0].name) == (region == "us"), "it counts although it is no backfill"
+        listed = pb.ListPipelineRunsRequest(parent=P, filter=f"pipeline={version}")
+        assert count + 1 == len((await trainer.stub.ListPipelineRuns(listed)).pipeline_runs)
+    worker.cancel()
+
+
 async def test_every_kind_of_job_can_be_a_step(trainer: MemoryTrainer) -> None:
     tuning = fw.TuneJob(
         pb.TrainSpec(experiment="late"),

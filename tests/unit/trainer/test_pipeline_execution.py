@@ -11,6 +11,7 @@ import pytest
 
 from flywheel_common.errors import Unavailable
 from flywheel_trainer.jobs.job import JobState
+from flywheel_trainer.pipelines import execution
 from flywheel_trainer.pipelines.definition import PipelineName
 from flywheel_trainer.pipelines.errors import (
     PipelineRunActive,
@@ -19,6 +20,7 @@ from flywheel_trainer.pipelines.errors import (
     UnknownPipeline,
     UnknownStep,
 )
+from flywheel_trainer.pipelines.execution import LAST_PAUSE_SECONDS
 from flywheel_trainer.pipelines.graph import Condition, FanOut, Graph, GraphStep, Source
 from tests.support.eventually import eventually
 from tests.support.memory_pipelines import Machine, states
@@ -148,11 +150,60 @@ async def test_an_outage_is_no_failed_try(machine: Machine) -> None:
         raise Unavailable("away")
 
     machine.work.act = away
-    run = await machine.start(step("a", retries=3))
-    with pytest.raises(Unavailable):
-        await machine.execution.execute(str(run.name), "a")
-    found = (await machine.pipelines.get(run.name)).steps[0]
-    assert (JobState.RUNNING, 1) == (found.state, found.attempt)
+    run = await machine.start(step("a", retries=3), step("b", "a"))
+    task = asyncio.create_task(machine.finish(run))
+
+    async def waits() -> bool:
+        machine.clock.advance(1.0)
+        found = (await machine.pipelines.get(run.name)).steps[0]
+        assert (JobState.RUNNING, 1) == (found.state, found.attempt)
+        return found.message == "repeated after: away" and len(machine.work.calls) > 3
+
+    await eventually(waits)
+    machine.work.act = lambda begun: {"value": 7}
+    machine.clock.advance(LAST_PAUSE_SECONDS)
+    ended = await task
+    assert ({"a": "S", "b": "S"}, "done", 1) == (
+        states(ended),
+        ended.steps[0].message,
+        ended.steps[0].attempt,
+    )
+    assert {"pipe-1:a", "pipe-1:b"} == {request for _, _, request in machine.work.calls}
+
+
+@pytest.mark.parametrize("end", ["cancel", "timeout", "failure beside it", "no end of the outage"])
+async def test_a_step_that_waits_for_the_end_of_an_outage_can_end(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    def act(begun: Any) -> dict[str, Any]:
+        if begun.id == "a":
+            raise Unavailable("away")
+        if end == "failure beside it":
+            raise TrainingSetFailed("no rows")
+        return {}
+
+    machine.work.act, machine.work.pauses = act, 2
+    if end == "no end of the outage":
+        monkeypatch.setattr(execution, "MAX_OUTAGE_CALLS", 3)
+    run = await machine.start(step("a", timeout_seconds=600.0 if end == "timeout" else 0.0), step("beside"))
+    task = asyncio.create_task(machine.finish(run))
+
+    async def ends() -> bool:
+        machine.clock.advance(10.0)
+        return task.done()
+
+    if end == "cancel":
+        await eventually(lambda: len(machine.work.calls) == 2)
+        await machine.pipelines.cancel(run.name)
+    await eventually(ends)
+    ended = await task
+    expected = {
+        "cancel": (JobState.CANCELLED, "CANCELLED"),
+        "timeout": (JobState.FAILED, "STEP_TIMEOUT"),
+        "failure beside it": (JobState.FAILED, "TRAINING_SET_FAILED"),
+        "no end of the outage": (JobState.FAILED, "UNAVAILABLE"),
+    }
+    assert expected[end] == (ended.state, ended.error_reason)
 
 
 async def test_a_failure_stops_the_steps_beside_it(machine: Machine) -> None:

@@ -8,10 +8,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from flywheel_common.clock import ManualClock
 from flywheel_trainer.encoding.specs import spec_to_json
+from flywheel_trainer.fakes.pipeline_definitions import MemoryPipelineDefinitions
+from flywheel_trainer.fakes.pipelines import MemoryPipelines
+from flywheel_trainer.fakes.policies import MemoryPolicies
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.pipelines.graph import Condition
 from flywheel_trainer.policies.decision import (
+    Active,
     Reason,
     StartedRun,
     Trigger,
@@ -20,6 +25,7 @@ from flywheel_trainer.policies.decision import (
     trained_until,
 )
 from flywheel_trainer.policies.errors import InvalidPolicy
+from flywheel_trainer.policies.policy import PolicyName
 from flywheel_trainer.policies.schedule import (
     Continuous,
     Due,
@@ -31,6 +37,7 @@ from flywheel_trainer.policies.schedule import (
     due_window,
     jitter,
 )
+from flywheel_trainer.policies.timetable import Timetable
 from flywheel_trainer.policies.triggered_run import Cause, moment, run_for
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import WINDOW_END
@@ -60,6 +67,9 @@ def fires(schedule: Schedule, start: str, count: int) -> list[str]:
         ("30 2 * * *", "Europe/Berlin", "2026-03-28T12:00+00:00", ["03-29T01:00", "03-30T00:30"]),
         # It goes from 3:00 back to 2:00 on 25 October: 2:30 occurs twice, at 0:30 and at 1:30 UTC.
         ("30 2 * * *", "Europe/Berlin", "2026-10-24T12:00+00:00", ["10-25T00:30", "10-26T01:30"]),
+        ("30 2,14 * * *", "Europe/Berlin", "2026-10-25T00:00+00:00", ["10-25T00:30", "10-25T13:30"]),
+        ("30 1-3 * * *", "Europe/Berlin", "2026-10-25T00:00+00:00", ["10-25T00:30", "10-25T02:30"]),
+        ("0 */2 * * *", "Europe/Berlin", "2026-10-24T23:30+00:00", ["10-25T00:00", "10-25T01:00"]),
         ("30 * * * *", "Europe/Berlin", "2026-10-25T00:00+00:00", ["10-25T00:30", "10-25T01:30"]),
         ("0 0 29 2 *", "UTC", "2026-01-01T00:00+00:00", ["02-29T00:00", "02-29T00:00"]),
         ("0 4 * * mon", "UTC", "2026-01-01T00:00+00:00", ["01-05T04:00", "01-12T04:00"]),
@@ -157,18 +167,25 @@ POLICY = build.policy(
 @pytest.mark.parametrize(
     ("changes", "due", "started", "active", "expected"),
     [
-        ({}, Due(TIME), [], False, Reason.STARTED),
-        ({}, Due(TIME), [TIME - HOUR], False, Reason.STARTED),
-        ({"disabled": True}, Due(TIME), [], False, Reason.DISABLED),
-        ({"ignore_drift": True}, Due(TIME), [], False, Reason.STARTED),
-        ({"dry_run": True}, Due(TIME), [], False, Reason.DRY_RUN),
-        ({}, Due(TIME, missed=True), [], False, Reason.MISFIRED),
-        ({}, Due(TIME), [], True, Reason.RUN_ACTIVE),
-        ({"schedule": Schedule("0 3 * * *", misfire=Misfire.ALL)}, Due(TIME), [], True, None),
+        ({}, Due(TIME), [], Active(), Reason.STARTED),
+        ({}, Due(TIME), [TIME - HOUR], Active(), Reason.STARTED),
+        ({"disabled": True}, Due(TIME), [], Active(), Reason.DISABLED),
+        ({"ignore_drift": True}, Due(TIME), [], Active(), Reason.STARTED),
+        ({"dry_run": True}, Due(TIME), [], Active(), Reason.DRY_RUN),
+        ({}, Due(TIME, missed=True), [], Active(), Reason.MISFIRED),
+        ({}, Due(TIME, missed=True), [], Active(of_model=True), Reason.MISFIRED),
+        ({}, Due(TIME), [], Active(own=True), Reason.RUN_ACTIVE),
+        ({}, Due(TIME), [], Active(own=True, of_model=True), Reason.RUN_ACTIVE),
+        ({}, Due(TIME), [], Active(of_model=True), None),
+        ({"schedule": Schedule("0 3 * * *", misfire=Misfire.ALL)}, Due(TIME), [], Active(own=True), None),
     ],
 )
 def test_a_time_of_the_schedule_is_decided(
-    changes: dict[str, object], due: Due, started: Sequence[datetime], active: bool, expected: Reason | None
+    changes: dict[str, object],
+    due: Due,
+    started: Sequence[datetime],
+    active: Active,
+    expected: Reason | None,
 ) -> None:
     policy = replace(POLICY, **changes)
     assert expected == decide_time(policy, Trigger.SCHEDULE, due, trained(started), active)
@@ -180,7 +197,7 @@ def test_continuous_runs_have_a_budget_of_their_own() -> None:
         ([TIME - HOUR, TIME - 2 * HOUR], Reason.BUDGET),
         ([TIME - 10 * HOUR, TIME - 11 * HOUR], Reason.STARTED),
     ):
-        assert expected == decide_time(POLICY, Trigger.CONTINUOUS, Due(TIME), trained(started), False)
+        assert expected == decide_time(POLICY, Trigger.CONTINUOUS, Due(TIME), trained(started), Active())
 
 
 def test_runs_with_too_few_new_rows_leave_the_budget() -> None:
@@ -193,7 +210,7 @@ def test_runs_with_too_few_new_rows_leave_the_budget() -> None:
         (counting, trained([run.event_time for run in idle]), Reason.BUDGET),
         (counting, [failed, replace(failed, tracked=True)], Reason.BUDGET),
     ):
-        assert expected == decide_time(policy, Trigger.CONTINUOUS, Due(TIME), started, False)
+        assert expected == decide_time(policy, Trigger.CONTINUOUS, Due(TIME), started, Active())
 
 
 def test_rows_count_from_the_last_window_that_was_trained_on() -> None:
@@ -229,3 +246,17 @@ def test_a_failed_run_uses_the_budget_and_not_the_cooldown() -> None:
     assert Reason.STARTED == decide(policy, drift, [], False, failed_at=[before])
     assert Reason.BUDGET == decide(policy, drift, [], False, failed_at=[before, before - HOUR])
     assert Reason.DISABLED == decide(replace(policy, ignore_drift=True), drift, [], False)
+
+
+async def test_a_policy_that_cannot_be_decided_does_not_stop_the_others() -> None:
+    store = MemoryPolicies(MemoryPipelines(), MemoryPipelineDefinitions())
+    clock = ManualClock(TIME)
+    for name, zone in (("a", "Removed/Zone"), ("b", "UTC")):
+        policy = replace(
+            POLICY, name=PolicyName("p", name), schedule=Schedule("0 4 * * *", zone), continuous=None
+        )
+        await store.set(policy, "", b"", TIME)
+    clock.advance(HOUR.total_seconds())
+    await Timetable(store, clock).decide_due()
+    (decision,) = (await store.decisions(PolicyName("p", "b"), 9, "")).items
+    assert (True, TIME + HOUR) == (decision.started, decision.event_time)

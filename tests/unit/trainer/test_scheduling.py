@@ -10,7 +10,9 @@ from flywheel_trainer.jobs.resources import Node, Quota, Request, missing, place
 from flywheel_trainer.jobs.scheduling import Plan, Queued, plan
 from tests.support.builders.trainer import AT
 
+GIB = 1024**3
 CLUSTER = [Node(4, 1), Node(4, 1)]
+MEMORY = [Node(4, 1, 4 * GIB, frozenset({"A100"})), Node(4, 1, 9 * GIB, frozenset({"H200"}))]
 
 
 def job(key: str, *, priority: int = 0, age: float = 0, cpus: float = 1, **fields: object) -> Queued[str]:
@@ -89,10 +91,16 @@ def test_without_known_machines_jobs_start_and_wait_on_the_engine() -> None:
         (Request(3, 0.5, 0.5), 3),
         (Request(1, 0.1, 2), 0),
         (Request(40, 0.1), 40),
+        (Request(3, 1, 0, 2 * GIB), 3),
+        (Request(9, 0.1, 0, 3 * GIB), 4),  # one on the first machine, three on the second
+        (Request(3, 1, 0.5, 0, "H200"), 2),
+        (Request(3, 1, 0, 5 * GIB, "A100"), 0),
     ],
 )
 def test_places_are_counted_per_machine(request_: Request, expected: int) -> None:
-    assert expected == places(request_, CLUSTER)
+    assert expected == places(
+        request_, MEMORY if request_.memory_bytes or request_.accelerator_type else CLUSTER
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,3 +120,40 @@ def test_places_are_counted_per_machine(request_: Request, expected: int) -> Non
 )
 def test_what_can_never_be_had_is_named(request_: Request, quota: Quota, expected: str) -> None:
     assert expected == missing(request_, CLUSTER, quota)
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (Request(1, 1, 1, 8 * GIB, "H200"), ""),
+        (
+            Request(1, 1, 1, 0, "B200"),
+            "The job requests GPUs of the type B200, and the cluster has A100, H200.",
+        ),
+        (
+            Request(1, 1, 0, 10 * GIB),
+            "The job requests 10 GiB of memory per worker, and the largest machine has 9.",
+        ),
+        (
+            Request(1, 1, 1, 5 * GIB, "A100"),
+            (
+                "The job requests 1 x 1 CPUs and 1 GPUs of the type A100, with 5 GiB of memory each, "
+                "and the machines have room for 0."
+            ),
+        ),
+    ],
+)
+def test_memory_and_types_of_gpu_that_can_never_be_had_are_named(request_: Request, expected: str) -> None:
+    assert expected == missing(request_, MEMORY, Quota())
+    assert missing(request_, CLUSTER, Quota()).startswith("The job requests GPUs of the type") == bool(
+        request_.accelerator_type
+    )
+
+
+def test_a_job_waits_for_memory_that_others_use() -> None:
+    running = [("b", Request(1, 1, 0, 8 * GIB))]
+    decided = planned(job("a1", request=Request(1, 1, 0, 6 * GIB)), running=running, nodes=MEMORY)
+    assert {"a1": "waits for 6 GiB of memory: 5 are free"} == decided.waiting
+    assert ("a1",) == planned(
+        job("a1", request=Request(1, 1, 0, 5 * GIB)), running=running, nodes=MEMORY
+    ).start

@@ -12,6 +12,7 @@ import pytest
 
 from flywheel_common.clock import ManualClock
 from flywheel_common.fakes.objects import MemoryObjectStore
+from flywheel_common.granted.access import Access
 from flywheel_common.postgres.errors import LeaseLost
 from flywheel_common.ray.errors import EngineUnavailable
 from flywheel_job.outcome import Outcome
@@ -26,7 +27,6 @@ from flywheel_trainer.jobs.job import Job, JobState
 from flywheel_trainer.jobs.kinds import Launch, Preparation
 from flywheel_trainer.jobs.limits import Limits
 from flywheel_trainer.jobs.logs import StoredLogs
-from flywheel_trainer.jobs.object_access import Access
 from flywheel_trainer.jobs.resources import Node, Quota
 from flywheel_trainer.jobs.supervision import INFEASIBLE_SECONDS, Rules, Supervisor
 from flywheel_trainer.jobs.train import TrainKind, TrainSettings

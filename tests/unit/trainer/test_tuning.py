@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
+from flywheel_common.granted.tokens import AttemptTokens
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.signature import OutputKind, OutputSpec
 from flywheel_job.artifacts import artifact_key
@@ -24,7 +25,6 @@ from flywheel_job.tuning.trial import Trial
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.trainer.v1 import tuning_pb2 as tuning
 from flywheel_trainer.jobs.job import JobName
-from flywheel_trainer.jobs.tokens import AttemptTokens
 from flywheel_trainer.jobs.train import TrainKind, TrainSettings
 from flywheel_trainer.jobs.tune import TuneKind
 from tests.support.builders import trainer as build

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flywheel.tracking.mlflow_import.source import (
+    DamagedRun,
     SourcePoint,
     SourceRun,
     files_below,
@@ -69,7 +70,7 @@ class FileStore:
                     step = int(parts[2]) if len(parts) > 2 else 0
                     points.append(SourcePoint(step, float(parts[1]), int(parts[0])))
                 except (ValueError, IndexError) as error:
-                    raise ValueError(f"{file}:{number} is no point of a metric: {line[:80]!r}.") from error
+                    raise DamagedRun(f"{file}:{number} is no point of a metric: {line[:80]!r}.") from error
             yield file.relative_to(folder).as_posix(), points
 
     def artifacts(self, run: SourceRun) -> Iterator[tuple[str, Path]]:

@@ -15,7 +15,13 @@ from flywheel.tracking.errors import TrackingError
 from flywheel.tracking.mlflow_import.file_store import FileStore
 from flywheel.tracking.mlflow_import.rest import MlflowServer
 from flywheel.tracking.mlflow_import.server_store import ServerStore
-from flywheel.tracking.mlflow_import.source import ArtifactsElsewhere, Source, SourcePoint, SourceRun
+from flywheel.tracking.mlflow_import.source import (
+    ArtifactsElsewhere,
+    DamagedRun,
+    Source,
+    SourcePoint,
+    SourceRun,
+)
 from flywheel.tracking.mlflow_import.sqlite_store import SqliteStore
 from flywheel.tracking.run_calls import RunCalls
 from flywheel.tracking.values import check_artifact_name, check_metric_key, texts
@@ -82,8 +88,9 @@ async def import_runs(
 ) -> AsyncIterator[Imported]:
     """Import all runs that are not deleted, parents first.
 
-    A run that MLflow has as RUNNING is left out, because MLflow does not notice the end of a process; with
-    `include_running` it is imported as CANCELLED.
+    A run with a file that cannot be read is left incomplete, and the others follow. One that MLflow has as
+    RUNNING is left out, because MLflow does not notice the end of a process; with `include_running` it is
+    imported as CANCELLED.
     """
     found = await asyncio.to_thread(lambda: list(source.runs()))
     runs = {run.uuid: run for run in found if not run.deleted}
@@ -91,7 +98,10 @@ async def import_runs(
         if run.status not in _STATES and not include_running:
             yield Imported(run.uuid, "", False, [f"It is {run.status}: import it again when it has ended."])
             continue
-        yield await _Import(client, source, run, run.tags.get(PARENT_TAG) in runs).run()
+        try:
+            yield await _Import(client, source, run, run.tags.get(PARENT_TAG) in runs).run()
+        except DamagedRun as error:
+            yield Imported(run.uuid, "", False, [f"{error} Import it again when the file is repaired."])
 
 
 def _parents_first(runs: dict[str, SourceRun]) -> Iterator[SourceRun]:

@@ -58,13 +58,17 @@ class ArtifactsElsewhere(Exception):
     """A sentence about artifacts that a store cannot read, now or later."""
 
 
+class DamagedRun(ValueError):
+    """A sentence about a file of a run that cannot be read; the other runs can."""
+
+
 class Source(Protocol):
     """A store of MLflow, read only. Raises ValueError for what is no such store, or is damaged."""
 
     def runs(self) -> Iterator[SourceRun]: ...
 
     def metrics(self, run: SourceRun) -> Iterator[tuple[str, Sequence[SourcePoint]]]:
-        """The points of a run by metric, in the order in which they were logged."""
+        """The points of a run by metric, in the order in which they were logged. Raises DamagedRun."""
         ...
 
     def artifacts(self, run: SourceRun) -> Iterator[tuple[str, Path]]:

@@ -197,7 +197,8 @@ class _Channel(grpc.aio.Channel):
         if running is not None and not running.actor and running.principal.subject == "anonymous":
             name = self._client_name
         pairs = [("x-flywheel-actor", _ascii(name))]
-        token = self._token() if callable(self._token) else self._token
+        # The text of a file ends with a line break, which no header can have.
+        token = (self._token() if callable(self._token) else self._token).strip()
         if token:
             pairs.append(("authorization", f"Bearer {token}"))
         span = None

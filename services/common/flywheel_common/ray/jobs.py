@@ -58,6 +58,9 @@ class RayNode:
 
     cpus: float
     gpus: float
+    memory_bytes: float
+    accelerators: frozenset[str]
+    """Models of its GPUs, such as `H200`."""
 
 
 class RayJobs:
@@ -131,7 +134,7 @@ class RayJobs:
             raise EngineUnavailable(f"Ray answered {status}: {_short(answer)}")
         rows = ((answer.get("data") or {}).get("result") or {}).get("result") or ()
         resources = [row.get("resources_total") or {} for row in rows if row.get("state") == "ALIVE"]
-        return [RayNode(r.get("CPU", 0.0), r.get("GPU", 0.0)) for r in resources]
+        return [_node(one) for one in resources]
 
     async def stop(self, submission_id: str) -> None:
         """Requests a stop: the job is STOPPED when all its processes have ended. Does nothing if it has
@@ -182,6 +185,13 @@ async def ray_jobs(address: str, token: str) -> AsyncIterator[RayJobs]:
     """The jobs of a cluster; connections are closed at the end."""
     async with aiohttp.ClientSession() as session:
         yield RayJobs(session, address, token)
+
+
+def _node(resources: Mapping[str, float]) -> RayNode:
+    names = (name.partition(":") for name in resources)
+    types = frozenset(model for kind, _, model in names if kind == "accelerator_type")
+    memory = resources.get("memory", 0.0)
+    return RayNode(resources.get("CPU", 0.0), resources.get("GPU", 0.0), memory, types)
 
 
 def _short(answer: Any) -> str:

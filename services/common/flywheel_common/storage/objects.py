@@ -83,6 +83,11 @@ async def put_content(store: ObjectStore, data: bytes, *, prefix: str = "") -> t
     return key, await store.put(key, data)
 
 
+def digest_key(sha256: str, prefix: str) -> str:
+    """The key under `prefix` of an artifact with this digest (hex): `prefix/ab/abcd…`."""
+    return f"{prefix}/{sha256[:2]}/{sha256}"
+
+
 def check_key(key: str) -> str:
     """Returns the key. Raises InvalidObjectKey."""
     parts = key.split("/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flywheel_common.clock import Clock
+from flywheel_common.granted.access import ObjectAccess
 from flywheel_common.ids import Ids
 from flywheel_common.names import parse_project
 from flywheel_common.postgres.idempotency import Idempotency
@@ -13,6 +14,7 @@ from flywheel_feature.api.convert_definitions import FEATURE_SET, FEATURE_SET_VE
 from flywheel_feature.api.definition_methods import DefinitionMethods
 from flywheel_feature.api.errors import InvalidRequest
 from flywheel_feature.api.job_methods import JobMethods
+from flywheel_feature.api.object_methods import ObjectMethods
 from flywheel_feature.api.training_set_methods import TrainingSetMethods
 from flywheel_feature.api.write_methods import WriteMethods
 from flywheel_feature.apply.applied import AppliedDefinitions
@@ -57,6 +59,7 @@ class FeatureServicer(
     WriteMethods,
     TrainingSetMethods,
     JobMethods,
+    ObjectMethods,
     feature_pb2_grpc.FeatureServiceServicer,
 ):
     """All methods: online reads here, the others in the mixins."""
@@ -75,6 +78,7 @@ class FeatureServicer(
         builder: TrainingSetBuilder,
         training_sets: TrainingSets,
         jobs: JobRunner,
+        object_access: ObjectAccess,
         clock: Clock,
         ids: Ids,
     ) -> None:
@@ -89,6 +93,7 @@ class FeatureServicer(
         self._builder = builder
         self._training_sets = training_sets
         self._jobs = jobs
+        self._object_access = object_access
         self._clock = clock
         self._ids = ids
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import polars as pl
 
+from flywheel_common.granted.access import Access, AttemptAccess
 from flywheel_feature.jobs.progress import JobProgress
 from flywheel_feature.offline.model import TrainingSet
 from flywheel_feature.tables.ports import Between
@@ -77,6 +78,21 @@ class PartitionEngine(Protocol):
 
         Raises Unavailable ENGINE_UNAVAILABLE or OBJECT_STORE_DOWN; another call then removes the rest.
         """
+        ...
+
+
+class JoinAccess(AttemptAccess, Protocol):
+    """What the attempts of joins on a cluster may do on the object store; a join has one active attempt.
+
+    Raises Unavailable while the store of these records is unreachable.
+    """
+
+    async def grant(self, join: str, attempt: str, access: Access) -> None:
+        """Make `attempt` the active attempt of the join; an earlier attempt of it loses its access."""
+        ...
+
+    async def revoke(self, join: str) -> None:
+        """The join has no active attempt any more; it need not have had one."""
         ...
 
 

@@ -28,6 +28,9 @@ from flywheel_protos.inference.v1 import inference_pb2_grpc
 VARIANT_HEADER = "flywheel-variant"
 """Metadata of a Predict call that names the variant that must answer."""
 
+COPIED_AT_ONCE = 250
+"""Results that are added to the response of a batch in one turn."""
+
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """Converts requests, awaits the use case, converts the result."""
@@ -65,14 +68,21 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return to_response(await self._predictor.predict(call))
 
     async def BatchPredict(self, request: pb.BatchPredictRequest, context: Any) -> pb.BatchPredictResponse:
-        for one in request.requests:
-            one.model = one.model or request.model
+        async def answer(one: pb.PredictRequest) -> pb.PredictResult:
+            return to_result(await self._rows.answer(lambda: _of_model(one, request.model)))
+
+        response = pb.BatchPredictResponse()
         with self._bulk.batch(len(request.requests)), self._budget.call() as held:
             held.take(request.ByteSize())
             results = await self._bulk.predict_each(
-                request.requests, self._result, refusal=to_result, size_of=pb.PredictResult.ByteSize
+                request.requests, answer, refusal=to_result, size_of=pb.PredictResult.ByteSize
             )
-        return pb.BatchPredictResponse(results=results)
+            results.reverse()
+            while results:
+                # Copying and freeing all of them at once would hold the event loop for milliseconds.
+                await self._bulk.turn()
+                response.results.extend([results.pop() for _ in range(min(COPIED_AT_ONCE, len(results)))])
+        return response
 
     async def StreamPredict(
         self, requests: AsyncIterable[pb.StreamPredictRequest], context: Any
@@ -80,7 +90,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         async def answer(
             request: pb.StreamPredictRequest, refusal: FlywheelError | None
         ) -> pb.StreamPredictResponse:
-            result = to_result(refusal) if refusal is not None else await self._result(request.request)
+            answered = refusal or await self._rows.answer(lambda: request.request)
+            result = to_result(answered)
             return pb.StreamPredictResponse(id=request.id, result=result)
 
         in_flight = self._stream_in_flight
@@ -90,9 +101,6 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         async with aclosing(answers):
             async for response in answers:
                 yield response
-
-    async def _result(self, request: pb.PredictRequest) -> pb.PredictResult:
-        return to_result(await self._rows.answer(lambda: request))
 
     async def RecordOutcome(self, request: pb.RecordOutcomeRequest, context: Any) -> pb.RecordOutcomeResponse:
         rows = outcome_rows(request.outcomes, self._now_micros(), self._event_times)
@@ -104,6 +112,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return to_status_response(
             self._gateway_id, self._serving.statuses(), self._log.logged_count, self._log.dropped_count
         )
+
+
+def _of_model(request: pb.PredictRequest, model: str) -> pb.PredictRequest:
+    """The request; one without a model is for `model`, that of its batch."""
+    request.model = request.model or model
+    return request
 
 
 def forced_variant(metadata: Iterable[tuple[str, str | bytes]]) -> str:

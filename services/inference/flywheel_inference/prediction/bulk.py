@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from flywheel_common.context import keep_back, left_seconds
 from flywheel_common.errors import FlywheelError
+from flywheel_inference.batching.loop_share import LoopShare
 from flywheel_inference.prediction.errors import (
     NotReached,
     ResponseTooLarge,
@@ -29,6 +30,9 @@ SHORTEST_SECONDS = 0.01
 """A request of a batch is not begun with less time than this."""
 FEWEST_WORKERS = 8
 """Smallest number of requests of a batch that are worked on at once."""
+LOOP_SHARE_SECONDS = 0.001
+"""For so long the requests of all batches and streams run in one iteration of the event loop; then other
+calls have their turn."""
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -44,15 +48,18 @@ class BulkPredictor:
         self,
         predictor: Predictor,
         *,
-        max_in_flight: int = 128,
+        max_in_flight: int = 256,
         max_batches: int = 16,
         max_bytes: int = 16 * 1024 * 1024,
+        share: LoopShare | None = None,
     ) -> None:
+        """`share`: of each iteration of the event loop for all requests; LOOP_SHARE_SECONDS without one."""
         self._predictor = predictor
         self._max_in_flight = max_in_flight
         self._max_batches = max_batches
         self._max_bytes = max_bytes
         self._places = asyncio.Semaphore(max_in_flight)
+        self._share = share or LoopShare(LOOP_SHARE_SECONDS)
         self._batches = 0
         self._working = 0
 
@@ -60,7 +67,15 @@ class BulkPredictor:
         """Waits for a place, then makes the call, so that no more calls exist than places. Raises as
         `make_call` and `Predictor.predict`."""
         async with self._places:
-            return await self._predictor.predict(make_call())
+            await self._share.turn()
+            answer = await self._predictor.predict(make_call())
+            # The answers of a batch come together, and the caller makes a response of each.
+            await self._share.turn()
+            return answer
+
+    async def turn(self) -> None:
+        """Waits for a turn to work on many results at once."""
+        await self._share.turn()
 
     @contextmanager
     def batch(self, requests: int) -> Iterator[None]:
@@ -91,7 +106,8 @@ class BulkPredictor:
     ) -> list[Result]:
         """The result of each request, in order. `answer` calls `predict` and returns errors of the request as
         results; `refusal` makes the result of a request that is not begun: the deadline of the call is near,
-        or the results so far are too large.
+        or the results so far are too large. Shortens the budget of the calling task by a reserve for the
+        response.
         """
         self._working += 1
         try:
@@ -111,10 +127,11 @@ class BulkPredictor:
         waiting = iter(enumerate(requests))
         total = 0
 
+        # The answers come before the reserve, so that the response can still be sent.
+        keep_back(reserve)
+
         async def work() -> None:
             nonlocal total
-            # The answers come before the reserve, so that the response can still be sent.
-            keep_back(reserve)
             for place, request in waiting:
                 left = left_seconds()
                 if left is not None and left < SHORTEST_SECONDS:

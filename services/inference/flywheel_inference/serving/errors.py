@@ -27,7 +27,7 @@ class StateInUse(FailedPrecondition):
 
 
 class ReleaseNotReady(Unavailable):
-    """The model's champion is not loaded yet, or cannot be loaded."""
+    """The model's champion is not loaded yet or cannot be loaded, or its first rollout has not ended."""
 
     reason = "RELEASE_NOT_READY"
     remedy = "Retry; if it persists, read the failures in GetServingStatus."

@@ -44,6 +44,9 @@ class ServingState:
         if desired.champion is not None:
             cause = self._failure(desired.champion) or "it is being loaded"
             raise ReleaseNotReady(f"Release {desired.champion.name} is not ready: {cause}", model=model)
+        if desired.challenger is not None:
+            # A caller that has seen the end of the rollout may be faster than this gateway: it tries again.
+            raise ReleaseNotReady("The first release of the model is being rolled out.", model=model)
         raise _unknown(model)
 
     def outputs(self, model: str) -> list[OutputSpec]:

@@ -1,14 +1,16 @@
 """The lifecycle of alerts as a pure state machine: OPEN → (ACKNOWLEDGED →) RESOLVED, at most one unresolved
 alert per (model version, kind).
 
-The newest `m_windows` windows with enough rows decide; every verdict but NO_DRIFT counts as drift, also
-DATA_QUALITY. An alert opens when the newest window and at least `k_of` of these windows drifted: a single
-window opens none if `k_of` is above 1. It is resolved when none of `m_windows` windows drifted.
+The newest `m_windows` windows with enough rows decide, for each subject by itself: a feature, or for kinds
+that concern no feature the version as a whole. A subject lasts if it drifted in the newest window and in at
+least `k_of` of these windows: with features that drift by turns, once each, none does. Drift that lasts opens
+an alert. What an alert has shown confirms it with a single window more, and it is resolved when none of
+`m_windows` windows has any of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
@@ -40,32 +42,58 @@ LABEL_KINDS = (Kind.LABEL_DRIFT, Kind.CONCEPT_DRIFT)
 """Judged when the maximum delay of labels has passed."""
 DRIFTED = (Verdict.WARNING, Verdict.DRIFT, Verdict.DATA_QUALITY)
 """Verdicts that support an alert."""
+OF_FEATURES = {
+    Kind.DATA_DRIFT: (Verdict.DRIFT, Verdict.WARNING),
+    Kind.DATA_QUALITY: (Verdict.DATA_QUALITY,),
+}
+"""The kinds whose subjects are features, with the verdicts on a feature that are drift of the kind."""
 MAJOR = (Verdict.DRIFT, Verdict.DATA_QUALITY)
 """Verdicts that are published as `drift.detected`."""
+
+
+WHOLE = ""
+"""The subject of kinds that concern no feature."""
+Drifted = Mapping[str, Verdict]
+"""Subject → verdict of what drifted in one window, without NO_DRIFT and INSUFFICIENT."""
 
 
 @dataclass(frozen=True)
 class AlertActions:
     """The effects of the verdict on a window: open an alert, confirm the open one (drift goes on), resolve
-    it, and publish the drift as `drift.detected` (`announce`: the drift is major)."""
+    it, and publish the drift as `drift.detected` (`announce`: the drift is major). `subjects` are those that
+    open or confirm it."""
 
     open: bool = False
     confirm: bool = False
     resolve: bool = False
     announce: bool = False
+    subjects: frozenset[str] = frozenset()
 
 
-def alert_actions(unresolved: bool, recent: Sequence[Verdict], policy: MonitorPolicy) -> AlertActions:
-    """The effects of the newest verdict of a kind. `unresolved`: whether an unresolved alert of this kind
-    exists. `recent`: the verdicts of this kind, newest first, beginning with the window that was just judged;
-    windows with too few rows are skipped."""
-    if not recent or recent[0] == Verdict.INSUFFICIENT:
+def alert_actions(
+    shown: Collection[str] | None, recent: Sequence[Drifted], policy: MonitorPolicy
+) -> AlertActions:
+    """The effects of the newest verdict of a kind. `shown`: the subjects of the unresolved alert of the kind,
+    None without one. `recent`: what drifted in the windows with enough rows, newest first, beginning with the
+    window that was just judged."""
+    if not recent:
         return AlertActions()
-    judged = [v for v in recent if v != Verdict.INSUFFICIENT][: policy.m_windows]
-    drifted = sum(v != Verdict.NO_DRIFT for v in judged)
-    now_drifted = judged[0] != Verdict.NO_DRIFT
-    announce = judged[0] in MAJOR and sum(v in MAJOR for v in judged) >= policy.k_of
-    if not unresolved:
-        return AlertActions(open=now_drifted and drifted >= policy.k_of, announce=announce)
-    clean = len(judged) == policy.m_windows and not drifted
-    return AlertActions(confirm=now_drifted, resolve=clean, announce=announce)
+    judged = recent[: policy.m_windows]
+    subjects = lasting(judged, DRIFTED, policy.k_of)
+    announce = bool(lasting(judged, MAJOR, policy.k_of))
+    if shown is None:
+        return AlertActions(open=bool(subjects), announce=announce, subjects=subjects)
+    subjects |= judged[0].keys() & set(shown)
+    gone = len(judged) == policy.m_windows and not any(d.keys() & set(shown) for d in judged)
+    return AlertActions(
+        confirm=bool(subjects), resolve=gone and not subjects, announce=announce, subjects=subjects
+    )
+
+
+def lasting(judged: Sequence[Drifted], verdicts: Collection[Verdict], least: int) -> frozenset[str]:
+    """The subjects with one of these verdicts in the first and in at least `least` of these windows."""
+    return frozenset(
+        subject
+        for subject, verdict in judged[0].items()
+        if verdict in verdicts and sum(d.get(subject) in verdicts for d in judged) >= least
+    )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from flywheel_monitor.api.timestamps import timestamp
-from flywheel_monitor.comparison.rollout_evidence import RolloutEvidence
+from flywheel_monitor.comparison.rollout_evidence import DEFAULT_ALPHA, RolloutEvidence
+from flywheel_monitor.comparison.step_verdicts import StepLimits, StepVerdict
 from flywheel_monitor.comparison.variants import Variant
-from flywheel_protos.monitor.v1 import monitor_pb2
+from flywheel_protos.monitor.v1 import monitor_pb2, step_verdict_pb2
 
 
 def variant_to_proto(release: str, v: Variant) -> monitor_pb2.VariantStatistics:
@@ -47,8 +48,31 @@ def comparison_to_proto(
         score_difference=c.score_difference,
         champion_right=c.right[0],
         challenger_right=c.right[1],
-        challenger_p99_lower_ms=found.p99_lower_ms,
         experiment=experiment.experiment.name if experiment else "",
         experiment_verdict=int(experiment.verdict) if experiment else 0,  # type: ignore[arg-type]
         experiment_reason=experiment.reason if experiment else "",
+        verdicts=map(verdict_to_proto, found.verdicts),
+        generation=found.generation,
+    )
+
+
+def limits_from_proto(message: step_verdict_pb2.StepLimits) -> StepLimits:
+    fields = ("max_loss_delta", "max_error_rate", "max_p99_ms", "max_score_shift")
+    return StepLimits(
+        **{name: getattr(message, name) for name in fields if message.HasField(name)},
+        pass_alpha=message.pass_alpha or DEFAULT_ALPHA,
+        breach_alpha=message.breach_alpha or DEFAULT_ALPHA,
+        tightest_at=message.tightest_at,
+    )
+
+
+def verdict_to_proto(found: StepVerdict) -> step_verdict_pb2.StepVerdict:
+    return step_verdict_pb2.StepVerdict(
+        metric=int(found.metric),  # type: ignore[arg-type]
+        verdict=int(found.verdict),  # type: ignore[arg-type]
+        limit=found.limit,
+        value=found.value,
+        rows=found.rows,
+        lower=found.lower,
+        upper=found.upper,
     )

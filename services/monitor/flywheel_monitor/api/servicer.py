@@ -18,7 +18,7 @@ from flywheel_monitor.alerts.filter import parse_filter
 from flywheel_monitor.alerts.ports import Alerts
 from flywheel_monitor.api.alert_sink_methods import AlertSinkMethods
 from flywheel_monitor.api.convert_alerts import alert_to_proto
-from flywheel_monitor.api.convert_comparison import comparison_to_proto
+from flywheel_monitor.api.convert_comparison import comparison_to_proto, limits_from_proto
 from flywheel_monitor.api.convert_performance import performance_to_proto
 from flywheel_monitor.api.convert_policies import policy_from_proto, policy_to_proto
 from flywheel_monitor.api.convert_reports import distributions_to_proto, report_to_proto
@@ -37,12 +37,14 @@ from flywheel_monitor.evaluation.report_lookup import (
     find_reports,
 )
 from flywheel_monitor.evaluation.report_memory import ReportMemory
+from flywheel_monitor.evaluation.window_series import find_series
 from flywheel_monitor.experiments.ports import Experiments
 from flywheel_monitor.ingest.ports import ConsumerLag, IngestStatus
 from flywheel_monitor.models.lookup import existing_policy
 from flywheel_monitor.models.names import AlertName, ModelName
 from flywheel_monitor.performance.served import PerformanceRecords, served_performance
 from flywheel_monitor.replay.replay import Replays
+from flywheel_monitor.windows.errors import InvalidTimeRange
 from flywheel_protos.monitor.v1 import distribution_pb2, monitor_pb2_grpc
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
 
@@ -50,6 +52,10 @@ M = TypeVar("M", bound=Message)
 
 LAG_SECONDS = 2.0
 """How long GetIngestStatus waits for the broker; then it returns the lag that was read last."""
+
+
+LATE_MODELS_SHOWN = 100
+"""Models with late predictions that GetIngestStatus lists."""
 
 
 class ApiRecords(
@@ -131,7 +137,23 @@ class MonitorServicer(
         self, request: pb.ListDriftReportsRequest, context: Any
     ) -> pb.ListDriftReportsResponse:
         size = page_size(request.page_size, default=100)
-        page = await find_reports(self._store, request.name, size, request.page_token)
+        start, end = micros_of(request, "start_time"), micros_of(request, "end_time")
+        if request.HasField("window"):
+            page = await find_series(
+                self._store,
+                request.name,
+                request.window.ToMicroseconds(),
+                start_us=start,
+                end_us=end,
+                segment=request.segment,
+                pane_us=self._pane_us,
+                size=size,
+                token=request.page_token,
+            )
+        elif start is not None or end is not None or request.segment:
+            raise InvalidTimeRange("start_time, end_time and segment need a window.", field="window")
+        else:
+            page = await find_reports(self._store, request.name, size, request.page_token)
         return pb.ListDriftReportsResponse(
             reports=[report_to_proto(r) for r in page.items], next_page_token=page.next_page_token
         )
@@ -179,7 +201,7 @@ class MonitorServicer(
             alpha=request.alpha,
             generation=request.generation,
             champion_source=request.champion_source,
-            p99_alpha=request.p99_alpha,
+            limits=limits_from_proto(request.limits),
         )
         return comparison_to_proto(request.champion_release, request.challenger_release, found)
 
@@ -233,6 +255,7 @@ class MonitorServicer(
             counts, reached = await records.counts(project), await records.reached(project)
             evaluated = await records.evaluated(project)
             waiting = await records.waiting_rows(project)
+            late = await records.late_by_model(project, LATE_MODELS_SHOWN)
         return pb.GetIngestStatusResponse(
             lag_records=lag.total,
             predictions=counts.predictions,
@@ -240,6 +263,7 @@ class MonitorServicer(
             orphan_outcomes=counts.orphans,
             duplicates=counts.duplicates,
             late_predictions=counts.late,
+            late_models=[pb.LateModel(model=model, late_predictions=count) for model, count in late],
             waiting_predictions=waiting,
             dead_letters=lag.dead_letters,
             watermark=timestamp(reached),

@@ -28,11 +28,13 @@ class Moments:
 
 @dataclass(frozen=True)
 class Bounds:
-    """A difference and its one-sided bounds. With too few rows the bounds are infinite."""
+    """A difference, its one-sided bounds at one look, and its standard error. With too few rows bounds and
+    error are infinite."""
 
     delta: float = 0.0
     lower: float = -math.inf
     upper: float = math.inf
+    error: float = math.inf
 
 
 def paired(differences: Moments, alpha: float) -> Bounds:
@@ -40,8 +42,9 @@ def paired(differences: Moments, alpha: float) -> Bounds:
     n = differences.n
     if n < 2:
         return Bounds(differences.mean)
-    margin = float(stdtrit(n - 1, 1 - alpha)) * math.sqrt(differences.variance / n)
-    return Bounds(differences.mean, differences.mean - margin, differences.mean + margin)
+    error = math.sqrt(differences.variance / n)
+    margin = float(stdtrit(n - 1, 1 - alpha)) * error
+    return Bounds(differences.mean, differences.mean - margin, differences.mean + margin, error)
 
 
 def welch(challenger: Moments, champion: Moments, alpha: float) -> Bounds:
@@ -53,7 +56,8 @@ def welch(challenger: Moments, champion: Moments, alpha: float) -> Bounds:
         return Bounds(delta if n and m else 0.0)
     a, b = challenger.variance / n, champion.variance / m
     if a + b == 0:
-        return Bounds(delta, delta, delta)
+        return Bounds(delta, delta, delta, 0.0)
     freedom = (a + b) ** 2 / (a * a / (n - 1) + b * b / (m - 1))
-    margin = float(stdtrit(freedom, 1 - alpha)) * math.sqrt(a + b)
-    return Bounds(delta, delta - margin, delta + margin)
+    error = math.sqrt(a + b)
+    margin = float(stdtrit(freedom, 1 - alpha)) * error
+    return Bounds(delta, delta - margin, delta + margin, error)

@@ -24,3 +24,10 @@ class InvalidMode(InvalidArgument):
 
     reason = "INVALID_MODE"
     remedy = "Use COMPARISON_MODE_SHADOW or COMPARISON_MODE_CANARY."
+
+
+class InvalidLimit(InvalidArgument):
+    """A limit of a step is not a finite number, or a guardrail is not above 0."""
+
+    reason = "INVALID_LIMIT"
+    remedy = "Give finite limits, guardrails above 0, or leave the limit unset."

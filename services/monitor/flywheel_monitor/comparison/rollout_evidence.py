@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,7 +10,8 @@ from flywheel_common.errors import InvalidName
 from flywheel_common.postgres.transactions import Store
 from flywheel_monitor.comparison.errors import InvalidAlpha, InvalidReleases
 from flywheel_monitor.comparison.ports import VariantCounts, VariantName
-from flywheel_monitor.comparison.variants import Comparison, compare, p99_lower_bound
+from flywheel_monitor.comparison.step_verdicts import StepLimits, StepVerdict, counts_of, step_verdicts
+from flywheel_monitor.comparison.variants import Comparison, compare
 from flywheel_monitor.experiments.ports import Experiments
 from flywheel_monitor.experiments.verdicts import RolloutVerdict, rollout_verdict
 from flywheel_monitor.ingest.batches import Role
@@ -25,12 +27,14 @@ class EvidenceRecords(VariantCounts, Experiments, Protocol):
 
 @dataclass(frozen=True)
 class RolloutEvidence:
-    """A comparison, the first and last event time that its predictions cover (`support.covered`), the lower
-    bound of the challenger's p99 latency, and the verdict of the experiment that decides the rollout."""
+    """A comparison of the predictions of `generation` (0: of all), the first and last event time that they
+    cover (`support.covered`), the verdicts on the limits of the step, and the verdict of the experiment that
+    decides the rollout."""
 
     comparison: Comparison
     covered: tuple[int, int] | None
-    p99_lower_ms: float
+    generation: int
+    verdicts: Sequence[StepVerdict] = ()
     experiment: RolloutVerdict | None = None
 
 
@@ -45,21 +49,25 @@ async def rollout_evidence(
     alpha: float,
     generation: int = 0,
     champion_source: str = "",
-    p99_alpha: float = 0.0,
+    limits: StepLimits | None = None,
 ) -> RolloutEvidence:
     """Compare two releases of a rollout since `start_us`, in the step that began with `generation` of the
     routing (0: in all steps); `alpha` 0 is DEFAULT_ALPHA. `rollout` may be a named variant, and
     `champion_source` what routed the champion's answers if it is another one; for the shadow of a named
     variant it is empty: the champion's statistics are those of requests outside rollouts. Raises
-    InvalidAlpha, InvalidReleases, InvalidName."""
+    InvalidAlpha, InvalidLimit, InvalidReleases, InvalidName."""
     model = _model_of(rollout)
     named_shadow = shadow and "/variants/" in rollout
     if not named_shadow:
         champion_source = champion_source or rollout
     if champion_source and _model_of(champion_source) != model:
         raise InvalidReleases(f"{champion_source} does not belong to {model}.", field="champion_source")
-    alpha = _level(alpha, "alpha", DEFAULT_ALPHA)
-    p99_alpha = _level(p99_alpha, "p99_alpha", alpha)
+    alpha = alpha or DEFAULT_ALPHA
+    if not 0 < alpha < 1:
+        raise InvalidAlpha(
+            f"alpha is {alpha:g}: it must lie between 0 and 1; 0 means {DEFAULT_ALPHA:g}.", field="alpha"
+        )
+    limits = (limits or StepLimits()).check()
     if not champion or not challenger or champion == challenger:
         raise InvalidReleases("Give two different releases to compare.")
     since = ALL_TIME.start_us if start_us is None else start_us
@@ -77,22 +85,9 @@ async def rollout_evidence(
             names, total = [challenger_name], challenger_window.predictions
         covered = await records.covered(names, since, total)
         experiment = await rollout_verdict(records, model, rollout, champion, challenger, generation)
-    return RolloutEvidence(
-        compare(champion_window, challenger_window, is_paired=shadow, alpha=alpha),
-        covered,
-        p99_lower_bound(challenger_window, p99_alpha),
-        experiment,
-    )
-
-
-def _level(given: float, name: str, default: float) -> float:
-    """A significance level. Raises InvalidAlpha."""
-    level = given or default
-    if not 0 < level < 1:
-        raise InvalidAlpha(
-            f"{name} is {level:g}: it must lie between 0 and 1; 0 means {default:g}.", field=name
-        )
-    return level
+    found = compare(champion_window, challenger_window, is_paired=shadow, alpha=alpha)
+    verdicts = step_verdicts(counts_of(found, challenger_window), limits)
+    return RolloutEvidence(found, covered, generation, verdicts, experiment)
 
 
 def _model_of(source: str) -> str:

@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 
 from flywheel_monitor.comparison.bounds import Bounds, Moments, paired, welch
-from flywheel_monitor.intervals.quantiles import quantile_bounds
 from flywheel_monitor.performance.quality import Quality, quality
 from flywheel_monitor.performance.rates import error_rate
 from flywheel_monitor.windows.counts import WindowCounts
@@ -48,14 +47,11 @@ class Comparison:
     loss: Bounds
     disagreement_rate: float | None
     score_shift: float
+    scored: tuple[int, int] = (0, 0)
+    """Rows of champion and challenger that the score shift was computed from."""
     score_difference: float | None = None
     right: tuple[int, int] = (0, 0)
     """Requests in which only the champion, and only the challenger, was right."""
-
-
-def p99_lower_bound(window: WindowCounts, alpha: float) -> float:
-    """Lower bound of the p99 latency in milliseconds at level 1 - alpha, valid at all looks together."""
-    return quantile_bounds(LATENCY_EDGES_MS.tolist(), window.latencies.tolist(), 0.99, alpha).lower
 
 
 def describe(window: WindowCounts) -> Variant:
@@ -89,6 +85,7 @@ def compare(champion: WindowCounts, challenger: WindowCounts, *, is_paired: bool
             paired(deltas, alpha),
             disagreement,
             shift,
+            (pairs, pairs),
             shadow_mean - scores.mean if pairs else None,
             challenger.right,
         )
@@ -99,7 +96,8 @@ def compare(champion: WindowCounts, challenger: WindowCounts, *, is_paired: bool
     )
     scores = _moments(champion, champion.scored, Sums.SCORE, Sums.SCORE_SQUARED)
     shift = score_shift(scores, b.score_mean, challenger.scored)
-    return Comparison(a, b, min(a.labelled, b.labelled), welch(losses, champion_losses, alpha), None, shift)
+    labelled, scored = min(a.labelled, b.labelled), (champion.scored, challenger.scored)
+    return Comparison(a, b, labelled, welch(losses, champion_losses, alpha), None, shift, scored)
 
 
 def score_shift(champion: Moments, challenger_mean: float, challenger_rows: int) -> float:

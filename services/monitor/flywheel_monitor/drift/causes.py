@@ -10,7 +10,7 @@ from enum import StrEnum
 import numpy as np
 
 from flywheel_common.arrays import Ints
-from flywheel_monitor.windows.bins import FeatureBins, Special, broken_rate, null_rate
+from flywheel_monitor.windows.bins import FeatureBins, Special, bad_shares
 
 FROZEN_SPREAD = 1e-4
 """A feature is frozen when its standard deviation is below this share of the reference's."""
@@ -41,24 +41,22 @@ def cause_of(
     """The cause and why, or None for good data. `moments`: the mean's shift and the standard deviation, both
     in reference standard deviations (`WindowCounts.moments`). `rate` is the share of rows that is bad
     data. `against`: the counts [size] whose shares are the reference's, None: those of the training set."""
-    reference = bins.reference_counts if against is None else against
-    malformed = _malformed_rate(bins, counts)
-    if malformed - _malformed_rate(bins, reference) > rate:
-        return Cause.SCHEMA_CHANGE, f"{malformed:.0%} of values have another type than in the reference"
-    missing = null_rate(bins, counts)
-    if missing - null_rate(bins, reference) > rate:
-        expected = f"{null_rate(bins, reference):.0%} in the reference"
-        return Cause.NULL_BURST, f"{missing:.0%} of values are missing or unusable, {expected}"
-    broken = broken_rate(bins, counts)
-    if broken - broken_rate(bins, reference) > rate:
+    found = bad_shares(bins, counts)
+    expected = bins.reference_shares if against is None else bad_shares(bins, against)
+    if found.malformed - expected.malformed > rate:
+        return Cause.SCHEMA_CHANGE, f"{found.malformed:.0%} of values have another type than in the reference"
+    if found.missing - expected.missing > rate:
+        usual = f"{expected.missing:.0%} in the reference"
+        return Cause.NULL_BURST, f"{found.missing:.0%} of values are missing or unusable, {usual}"
+    if found.broken - expected.broken > rate:
         if bins.numeric:
-            return Cause.UNIT_CHANGE, f"{broken:.0%} of values lie far outside the reference's range"
-        return Cause.NEW_CATEGORY, f"{broken:.0%} of values are categories that the reference does not have"
+            return Cause.UNIT_CHANGE, f"{found.broken:.0%} of values lie far outside the reference's range"
+        new = f"{found.broken:.0%} of values are categories that the reference does not have"
+        return Cause.NEW_CATEGORY, new
     if moments is None:
         return None
     mean_shift, spread = moments
-    finite = np.concatenate([counts[: bins.regular], counts[bins.regular + Special.BELOW :][:3]])
-    if spread < FROZEN_SPREAD and np.count_nonzero(finite) == 1:
+    if spread < FROZEN_SPREAD and _finite_bins(bins, counts) == 1:
         return Cause.FROZEN_FEATURE, "all values are equal"
     factor = _unit_factor(bins, mean_shift, spread)
     if factor is not None:
@@ -66,8 +64,10 @@ def cause_of(
     return None
 
 
-def _malformed_rate(bins: FeatureBins, counts: Ints) -> float:
-    return int(counts[bins.regular + Special.MALFORMED]) / max(1, int(counts.sum()))
+def _finite_bins(bins: FeatureBins, counts: Ints) -> int:
+    """How many bins of finite values have rows."""
+    outside = counts[bins.regular + Special.BELOW : bins.regular + Special.FAR + 1]
+    return int(np.count_nonzero(counts[: bins.regular]) + np.count_nonzero(outside))
 
 
 def _unit_factor(bins: FeatureBins, mean_shift: float, spread: float) -> float | None:

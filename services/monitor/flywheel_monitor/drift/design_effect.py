@@ -24,51 +24,53 @@ CONFIDENCE = 0.9
 Successive differences of B blocks have about 2 (B - 1) / 3 degrees of freedom."""
 
 
-def design_effect(blocks: Ints, rows: Ints) -> float:
-    """Upper confidence limit of the design effect, at least 1, of the shares of J events, in the order of
-    time: an event happened in blocks [B, J] of rows [B]. 1 with fewer than MIN_BLOCKS blocks, and if every
-    event happened always or never."""
-    used = rows > 0
-    blocks, rows = blocks[used], rows[used]
-    count, n = len(rows), float(rows.sum())
-    if count < MIN_BLOCKS:
-        return 1.0
-    share: Floats = blocks.sum(axis=0) / n
-    independent = float(np.sum(share * (1 - share))) / n
-    if independent <= 0:
-        return 1.0
-    return _upper(_variance(blocks - rows[:, None] * share, n), independent, count)
+def design_effect(blocks: Ints, rows: Ints) -> Floats:
+    """Upper confidence limits [...] of the design effect, at least 1, of the shares of J events, in the order
+    of time: an event happened in blocks [B, ..., J] of rows [B, ...]. 1 with fewer than MIN_BLOCKS blocks
+    that have rows, and if every event happened always or never."""
+    n = np.maximum(rows.sum(axis=0), 1)
+    share = blocks.sum(axis=0) / n[..., None]
+    independent = (share * (1 - share)).sum(axis=-1) / n
+    return _inflation(blocks - rows[..., None] * share, rows, independent)
 
 
 def of_mean(sums: Floats, rows: Ints, stddev: float) -> float:
     """The design effect of a mean, from the sums [B] of values with this standard deviation in blocks of
     rows [B]."""
+    n = max(1, int(rows.sum()))
+    excess = sums - rows * (sums.sum() / n)
+    return float(_inflation(excess[:, None], rows, np.asarray(stddev * stddev / n)))
+
+
+def _inflation(excess: Floats, rows: Ints, independent: Floats) -> Floats:
+    """The variances [...] of shares or means over those of `independent` rows, at the upper limit. `excess`
+    [B, ..., J] is what each block has more than its rows times the share or mean of the window: a ratio
+    estimator (Cochran, Sampling Techniques, 1977, chapter 6). Blocks without rows are left out."""
     used = rows > 0
-    sums, rows = sums[used], rows[used]
-    count, n = len(rows), float(rows.sum())
-    if count < MIN_BLOCKS or not stddev > 0:
-        return 1.0
-    return _upper(_variance(sums - rows * (sums.sum() / n), n), stddev * stddev / n, count)
-
-
-def _variance(excess: Floats, rows: float) -> float:
-    """Sum of the variances of the shares or means, from what each block [B] or [B, J] has more than its rows
-    times the window's share or mean: a ratio estimator (Cochran, Sampling Techniques, 1977, chapter 6)."""
+    count = np.count_nonzero(used, axis=0)
+    if not used.all():
+        # A block without rows repeats the one before it (the first ones: the first with rows), so that it
+        # adds no step.
+        numbers = np.arange(len(rows)).reshape(-1, *[1] * (rows.ndim - 1))
+        last = np.maximum.accumulate(np.where(used, numbers, used.argmax(axis=0)), axis=0)
+        excess = np.take_along_axis(excess, last[..., None], axis=0)
     steps = np.diff(excess, axis=0)
-    count = len(excess)
-    return float(np.sum(steps * steps)) / 2 * count / (count - 1) / (rows * rows)
-
-
-def _upper(variance: float, independent: float, count: int) -> float:
+    n = np.maximum(rows.sum(axis=0), 1).astype(np.float64)
+    squares = np.einsum("b...j,b...j->...", steps, steps)
+    known = (count >= MIN_BLOCKS) & (independent > 0)
+    count = np.maximum(count, MIN_BLOCKS)
+    variance = squares / 2 * count / (count - 1) / (n * n)
     degrees = 2 / 3 * (count - 1)
-    return max(1.0, variance / independent * degrees / float(chdtri(degrees, CONFIDENCE)))
+    limit = variance / np.where(known, independent, 1.0) * degrees / chdtri(degrees, CONFIDENCE)
+    return np.where(known, np.maximum(1.0, limit), 1.0)
 
 
-def of_order(blocks: Ints) -> float:
-    """The design effect of the empirical distribution function, from the counts [B, J] of ordered bins."""
-    return design_effect(np.cumsum(blocks, axis=1)[:, :-1], blocks.sum(axis=1))
+def of_order(blocks: Ints) -> Floats:
+    """The design effects [...] of the empirical distribution function, from counts [B, ..., J] of ordered
+    bins."""
+    return design_effect(np.cumsum(blocks, axis=-1)[..., :-1], blocks.sum(axis=-1))
 
 
-def of_shares(blocks: Ints) -> float:
-    """The design effect of the shares of unordered bins, from their counts [B, J]."""
-    return design_effect(blocks, blocks.sum(axis=1))
+def of_shares(blocks: Ints) -> Floats:
+    """The design effects [...] of the shares of unordered bins, from their counts [B, ..., J]."""
+    return design_effect(blocks, blocks.sum(axis=-1))

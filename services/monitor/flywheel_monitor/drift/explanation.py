@@ -119,9 +119,9 @@ def _terms(window: Ints, reference: Ints) -> tuple[Floats, Floats]:
     """[B] ln(p / q) and (p - q) ln(p / q); 0 where both sides are empty, and if either side has no rows."""
     logs, terms = np.zeros(len(window)), np.zeros(len(window))
     if window.any() and reference.any():
-        used, p, q = psi.shares(window, reference)
-        logs[used] = np.log(p / q)
-        terms[used] = (p - q) * logs[used]
+        _, p, q = psi.shares(window, reference)
+        logs = np.log(p / q)
+        terms = (p - q) * logs
     return logs, terms
 
 
@@ -158,5 +158,5 @@ def _parts(
         if weight > 0:
             # weight × share of the segment in each bin
             shares = (counts[used] + prior * weight) / whole
-            found.append(SegmentPart(name, weight, float(np.sum((shares - weight * q) * logs[used]))))
+            found.append(SegmentPart(name, weight, float(np.sum((shares - weight * q[used]) * logs[used]))))
     return tuple(sorted(found, key=lambda part: (-abs(part.psi_part), part.segment))[:SHOWN])

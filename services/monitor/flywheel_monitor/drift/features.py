@@ -16,7 +16,7 @@ import numpy as np
 from flywheel_common.arrays import Ints
 from flywheel_monitor.drift import fdr
 from flywheel_monitor.drift.statistics import FeatureDrift
-from flywheel_monitor.drift.vectors import Columns, cause_of_feature, measure_feature
+from flywheel_monitor.drift.vectors import Columns, cause_of_feature, measure_features
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.models.feature_rule import Direction, FeatureRule
 from flywheel_monitor.models.policy import MonitorPolicy
@@ -46,24 +46,28 @@ def judge_features(
     decides what is silenced."""
     window = Columns(counts, blocks or {}, mean_shifts, moments or {})
     rules = policy.rules()
+    statistics = measure_features(features, window)
     measured = []
     for name, columns in by_feature(features).items():
-        found, p = measure_feature(columns, window)
+        found, p = statistics[name]
         rule = rules.get(name) or policy.default_rule(name)
-        measured.append((columns, replace(found, silenced=rule.silent(start_us)), p, rule))
-    adjusted = adjusted_p_values([(found, p) for _, found, p, _ in measured])
+        measured.append((columns, found, p, rule))
+    silenced = [rule.silent(start_us) for *_, rule in measured]
+    adjusted = adjusted_p_values([p for _, _, p, _ in measured], silenced)
     judged = []
-    for (columns, found, _, rule), q in zip(measured, adjusted, strict=True):
-        judged.append(_judge(columns, window, replace(found, adjusted_p_value=q), policy, rule))
+    for (columns, found, _, rule), silent, q in zip(measured, silenced, adjusted, strict=True):
+        verdict, reason, cause = _judge(columns, window, found, q, policy, rule)
+        judged.append(
+            replace(found, silenced=silent, adjusted_p_value=q, verdict=verdict, reason=reason, cause=cause)
+        )
     return sorted(judged, key=lambda d: (-d.psi_corrected, d.feature))
 
 
-def adjusted_p_values(measured: Sequence[tuple[FeatureDrift, float]]) -> list[float]:
-    """The p-values after Benjamini-Hochberg. Silenced features are adjusted by themselves: one that drifts
-    for ever would make smaller differences of the others significant."""
-    silenced = np.array([found.silenced for found, _ in measured], np.bool_)
-    raw = np.array([p for _, p in measured], np.float64)
-    for group in (silenced, ~silenced):
+def adjusted_p_values(p_values: Sequence[float], silenced: Sequence[bool]) -> list[float]:
+    """The p-values of features after Benjamini-Hochberg. Silenced features are adjusted by themselves: one
+    that drifts for ever would make smaller differences of the others significant."""
+    raw, silent = np.array(p_values, np.float64), np.array(silenced, np.bool_)
+    for group in (silent, ~silent):
         raw[group] = fdr.adjust(raw[group])
     found: list[float] = raw.tolist()
     return found
@@ -73,46 +77,46 @@ def _judge(
     columns: Sequence[FeatureBins],
     window: Columns,
     d: FeatureDrift,
+    adjusted_p_value: float,
     policy: MonitorPolicy,
     rule: FeatureRule,
-) -> FeatureDrift:
+) -> tuple[Verdict, str, str]:
+    """(verdict, reason, cause of bad data if it is bad)."""
     rows = int(window.counts[columns[0].name].sum())
     if rows < policy.min_predictions:
-        return replace(
-            d, verdict=Verdict.INSUFFICIENT, reason=f"{rows} rows, {policy.min_predictions} needed"
-        )
+        return Verdict.INSUFFICIENT, f"{rows} rows, {policy.min_predictions} needed", ""
     bad = cause_of_feature(columns, window, policy.data_quality_rate)
     if bad is not None:
-        return replace(d, verdict=Verdict.DATA_QUALITY, cause=bad[0].value, reason=bad[1])
-    return judge_effect(d, policy, rule)
+        return Verdict.DATA_QUALITY, bad[1], bad[0].value
+    return *judge_effect(d, adjusted_p_value, policy, rule), ""
 
 
-def judge_effect(d: FeatureDrift, policy: MonitorPolicy, rule: FeatureRule) -> FeatureDrift:
-    """The verdict on a feature with enough rows of good data: drift, some drift, or neither."""
+def judge_effect(
+    d: FeatureDrift, adjusted_p_value: float, policy: MonitorPolicy, rule: FeatureRule
+) -> tuple[Verdict, str]:
+    """The verdict on a feature with enough rows of good data, and why: drift, some drift, or neither."""
     shift = abs(d.mean_shift or d.projection_shift or 0.0)
     numbers = f"PSI {d.psi_corrected:.3f}"
     if d.mean_shift is not None:
         numbers += f", mean {d.mean_shift:+.2f} sigma"
     elif d.projection_shift is not None:
         numbers += f", mean of a projection moved by {shift:.2f} sigma"
-    if d.adjusted_p_value > policy.fdr:
-        return replace(d, reason=f"not significant (p {d.adjusted_p_value:.3g}); {numbers}")
+    if adjusted_p_value > policy.fdr:
+        return Verdict.NO_DRIFT, f"not significant (p {adjusted_p_value:.3g}); {numbers}"
     large, moved = d.psi_corrected >= rule.psi_alert, d.psi_corrected >= rule.psi_warning
     counts = rule.counts(d.mean_shift)
     if large or moved or shift >= MEAN_SHIFT_WARNING:
         if counts:
-            verdict = Verdict.DRIFT if large else Verdict.WARNING
             limit = "at least" if large else "moved, less than"
-            return replace(d, verdict=verdict, reason=f"{numbers}: {limit} {rule.psi_alert:g}")
+            return Verdict.DRIFT if large else Verdict.WARNING, f"{numbers}: {limit} {rule.psi_alert:g}"
         numbers += f": only a mean that moves {Direction(rule.direction).name} counts"
     for what, rate, expected, counted in (
         ("missing or unusable", d.null_rate, d.reference_null_rate, True),
         ("unseen or out of range", d.unseen_rate, d.reference_unseen_rate, counts),
     ):
         if counted and rate - expected >= RATE_WARNING:
-            reason = f"{rate:.1%} of values are {what}, {expected:.1%} in the reference"
-            return replace(d, verdict=Verdict.WARNING, reason=reason)
-    return replace(d, reason=f"significant but small; {numbers}" if not moved else numbers)
+            return Verdict.WARNING, f"{rate:.1%} of values are {what}, {expected:.1%} in the reference"
+    return Verdict.NO_DRIFT, f"significant but small; {numbers}" if not moved else numbers
 
 
 def judge_window(features: Sequence[FeatureDrift], rows: int, policy: MonitorPolicy) -> tuple[Verdict, str]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from flywheel_common.arrays import Ints
 from flywheel_monitor.drift import design_effect, ks, psi
 
@@ -35,10 +33,9 @@ def projection_drift(blocks: Ints, reference: Ints) -> ProjectionDrift:
     n, m = (int(side[:1].sum()) for side in (counts, reference))
     if n == 0 or m == 0 or counts.shape != reference.shape:
         return ProjectionDrift()
-    values, statistics, p_values = [], [], []
-    for k in range(len(counts)):
-        effect = design_effect.of_order(blocks[:, k])
-        values.append(psi.corrected(*psi.in_deciles(counts[k], reference[k]), effect))
-        statistics.append(ks.ks_statistic(counts[k], reference[k]))
-        p_values.append(ks.ks_p_value(statistics[-1], n / effect, m))
-    return ProjectionDrift(max(values), max(statistics), min(1.0, len(p_values) * float(np.min(p_values))))
+    effect = design_effect.of_order(blocks)
+    pairs = [psi.in_deciles(counts[k], reference[k]) for k in range(len(counts))]
+    value = max(float(psi.corrected(*pair, of)) for pair, of in zip(pairs, effect, strict=True))
+    statistics = ks.ks_statistic(counts, reference)
+    p_values = ks.ks_p_value(statistics, n / effect, m)
+    return ProjectionDrift(value, float(statistics.max()), min(1.0, len(p_values) * float(p_values.min())))

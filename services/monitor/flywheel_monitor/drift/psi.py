@@ -33,38 +33,44 @@ class Smoothing(Enum):
 EPSILON_SHARE = 1e-4
 
 
-def psi(window: Ints, reference: Ints, smoothing: Smoothing = Smoothing.JEFFREYS) -> float:
-    """PSI of two count vectors [B] over the same bins, dimensionless, natural logarithm. Bins empty on
-    both sides are left out. 0 when either side has no rows."""
-    if not window.any() or not reference.any():
-        return 0.0
+def psi(window: Ints, reference: Ints, smoothing: Smoothing = Smoothing.JEFFREYS) -> Floats:
+    """PSI [...] of two arrays of counts [..., B] over the same bins, dimensionless, natural logarithm. Bins
+    empty on both sides are left out. 0 where either side has no rows."""
     _, p, q = shares(window, reference, smoothing)
-    return float(np.sum((p - q) * np.log(p / q)))
+    terms = ((p - q) * np.log(p / q)).sum(axis=-1)
+    return np.where(window.any(axis=-1) & reference.any(axis=-1), terms, 0.0)
 
 
 def shares(
     window: Ints, reference: Ints, smoothing: Smoothing = Smoothing.JEFFREYS
 ) -> tuple[Mask, Floats, Floats]:
-    """Which of the bins [B] have rows on a side, and the smoothed shares of these bins in two count vectors,
-    neither of which is empty."""
+    """Which of the bins [..., B] have rows on a side, and the smoothed shares of these bins in both arrays of
+    counts. Where both sides are empty both shares are 1, so that the bin has no part in the PSI."""
     used = (window > 0) | (reference > 0)
-    a, b = window[used].astype(np.float64), reference[used].astype(np.float64)
-    n, m = a.sum(), b.sum()
+    size = np.count_nonzero(used, axis=-1)[..., None]
+    p, q = (_smoothed(side, size, smoothing) for side in (window, reference))
+    return used, np.where(used, p, 1.0), np.where(used, q, 1.0)
+
+
+def _smoothed(counts: Ints, size: Ints, smoothing: Smoothing) -> Floats:
+    """The shares of counts [..., B] of which `size` [..., 1] bins are used; without rows they mean
+    nothing."""
+    n = counts.sum(axis=-1, keepdims=True)
     if smoothing is Smoothing.EPSILON:
-        return used, np.maximum(a / n, EPSILON_SHARE), np.maximum(b / m, EPSILON_SHARE)
-    size = len(a)
-    return used, (a + PRIOR) / (n + PRIOR * size), (b + PRIOR) / (m + PRIOR * size)
+        return np.maximum(counts / np.maximum(n, 1), EPSILON_SHARE)
+    return (counts + PRIOR) / np.maximum(n + PRIOR * size, 1.0)
 
 
-def corrected(window: Ints, reference: Ints, effect: float = 1.0, reference_effect: float = 1.0) -> float:
-    """PSI over the bins that are not sparse, less its expectation under no drift, not below 0. `effect` is
-    the design effect of the window, `reference_effect` that of the reference."""
+def corrected(
+    window: Ints, reference: Ints, effect: Floats | float = 1.0, reference_effect: Floats | float = 1.0
+) -> Floats:
+    """PSI [...] over the bins [..., B] that are not sparse, less its expectation under no drift, not below 0.
+    `effect` [...] is the design effect of the window, `reference_effect` that of the reference."""
     a, b = pooled(window, reference)
-    bins = int(np.count_nonzero((a > 0) | (b > 0)))
-    n, m = float(a.sum()), float(b.sum())
-    if n == 0 or m == 0:
-        return 0.0
-    return max(0.0, psi(a, b) - (bins - 1) * (effect / n + reference_effect / m))
+    bins = np.count_nonzero((a > 0) | (b > 0), axis=-1)
+    n, m = a.sum(axis=-1), b.sum(axis=-1)
+    by_chance = (bins - 1) * (effect / np.maximum(n, 1) + reference_effect / np.maximum(m, 1))
+    return np.where((n > 0) & (m > 0), np.maximum(0.0, psi(a, b) - by_chance), 0.0)
 
 
 def decile_groups(reference: Ints, groups: int = DECILES) -> Ints:
@@ -91,16 +97,23 @@ def summed(counts: Ints, groups: Ints) -> Ints:
 
 
 def coarse(bins: FeatureBins, counts: Ints) -> Ints:
-    """The counts that PSI is computed from. Numeric: the reference's deciles, with what is below and above
-    its range in the first and last one; a reference of one value keeps them apart. Categorical: the listed
-    categories."""
-    regular = counts[: bins.regular]
+    """The counts that PSI is computed from, by `coarse_groups`."""
+    groups, size = coarse_groups(bins)
+    return summed(counts, groups)[:size]
+
+
+def coarse_groups(bins: FeatureBins) -> tuple[Ints, int]:
+    """[size] the group of each bin in the PSI, and the number of groups, which is that of the bins that have
+    no part in it. Numeric: the reference's deciles, with what is below and above its range in the first and
+    last one; a reference of one value keeps them apart. Categorical: the listed categories."""
     if not bins.numeric:
-        return regular
-    below, above = (int(counts[bins.regular + s]) for s in (Special.BELOW, Special.ABOVE))
-    deciles = summed(regular, decile_groups(bins.reference_counts[: bins.regular]))
-    if len(deciles) == 1:
-        return np.array([below, deciles[0], above], np.int64)
-    deciles[0] += below
-    deciles[-1] += above
-    return deciles
+        return np.minimum(np.arange(bins.size), bins.regular), bins.regular
+    deciles = decile_groups(bins.reference_counts[: bins.regular])
+    last = int(deciles[-1])
+    constant = last == 0
+    size = 3 if constant else last + 1
+    groups = np.full(bins.size, size, np.int64)
+    groups[: bins.regular] = deciles + constant
+    groups[bins.regular + Special.BELOW] = 0
+    groups[bins.regular + Special.ABOVE] = size - 1
+    return groups, size

@@ -80,8 +80,8 @@ def score_shift(
     )
     known = len(reference.counts) == len(counts)
     grouped = psi.in_deciles(counts, np.asarray(reference.counts, np.int64)) if known else None
-    value = psi.psi(*grouped) if grouped is not None else 0.0
-    moved = psi.corrected(*grouped, effect, reference_effect) if grouped is not None else 0.0
+    value = float(psi.psi(*grouped)) if grouped is not None else 0.0
+    moved = float(psi.corrected(*grouped, effect, reference_effect)) if grouped is not None else 0.0
     vectors = _of_vectors(projections, reference)
     if count < policy.min_predictions:
         verdict, reason = Verdict.INSUFFICIENT, f"{count} scores, {policy.min_predictions} needed"
@@ -114,7 +114,7 @@ def _of_vectors(blocks: Ints | None, reference: ScoreReference) -> ProjectionDri
 def _class_psi(classes: Ints | None, reference: ScoreReference, effect: float) -> float:
     if classes is None or not len(classes) or len(reference.classes) != len(classes):
         return 0.0
-    return psi.corrected(classes, np.asarray(reference.classes, np.int64), effect)
+    return float(psi.corrected(classes, np.asarray(reference.classes, np.int64), effect))
 
 
 def score_shift_from_json(stored: Mapping[str, Any]) -> ScoreShift:

@@ -16,7 +16,7 @@ from flywheel_monitor.drift.causes import Cause
 from flywheel_monitor.drift.features import adjusted_p_values, judge_effect
 from flywheel_monitor.drift.score_shift import ScoreShift, score_shift
 from flywheel_monitor.drift.statistics import FeatureDrift
-from flywheel_monitor.drift.vectors import Columns, cause_of_feature, columns_of, measure_feature
+from flywheel_monitor.drift.vectors import Columns, cause_of_feature, columns_of, measure_features
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.references.reference import ScoreReference
@@ -41,7 +41,7 @@ def confirm_against(
         needed = f"{earlier.predictions} predictions, {policy.min_predictions} needed"
         return list(judged), f"not compared with {ago}: {needed}"
     second = _compared(earlier, window, judged, policy)
-    found = [_milder(d, second[d.feature], ago) for d in judged]
+    found = [_milder(d, *second[d.feature], ago) for d in judged]
     usual = sum(
         not new.silenced and new.verdict == Verdict.NO_DRIFT != old.verdict
         for old, new in zip(judged, found, strict=True)
@@ -96,23 +96,22 @@ def _ago(policy: MonitorPolicy) -> str:
 
 def _compared(
     earlier: WindowCounts, window: WindowCounts, judged: Sequence[FeatureDrift], policy: MonitorPolicy
-) -> dict[str, FeatureDrift]:
-    """Feature → its verdict against the earlier window. All features are measured, because significance is
-    adjusted over them."""
+) -> dict[str, tuple[Verdict, str]]:
+    """Feature → its verdict against the earlier window, and why. All features are measured, because
+    significance is adjusted over them."""
     columns, rules = by_feature(window.layout.features), policy.rules()
     before, now = columns_of(earlier), columns_of(window)
-    measured = []
-    for d in judged:
-        found, p = measure_feature(columns[d.feature], now, before)
-        measured.append((replace(found, silenced=d.silenced), p))
+    statistics = measure_features(window.layout.features, now, before)
+    adjusted = adjusted_p_values([statistics[d.feature][1] for d in judged], [d.silenced for d in judged])
     second = {}
-    for (found, _), q in zip(measured, adjusted_p_values(measured), strict=True):
-        bad = _cause(columns[found.feature], before, now, policy.data_quality_rate)
+    for d, q in zip(judged, adjusted, strict=True):
+        found, _ = statistics[d.feature]
+        bad = _cause(columns[d.feature], before, now, policy.data_quality_rate)
         if bad is not None:
-            second[found.feature] = replace(found, verdict=Verdict.DATA_QUALITY, reason=bad[1])
+            second[d.feature] = Verdict.DATA_QUALITY, bad[1]
             continue
-        rule = rules.get(found.feature) or policy.default_rule(found.feature)
-        second[found.feature] = judge_effect(replace(found, adjusted_p_value=q), policy, rule)
+        rule = rules.get(d.feature) or policy.default_rule(d.feature)
+        second[d.feature] = judge_effect(found, q, policy, rule)
     return second
 
 
@@ -129,12 +128,12 @@ def _cause(
     return None if by_moments and usual is not None and usual[0] == found[0] else found
 
 
-def _milder(d: FeatureDrift, second: FeatureDrift, ago: str) -> FeatureDrift:
+def _milder(d: FeatureDrift, second: Verdict, why: str, ago: str) -> FeatureDrift:
     if d.verdict not in CONFIRMED:
         return d
-    if second.verdict == Verdict.NO_DRIFT:
-        reason = f"as {ago} ({second.reason}); against the training reference {d.reason}"
+    if second == Verdict.NO_DRIFT:
+        reason = f"as {ago} ({why}); against the training reference {d.reason}"
         return replace(d, verdict=Verdict.NO_DRIFT, cause="", reason=reason)
-    verdict = min(d.verdict, second.verdict)
+    verdict = min(d.verdict, second)
     cause = d.cause if verdict == Verdict.DATA_QUALITY else ""
-    return replace(d, verdict=verdict, cause=cause, reason=f"{d.reason}; against {ago} {second.reason}")
+    return replace(d, verdict=verdict, cause=cause, reason=f"{d.reason}; against {ago} {why}")

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from flywheel_common.arrays import Ints
 from flywheel_monitor.drift.causes import Cause, cause_of
-from flywheel_monitor.drift.statistics import FeatureDrift, measure
+from flywheel_monitor.drift.statistics import FeatureDrift, measure_columns
 from flywheel_monitor.windows.bins import FeatureBins
 from flywheel_monitor.windows.counts import WindowCounts
+from flywheel_monitor.windows.vectors import by_feature
 
 
 class Columns(NamedTuple):
@@ -41,21 +42,30 @@ def columns_of(window: WindowCounts) -> Columns:
     )
 
 
-def measure_feature(
-    columns: Sequence[FeatureBins], window: Columns, earlier: Columns | None = None
-) -> tuple[FeatureDrift, float]:
-    """The statistics of one feature and its p-value before adjustment, against the training set or an
-    earlier window."""
-    measured = []
-    for bins in columns:
-        name = bins.name
-        shift = window.mean_shifts.get(name)
-        before = None if earlier is None else earlier.mean_shifts.get(name)
-        if shift is not None and earlier is not None:
-            shift = None if before is None else shift - before
-        against = None if earlier is None else earlier.blocks[name]
-        measured.append(measure(bins, window.counts[name], shift, window.blocks.get(name), against))
-    return measured[0] if not columns[0].reference.vector else _largest(columns, measured)
+def measure_features(
+    features: Sequence[FeatureBins], window: Columns, earlier: Columns | None = None
+) -> dict[str, tuple[FeatureDrift, float]]:
+    """Feature → its statistics and its p-value before adjustment, against the training set or an earlier
+    window."""
+    names = [bins.name for bins in features]
+    shifts = [_shift(name, window, earlier) for name in names]
+    blocks = [window.blocks[name] for name in names] if window.blocks else None
+    against = None if earlier is None else [earlier.blocks[name] for name in names]
+    columns = measure_columns(features, [window.counts[name] for name in names], shifts, blocks, against)
+    of_column = dict(zip(names, columns, strict=True))
+    found = {}
+    for name, bins in by_feature(features).items():
+        measured = [of_column[one.name] for one in bins]
+        found[name] = _largest(bins, measured) if bins[0].reference.vector else measured[0]
+    return found
+
+
+def _shift(name: str, window: Columns, earlier: Columns | None) -> float | None:
+    shift = window.mean_shifts.get(name)
+    if shift is None or earlier is None:
+        return shift
+    before = earlier.mean_shifts.get(name)
+    return None if before is None else shift - before
 
 
 def _largest(

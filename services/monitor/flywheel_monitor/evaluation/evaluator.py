@@ -24,6 +24,8 @@ from flywheel_monitor.evaluation.ports import Frontier
 from flywheel_monitor.evaluation.report import report_on
 from flywheel_monitor.evaluation.report_lookup import ReportRecords, seasonal_window
 from flywheel_monitor.evaluation.verdicts import verdicts
+from flywheel_monitor.evaluation.window_figures import window_figures
+from flywheel_monitor.models.lookup import existing_policy
 from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.performance.quality import Quality
 from flywheel_monitor.references.reference import ScoreReference
@@ -62,10 +64,13 @@ class Evaluator:
         self._delay_us = delay_us
         self._poll = poll_seconds
         self._done: dict[int, tuple[Watermarks, MonitorPolicy]] = {}
+        self._changed: set[int] = set()
+        """Versions with windows that were judged and are not shown yet."""
 
     async def run(self) -> None:
         """Continues after outages of the store and of Kafka. Exports no gauges after its end."""
         self._done.clear()
+        self._changed.clear()
         try:
             await self._show_newest()
             while True:
@@ -86,6 +91,21 @@ class Evaluator:
                 report = await records.newest_report(frontier.version_id)
                 if report is not None:
                     self._metrics.show(report)
+                    self._changed.add(frontier.version_id)
+
+    async def _show_figures(self) -> None:
+        """Show the newest window of the versions that were judged, once per pass: many windows may have been
+        judged to catch up."""
+        while self._changed:
+            version_id = next(iter(self._changed))
+            async with self._store.reading() as records:
+                report = await records.newest_report(version_id)
+                version = None if report is None else await records.version(report.model_version)
+                if report is not None and version is not None:
+                    policy = await existing_policy(records, version.model)
+                    figures = await window_figures(records, version, report, policy)
+                    self._metrics.figures(version.name, figures)
+            self._changed.discard(version_id)
 
     async def pass_once(self) -> int:
         """Judge every window that is due; returns the number of judgements."""
@@ -114,6 +134,7 @@ class Evaluator:
             self._done[frontier.version_id] = (read, policy)
         async with self._store.reading() as records:
             self._metrics.alerts(await records.open_alerts())
+        await self._show_figures()
         return count
 
     async def _advance(self, frontier: Frontier, read: Watermarks, policy: MonitorPolicy) -> int:
@@ -188,12 +209,13 @@ class Evaluator:
             report = report_on(version, span, window, quality, policy, late, earlier=earlier)
             await records.put_report(version_id, report)
             kinds = (*FEATURE_KINDS, *LABEL_KINDS) if labels else FEATURE_KINDS
-            for kind, (verdict, reason) in verdicts(report, version, policy, kinds).items():
+            for kind, verdict in verdicts(report, version, policy, kinds).items():
                 before = await records.verdict(version_id, kind, span)
-                await records.put_verdict(version_id, kind, span, verdict, reason)
+                await records.put_verdict(version_id, kind, verdict)
                 await update_alert(records, self._ids, version, kind, report, policy, before)
             await records.close(version_id, span.end_us, labels=labels)
         self._metrics.report(report)
+        self._changed.add(version_id)
         log.info(
             "window judged",
             version=version.name,

@@ -1,5 +1,5 @@
-"""Prometheus metrics of judged windows and alerts. Bounded: per version the newest window and its most
-drifted features."""
+"""Prometheus metrics of judged windows and alerts. Bounded: of the newest versions the newest window and its
+most drifted features."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from dataclasses import asdict
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
 from flywheel_monitor.evaluation.report import Report
+from flywheel_monitor.evaluation.window_figures import WindowFigures
+from flywheel_monitor.evaluation.window_metrics import WindowMetrics
 
 FEATURES_SHOWN = 50
+VERSIONS_SHOWN = 200
+"""Versions with the newest windows that have gauges."""
 QUALITY_SHOWN = (
     "labelled",
     "average_precision",
@@ -28,6 +32,7 @@ QUALITY_SHOWN = (
 class EvaluationMetrics:
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         by_version = ["model_version"]
+        self.windows = WindowMetrics(registry)
         self._psi = Gauge(
             "flywheel_feature_psi",
             "Bias-corrected PSI of a feature",
@@ -53,6 +58,12 @@ class EvaluationMetrics:
             "flywheel_window_quality",
             "Figures of the newest labelled window, `coverage` the share of predictions with a label",
             [*by_version, "metric"],
+            registry=registry,
+        )
+        self._verdict = Gauge(
+            "flywheel_window_verdict",
+            "Verdict on the features of the newest window, numbers of DriftVerdict",
+            by_version,
             registry=registry,
         )
         self._predictions = Gauge(
@@ -120,6 +131,11 @@ class EvaluationMetrics:
         if report.span.end_us < self._newest.get(version, report.span.end_us):
             return
         self._newest[version] = report.span.end_us
+        if len(self._newest) > VERSIONS_SHOWN:
+            self._forget(min(self._newest, key=self._newest.__getitem__))
+        if version not in self._newest:
+            return
+        self._verdict.labels(version).set(report.verdict)
         shown = {d.feature: d for d in report.features[:FEATURES_SHOWN]}
         for feature in self._shown.get(version, set()) - shown.keys():
             self._psi.remove(version, feature)
@@ -132,7 +148,8 @@ class EvaluationMetrics:
         self._shift.labels(version).set(report.score.shift)
         if report.estimate is not None:
             for name, value in asdict(report.estimate.expected).items():
-                self._estimated.labels(version, name).set(value)
+                if value is not None:
+                    self._estimated.labels(version, name).set(value)
 
     def _show_quality(self, report: Report) -> None:
         found, version = report.quality, report.model_version
@@ -163,7 +180,7 @@ class EvaluationMetrics:
         }
         for name, promised in asdict(found.labelled).items():
             value = realised[name]
-            if value is not None:
+            if value is not None and promised is not None:
                 self._estimate_error.labels(report.model_version, name).set(value - promised)
         self._estimate_wrong.labels(report.model_version).set(1.0 if found.warning else 0.0)
 
@@ -176,24 +193,39 @@ class EvaluationMetrics:
     def watermark(self, model: str, micros: int) -> None:
         self._watermark.labels(model).set(micros / 1e6)
 
-    def stop(self) -> None:
-        """Export no gauge: another replica evaluates now, and these values would stay as they are."""
-        for gauge in (
+    def figures(self, version: str, figures: WindowFigures) -> None:
+        """The figures of the newest window of a version that has gauges."""
+        if version in self._newest:
+            self.windows.show(version, figures)
+
+    def _forget(self, version: str) -> None:
+        for gauge in self._of_versions():
+            gauge.remove_by_labels({"model_version": version})
+        self.windows.forget(version)
+        for known in (self._shown, self._newest, self._newest_labelled):
+            known.pop(version, None)
+
+    def _of_versions(self) -> tuple[Gauge, ...]:
+        return (
             self._psi,
             self._shift,
             self._auc,
             self._log_loss,
             self._delay,
             self._quality,
+            self._verdict,
             self._predictions,
             self._missing,
             self._estimated,
             self._estimate_error,
             self._estimate_wrong,
-            self._alerts,
-            self._watermark,
-        ):
+        )
+
+    def stop(self) -> None:
+        """Export no gauge: another replica evaluates now, and these values would stay as they are."""
+        for gauge in (*self._of_versions(), self._alerts, self._watermark):
             gauge.clear()
+        self.windows.clear()
         self._shown.clear()
         self._newest.clear()
         self._newest_labelled.clear()

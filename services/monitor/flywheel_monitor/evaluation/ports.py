@@ -7,7 +7,6 @@ from typing import Protocol
 
 from flywheel_common.paging import Page
 from flywheel_monitor.alerts.lifecycle import Kind
-from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.evaluation.report import Report
 from flywheel_monitor.evaluation.verdicts import WindowVerdict
 from flywheel_monitor.references.version import WatchedVersion
@@ -52,7 +51,8 @@ class Reports(LatePredictions, Protocol):
         ...
 
     async def windows(self, version_id: int, start_us: int, end_us: int, window_us: int) -> list[Span]:
-        """Windows with served predictions that begin in [start, end), oldest first."""
+        """Windows that begin in [start, end), and in which panes with served predictions begin, oldest
+        first."""
         ...
 
     async def lock(self, version_id: int) -> WatchedVersion:
@@ -63,13 +63,11 @@ class Reports(LatePredictions, Protocol):
         """Store the report; it replaces an earlier one on the same window."""
         ...
 
-    async def put_verdict(
-        self, version_id: int, kind: Kind, span: Span, verdict: Verdict, reason: str
-    ) -> None:
+    async def put_verdict(self, version_id: int, kind: Kind, verdict: WindowVerdict) -> None:
         """Store the verdict; it replaces an earlier one of this kind on the same window."""
         ...
 
-    async def verdict(self, version_id: int, kind: Kind, span: Span) -> Verdict | None:
+    async def verdict(self, version_id: int, kind: Kind, span: Span) -> WindowVerdict | None:
         """The stored verdict on a window."""
         ...
 

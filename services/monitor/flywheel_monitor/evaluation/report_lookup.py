@@ -13,11 +13,10 @@ from flywheel_monitor.evaluation.ports import Reports
 from flywheel_monitor.evaluation.report import Report
 from flywheel_monitor.evaluation.report_memory import ReportMemory
 from flywheel_monitor.ingest.ports import CountedWindows
-from flywheel_monitor.models.lookup import existing_policy
 from flywheel_monitor.models.policy import WEEK_US, MonitorPolicy
 from flywheel_monitor.performance.ports import LabelledPredictions
 from flywheel_monitor.references.errors import NoPredictions, NoReference
-from flywheel_monitor.references.lookup import VersionRecords, find_version
+from flywheel_monitor.references.lookup import VersionRecords, find_version, find_watched
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.span import Span, whole_panes
@@ -43,10 +42,9 @@ async def find_report(
     `memory` keeps the reports for further reads of the same range. Raises UnknownModel, NoPredictions,
     NoReference, InvalidTimeRange."""
     async with store.reading() as records:
-        version = await find_version(records, name)
+        version, policy = await find_watched(records, name)
         if not version.reference.columns:
             raise NoReference(f"{version.name} has no reference to compare with: {version.reference.reason}.")
-        policy = await existing_policy(records, version.model)
         if start_us is None and end_us is None and not segment:
             return await _newest(records, version)
         span = await read_span(records, version, start_us, end_us, pane_us)

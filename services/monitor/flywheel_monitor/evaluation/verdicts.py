@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from flywheel_monitor.alerts.lifecycle import Kind
+from flywheel_monitor.alerts.lifecycle import DRIFTED, OF_FEATURES, WHOLE, Drifted, Kind
 from flywheel_monitor.drift.features import judge_window
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.evaluation.report import Report
@@ -17,18 +17,31 @@ from flywheel_monitor.windows.span import Span
 
 @dataclass(frozen=True)
 class WindowVerdict:
-    """A verdict of one kind on one window."""
+    """A verdict of one kind on one window, and the subjects that drifted in it."""
 
     verdict: Verdict
     span: Span
     reason: str
+    drifted: Drifted = field(default_factory=dict)
 
 
 def verdicts(
     report: Report, version: WatchedVersion, policy: MonitorPolicy, kinds: Sequence[Kind]
-) -> dict[Kind, tuple[Verdict, str]]:
-    """kind → (verdict, reason)."""
-    return {kind: _verdict(kind, report, version, policy) for kind in kinds}
+) -> dict[Kind, WindowVerdict]:
+    """The verdict of each kind on the window of a report."""
+    found = {}
+    for kind in kinds:
+        verdict, reason = _verdict(kind, report, version, policy)
+        found[kind] = WindowVerdict(verdict, report.span, reason, _drifted(kind, verdict, report))
+    return found
+
+
+def _drifted(kind: Kind, verdict: Verdict, report: Report) -> Drifted:
+    if verdict not in DRIFTED:
+        return {}
+    if kind not in OF_FEATURES:
+        return {WHOLE: verdict}
+    return {d.feature: d.verdict for d in report.features_with(*OF_FEATURES[kind])}
 
 
 def _verdict(

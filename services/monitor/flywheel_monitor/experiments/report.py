@@ -14,9 +14,7 @@ nothing.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from itertools import accumulate
 
 from flywheel_monitor.experiments.experiment import (
     CONTROL,
@@ -24,6 +22,7 @@ from flywheel_monitor.experiments.experiment import (
     Declaration,
     ExperimentVerdict,
 )
+from flywheel_monitor.experiments.latencies import Latencies
 from flywheel_monitor.experiments.metric import Metric, MetricKind, MetricRole
 from flywheel_monitor.experiments.tally import Tally
 from flywheel_monitor.intervals.differences import (
@@ -34,9 +33,7 @@ from flywheel_monitor.intervals.differences import (
     difference,
     subjects_needed,
 )
-from flywheel_monitor.intervals.quantiles import quantile_bounds
 from flywheel_monitor.intervals.shares import sample_ratio_p_value
-from flywheel_monitor.windows.histograms import LATENCY_EDGES_MS
 
 SAMPLE_RATIO_LEVEL = 0.001
 """A p-value of the sample ratio check below this is a mismatch."""
@@ -134,11 +131,17 @@ def _judge_metric(
 ) -> MetricReport:
     strict = declaration.alpha / declaration.deciding
     if metric.kind is MetricKind.QUANTILE:
-        bounds = [_latency(metric, tally, alpha) for alpha in (declaration.alpha, strict)]
-        values = [_quantile(arm.latencies, metric.quantile) for arm in tally.arms]
-        known = all(sum(arm.latencies) for arm in tally.arms)
-        delta = None if not known else _change(values[CONTROL], values[TREATMENT], relative=metric.relative)
-        return _report(metric, (values[CONTROL], values[TREATMENT]), delta, bounds)
+        found_latency = Latencies(metric, tally)
+        bounds = [found_latency.interval(alpha) for alpha in (declaration.alpha, strict)]
+        times = found_latency.times_needed(declaration.alpha, metric.minimum_effect + metric.max_loss)
+        return _report(
+            metric,
+            found_latency.quantiles,
+            found_latency.difference,
+            bounds,
+            found_latency.detectable(declaration.alpha),
+            None if times is None else (times - 1) * covered_us / DAY_US,
+        )
     control, treatment = (arm.sums[at].over(arm.subjects) for arm in tally.arms)
     estimates = metric.estimates(control, treatment)
     found = difference(*estimates, relative=metric.relative)
@@ -178,33 +181,3 @@ def _report(
         detectable=effect,
         days_needed=days,
     )
-
-
-def _latency(metric: Metric, tally: Tally, alpha: float) -> Interval:
-    """The interval of the difference of the quantiles at level 1 - alpha: each of the four bounds of the two
-    quantiles may be wrong with alpha / 4."""
-    control, treatment = (
-        quantile_bounds(LATENCY_EDGES_MS.tolist(), arm.latencies, metric.quantile, alpha / 4)
-        for arm in tally.arms
-    )
-    return Interval(
-        _change(control.upper, treatment.lower, relative=metric.relative),
-        _change(control.lower, treatment.upper, relative=metric.relative),
-    )
-
-
-def _change(control: float, treatment: float, *, relative: bool) -> float:
-    if not relative:
-        return treatment - control
-    if control == 0:
-        return math.inf
-    return -1.0 if math.isinf(control) else treatment / control - 1
-
-
-def _quantile(counts: list[int], q: float) -> float:
-    """The upper edge of the bin that holds the quantile; 0 without values."""
-    needed = math.ceil(q * sum(counts))
-    for edge, below in zip(LATENCY_EDGES_MS.tolist(), accumulate(counts), strict=True):
-        if needed and below >= needed:
-            return float(edge)
-    return 0.0

@@ -18,6 +18,7 @@ from flywheel_monitor.windows.watermark import ReachedTimes
 
 class MemoryReports:
     _data: Data
+    _pane_us: int
 
     async def reached_times(self) -> ReachedTimes:
         return ReachedTimes(_by_model(self._data.reached()), _by_model(self._data.reached_labels()))
@@ -29,7 +30,7 @@ class MemoryReports:
 
     async def windows(self, version_id: int, start_us: int, end_us: int, window_us: int) -> list[Span]:
         times = [prediction.time for prediction, _ in self._data.served(version_id)]
-        found = {window_of(time, window_us) for time in times}
+        found = {window_of(time // self._pane_us * self._pane_us, window_us) for time in times}
         return sorted(span for span in found if start_us <= span.start_us < end_us)
 
     async def lock(self, version_id: int) -> WatchedVersion:
@@ -38,10 +39,8 @@ class MemoryReports:
     async def put_report(self, version_id: int, report: Report) -> None:
         self._data.reports[version_id, report.span] = report
 
-    async def put_verdict(
-        self, version_id: int, kind: Kind, span: Span, verdict: Verdict, reason: str
-    ) -> None:
-        self._data.verdicts[version_id, kind, span] = WindowVerdict(verdict, span, reason)
+    async def put_verdict(self, version_id: int, kind: Kind, verdict: WindowVerdict) -> None:
+        self._data.verdicts[version_id, kind, verdict.span] = verdict
 
     async def recent(self, version_id: int, kind: Kind, limit: int) -> list[WindowVerdict]:
         mine = [j for (v, k, _), j in self._data.verdicts.items() if (v, k) == (version_id, kind)]
@@ -83,9 +82,8 @@ class MemoryReports:
             if version == version_id and span.start_us <= start < span.end_us
         )
 
-    async def verdict(self, version_id: int, kind: Kind, span: Span) -> Verdict | None:
-        found = self._data.verdicts.get((version_id, kind, span))
-        return None if found is None else found.verdict
+    async def verdict(self, version_id: int, kind: Kind, span: Span) -> WindowVerdict | None:
+        return self._data.verdicts.get((version_id, kind, span))
 
     async def judged(self, version_id: int, span: Span) -> bool:
         return (version_id, span) in self._data.reports

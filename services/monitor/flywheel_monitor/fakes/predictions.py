@@ -76,6 +76,12 @@ class MemoryPredictions(MemoryVersions):
                     version.model_id, int(kept.sum()), pack_kept(kept), record.payload, self._clock.now()
                 )
 
+    async def late_by_model(self, project: str, limit: int) -> list[tuple[str, int]]:
+        late = {n: c.late for n, c in self._data.counts.items() if c.late}
+        mine = [(name, late[n]) for name, (n, _) in self._data.models.items() if n in late]
+        mine = [one for one in mine if ModelName.parse(one[0]).project == project]
+        return sorted(mine, key=lambda one: (-one[1], one[0]))[:limit]
+
     async def waiting_versions(self) -> list[str]:
         return sorted({batch.key.model_version for _, batch in self._data.waiting.values()})
 

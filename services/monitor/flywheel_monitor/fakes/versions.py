@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from flywheel_common.errors import FlywheelError
 from flywheel_monitor.evaluation.ports import Frontier
 from flywheel_monitor.fakes.data import Data
 from flywheel_monitor.ingest.batches import PredictionColumns, Role, VariantKey
@@ -49,6 +50,11 @@ class MemoryVersions:
     async def version(self, name: str) -> WatchedVersion | None:
         return next((v for v in self._data.versions.values() if v.name == name), None)
 
+    async def watched(self, name: str) -> tuple[WatchedVersion, MonitorPolicy] | None:
+        found = await self.version(name)
+        policy = None if found is None else await self.policy(found.model)
+        return None if found is None or policy is None else (found, policy)
+
     async def set_first_labels(self, version_id: int, counts: Sequence[int]) -> None:
         version = self._data.versions[version_id]
         self._data.versions[version_id] = replace(version, first_labels=version.first_labels or tuple(counts))
@@ -57,6 +63,17 @@ class MemoryVersions:
         waiting = [batch for _, batch in self._data.waiting.values() if batch.key.model == model]
         known = {v.name: v.output for v in self._data.versions.values() if v.model == model}
         return {b.key.model_version: b.output for b in reversed(waiting)} | known
+
+    async def knows_model(self, model: str) -> bool:
+        waiting = any(batch.key.model == model for _, batch in self._data.waiting.values())
+        if waiting or model in self._data.models:
+            return True
+        try:
+            return await self._source.has_model(model)
+        except FlywheelError as error:
+            if not error.retryable:
+                raise
+            return True
 
     def known_output(self, model_version: str) -> Output | None:
         return next((v.output for v in self._data.versions.values() if v.name == model_version), None)

@@ -96,8 +96,8 @@ class EventHandler:
     """The handler of the consumer loop. `on` returns the ingestion port inside the loop's transaction.
 
     Rows with an unset event time, or one after `event_times`, are poison: no watermark may follow them. So
-    are labels that fit no version of their model, and batches whose output differs from that of their
-    version.
+    are labels that fit no version of their model, outcomes of models that do not exist, and batches whose
+    output differs from that of their version.
     """
 
     def __init__(self, on: Callable[[Connection], Ingestion], event_times: EventTimeBound) -> None:
@@ -177,6 +177,7 @@ class EventHandler:
                 event = record.event or parse_event(record.value)
                 outcome = payload_of(event, prediction_pb2.OutcomeBatch)
                 labels = outcome_columns(outcome)
+                await outputs.check_model(labels.model)
                 bad, cause = self._bad_rows(
                     labels.event_times, labels.prediction_ids, labels.outcome_ids, labels.class_names
                 )
@@ -210,12 +211,20 @@ class _Outputs:
     def __init__(self, ingestion: Ingestion) -> None:
         self._ingestion = ingestion
         self._known: dict[str, dict[str, Output]] = {}
+        self._models: set[str] = set()
+        """Models that exist."""
 
     async def of_model(self, model: str) -> dict[str, Output]:
         """version → output."""
         if model not in self._known:
             self._known[model] = dict(await self._ingestion.outputs(model))
         return self._known[model]
+
+    async def check_model(self, model: str) -> None:
+        """Raises MalformedBatch for outcomes of a model that does not exist."""
+        if model not in self._models and not await self._ingestion.knows_model(model):
+            raise MalformedBatch(f"The batch is malformed: there is no model {model}.")
+        self._models.add(model)
 
     async def check(self, batch: PredictionColumns) -> None:
         """Raises MalformedBatch if the output differs from that of the version's first batch."""

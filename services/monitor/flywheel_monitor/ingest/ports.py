@@ -39,6 +39,11 @@ class Ingestion(Protocol):
         """The output of a version that has made predictions, if no read is needed for it."""
         ...
 
+    async def knows_model(self, model: str) -> bool:
+        """Whether the model exists: it has a policy, an experiment, predictions or outcomes here, or the
+        registry has it, which is asked once in a few seconds. True while the registry cannot be asked."""
+        ...
+
     async def add_predictions(self, partition: int, batches: Sequence[PredictionColumns]) -> None: ...
 
     async def add_outcomes(self, partition: int, batches: Sequence[OutcomeColumns]) -> None: ...
@@ -60,6 +65,10 @@ class IngestStatus(Protocol):
     """How much of a project was ingested."""
 
     async def counts(self, project: str) -> IngestCounts: ...
+
+    async def late_by_model(self, project: str, limit: int) -> list[tuple[str, int]]:
+        """(model, `IngestCounts.late`) of the models with late predictions, most first."""
+        ...
 
     async def waiting_rows(self, project: str) -> int:
         """Predictions that wait for the reference of their version."""

@@ -15,6 +15,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
+from statistics import NormalDist
 
 from scipy.special import betainc, betaln
 
@@ -24,7 +25,7 @@ _TUNING = 500.0
 """Pseudo-observations of the mixture; it is tightest at about eight times as many values."""
 
 
-def log_evidence(count: int, n: int, p: float, *, fewer: bool) -> float:
+def log_evidence(count: float, n: float, p: float, *, fewer: bool) -> float:
     """Log of the evidence that successes have a probability below p (`fewer`) or above it, from `count` of
     n."""
     a, b = _TUNING * p, _TUNING * (1 - p)
@@ -37,17 +38,45 @@ def log_evidence(count: int, n: int, p: float, *, fewer: bool) -> float:
 def quantile_bounds(edges: Sequence[float], counts: Sequence[int], p: float, alpha: float) -> Interval:
     """Bounds of the p-quantile of non-negative values, each at level 1 - alpha. `counts` [n] are the values
     up to each upper edge [n] of a bin; the last bin is open."""
-    n, below = sum(counts), list(accumulate(counts))
-    threshold, inner = -math.log(alpha), range(len(counts) - 1)
+    below = list(accumulate(counts))
+    return _bounds(edges, below, below, below[-1], p, alpha)
+
+
+def reached_bounds(
+    edges: Sequence[float], counts: Sequence[int], p: float, alpha: float, power: float, times: float = 1.0
+) -> Interval:
+    """What `quantile_bounds` will reach, each bound with probability `power`, once there are `times` as many
+    values of the same distribution: a lower bound that high, an upper bound that low.
+
+    The number of values at most an edge is binomial; its quantiles are those of the normal distribution."""
+    n, z = sum(counts) * times, NormalDist().inv_cdf(power)
+    below = [times * count for count in accumulate(counts)]
+    spreads = [z * math.sqrt(count * (1 - count / n)) if n else 0.0 for count in below]
+    most = [min(n, count + spread) for count, spread in zip(below, spreads, strict=True)]
+    least = [max(0.0, count - spread) for count, spread in zip(below, spreads, strict=True)]
+    return _bounds(edges, most, least, n, p, alpha)
+
+
+def _bounds(
+    edges: Sequence[float],
+    most: Sequence[float],
+    least: Sequence[float],
+    n: float,
+    p: float,
+    alpha: float,
+) -> Interval:
+    """The bounds from the number of values up to each edge: `most` decides the lower one, `least` the
+    upper one."""
+    threshold, inner = -math.log(alpha), range(len(edges) - 1)
 
     def fits(at: int) -> bool:
         """Whether the quantile is not proven to be above the edge; monotone in the edge."""
-        few = below[at] < n * p and log_evidence(below[at], n, p, fewer=True) >= threshold
+        few = most[at] < n * p and log_evidence(most[at], n, p, fewer=True) >= threshold
         return not few
 
     def covers(at: int) -> bool:
         """Whether the quantile is proven to be at most the edge; monotone in the edge."""
-        return below[at] > n * p and log_evidence(below[at], n, p, fewer=False) >= threshold
+        return least[at] > n * p and log_evidence(least[at], n, p, fewer=False) >= threshold
 
     first = bisect_left(inner, True, key=fits)
     last = bisect_left(inner, True, key=covers)

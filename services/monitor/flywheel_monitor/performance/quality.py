@@ -20,6 +20,10 @@ from flywheel_monitor.performance.standard_errors import (
     brier_error,
     calibration_error_error,
     chance_calibration_error,
+    effective_labels,
+    mean_error,
+    rmse_error,
+    share_error,
 )
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.delays import DELAY_EDGES_SECONDS
@@ -61,17 +65,22 @@ class Quality:
     calibration_error_error: float | None = None
     calibration_error_by_chance: float | None = None
     """The mean of calibrated scores with these rows (`standard_errors`)."""
+    accuracy_error: float | None = None
+    rmse_error: float | None = None
+    effective_labels: float | None = None
+    """Number of independent rows that say as much as the labelled ones (`standard_errors`)."""
 
 
 def quality(window: WindowCounts) -> Quality:
     """The figures over all labelled rows of a window."""
     if window.labelled == 0 or window.layout.output.kind is OutputKind.VECTOR:
         return Quality()
+    found = replace(_by_kind(window), effective_labels=effective_labels(window))
     delays = window.label_delays
     if not delays.any():
-        return _by_kind(window)
+        return found
     return replace(
-        _by_kind(window),
+        found,
         label_delay_p50_seconds=quantile(DELAY_EDGES_SECONDS, delays, 0.5),
         label_delay_p90_seconds=quantile(DELAY_EDGES_SECONDS, delays, 0.9),
     )
@@ -89,7 +98,7 @@ def _by_kind(window: WindowCounts) -> Quality:
         calibration_error=calibration_error(*by_bin, sums),
         calibration_error_error=calibration_error_error(*by_bin),
         calibration_error_by_chance=chance_calibration_error(by_bin[0], sums),
-        log_loss_error=_mean_error(window.total(Sums.LOSS), window.total(Sums.LOSS_SQUARED), n),
+        log_loss_error=mean_error(window.total(Sums.LOSS), window.total(Sums.LOSS_SQUARED), n),
     )
     positives = int(window.positives.sum())
     if kind is OutputKind.BINARY:
@@ -100,6 +109,7 @@ def _by_kind(window: WindowCounts) -> Quality:
     return replace(
         found,
         accuracy=positives / n,
+        accuracy_error=share_error(positives / n, n),
         macro_f1=_macro_f1(confusion),
         labels=tuple(confusion.sum(axis=1).tolist()),
     )
@@ -118,22 +128,16 @@ def _ranked(found: Quality, positives: Floats | Ints, negatives: Floats | Ints) 
     )
 
 
-def _mean_error(total: float, squared: float, n: int) -> float | None:
-    """Standard error of a mean of n independent terms; None for fewer than two."""
-    if n < 2:
-        return None
-    return math.sqrt(max(0.0, squared - total * total / n) / (n - 1) / n)
-
-
 def _regression(window: WindowCounts, n: int) -> Quality:
     squared, label, label_squared = (
         window.total(which) for which in (Sums.LOSS, Sums.LABEL, Sums.LABEL_SQUARED)
     )
-    spread = label_squared - label * label / n
+    spread, rmse = label_squared - label * label / n, math.sqrt(squared / n)
     return Quality(
         labelled=n,
         label_mean=label / n,
-        rmse=math.sqrt(squared / n),
+        rmse=rmse,
+        rmse_error=rmse_error(rmse, mean_error(squared, window.total(Sums.LOSS_SQUARED), n)),
         mean_absolute_error=window.total(Sums.ABSOLUTE_ERROR) / n,
         r2=1 - squared / spread if spread > 0 else None,
         labels=tuple((window.positives + window.negatives).tolist()),

@@ -55,9 +55,12 @@ async def served_performance(
     async with store.reading() as records:
         version = await find_version(records, name)
         span = version.kept(pane_us).readable(span)
+        first, last = await records.event_range(version, span, segment)
+        if first is not None and last is not None:
+            # Panes of a day would hide how dependent the labels of a few hours are.
+            span = version.kept(pane_us).readable(whole_panes(first, last + 1, pane_us))
         window = await records.window(version, span, segment)
         quality = await records.quality(version.id, span, window, segment)
-        first, last = await records.event_range(version, span, segment)
     return ServedPerformance(
         model_version=version.name,
         predictions=window.predictions,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.references.reference import Reference, ScoreReference
 from flywheel_monitor.references.version import WatchedVersion
 
@@ -16,12 +17,20 @@ class ReferenceSource(Protocol):
 
     async def fetch(self, model_version: str) -> Reference: ...
 
+    async def has_model(self, model: str) -> bool:
+        """Whether the registry has the model."""
+        ...
+
 
 class Versions(Protocol):
     """Model versions that have made predictions. The reference of a version is fetched before its first
     prediction is counted and never changes, because its predictions are counted in the reference's bins."""
 
     async def version(self, name: str) -> WatchedVersion | None: ...
+
+    async def watched(self, name: str) -> tuple[WatchedVersion, MonitorPolicy] | None:
+        """A version, with the policy of its model."""
+        ...
 
     async def champion(self, model: str) -> str | None:
         """The version whose SUPPORT-th newest prediction as champion is the newest by event time, so that one

@@ -59,8 +59,8 @@ class ScoreReference:
 
 @dataclass(frozen=True)
 class QualityReference:
-    """Quality of the version on held-out rows; None is unknown. `labels` is the histogram of the first labels
-    served."""
+    """Quality of the version on `rows` held-out rows (0: unknown, the figures are taken as exact); None is
+    unknown. `labels` is the histogram of the first labels served."""
 
     auc: float | None = None
     log_loss: float | None = None
@@ -71,6 +71,7 @@ class QualityReference:
     average_precision: float | None = None
     brier: float | None = None
     calibration_error: float | None = None
+    rows: int = 0
 
 
 def reference_from_profile(columns: Sequence[ColumnReference]) -> Reference:

@@ -50,6 +50,7 @@ class WatchedVersion:
             average_precision=metrics.get("average_precision"),
             brier=metrics.get("brier"),
             calibration_error=metrics.get("ece"),
+            rows=int(metrics.get("rows", 0)),
         )
 
     @property

@@ -22,6 +22,9 @@ _ADDED = (
     "average_precision_error",
     "calibration_error_error",
     "calibration_error_by_chance",
+    "accuracy_error",
+    "rmse_error",
+    "effective_labels",
 )
 _ADDED_TO_FEATURES = ("mean_shift_z", "psi_epsilon")
 _OF_LABELS = ("quality", "label_shift", "estimate")

@@ -7,11 +7,11 @@ counts of n rows sum to n, so a window that is half null differs from the refere
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -91,9 +91,9 @@ class ColumnReference:
         return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeatureBins:
-    """Assigns the values of a feature to bins."""
+    """Assigns the values of a feature to bins. Compared by identity, because it keeps what is derived."""
 
     reference: ColumnReference
 
@@ -123,6 +123,11 @@ class FeatureBins:
         counts[self.regular + Special.NULL] = self.reference.null_count
         counts[self.regular + Special.UNSEEN] = self.reference.other_count
         return counts
+
+    @cached_property
+    def reference_shares(self) -> BadShares:
+        """The bad shares of the training set."""
+        return bad_shares(self, self.reference_counts)
 
     @cached_property
     def _edges(self) -> Floats:
@@ -219,25 +224,24 @@ class FeatureBins:
         return np.where(valid & np.isfinite(x), z, 0.0)
 
 
+class BadShares(NamedTuple):
+    """Shares of the rows of a feature that have no usable value or an unexpected one. `missing`: null, NaN,
+    infinite or of a wrong type; `malformed`: of a wrong type; `broken`: what no shift explains, far outside
+    the range or an unlisted category."""
+
+    missing: float
+    malformed: float
+    broken: float
+
+
 def missing(bins: FeatureBins, counts: Ints) -> int:
     """Rows that are null, NaN, infinite or of a wrong type."""
     return sum(int(counts[bins.regular + s]) for s in (Special.NULL, Special.NON_FINITE, Special.MALFORMED))
 
 
-def null_rate(bins: FeatureBins, counts: Ints) -> float:
-    """Share of rows that are null, NaN, infinite or of a wrong type."""
-    return missing(bins, counts) / max(1, int(counts.sum()))
-
-
-def unseen_rate(bins: FeatureBins, counts: Ints) -> float:
-    """Share of rows outside the reference's range or with an unlisted category."""
-    return _share(bins, counts, (Special.BELOW, Special.ABOVE, Special.FAR, Special.UNSEEN))
-
-
-def broken_rate(bins: FeatureBins, counts: Ints) -> float:
-    """Share of rows that no shift explains: far outside the range, or an unlisted category."""
-    return _share(bins, counts, (Special.FAR, Special.UNSEEN))
-
-
-def _share(bins: FeatureBins, counts: Ints, specials: Sequence[Special]) -> float:
-    return float(sum(int(counts[bins.regular + s]) for s in specials)) / max(1, int(counts.sum()))
+def bad_shares(bins: FeatureBins, counts: Ints) -> BadShares:
+    """The shares in counts [size]."""
+    rows, special = max(1, int(counts.sum())), counts[bins.regular :].tolist()
+    without = special[Special.NULL] + special[Special.NON_FINITE] + special[Special.MALFORMED]
+    broken = special[Special.FAR] + special[Special.UNSEEN]
+    return BadShares(without / rows, special[Special.MALFORMED] / rows, broken / rows)

@@ -15,7 +15,7 @@ from flywheel_monitor.windows.histograms import LATENCY_BINS
 from flywheel_monitor.windows.layout import SOURCES, Extra, Layout, Sums
 from flywheel_monitor.windows.output import CLASS_BINS
 from flywheel_monitor.windows.projection import PROJECTION_BINS
-from flywheel_monitor.windows.sums import carried, value
+from flywheel_monitor.windows.sums import carried, values
 
 
 @dataclass(frozen=True)
@@ -66,34 +66,50 @@ class WindowCounts:
         """Sum and number of the scores in each block, [B] each."""
         at = self.layout.common_sums + Sums.SCORE
         start, bins = self.layout.scores, self.layout.output.bins
-        sums = np.array([value(block[at]) for block in self.sum_blocks], np.float64)
+        sums = np.array(values(self.sum_blocks[:, at]), np.float64)
         return sums, self.count_blocks[:, start : start + bins].sum(axis=1)
 
     def mean_shift(self, name: str) -> float | None:
         """(mean - reference mean) / reference stddev over the finite values of a numeric feature, clipped to
         the reference's range."""
-        at, finite = self.layout.numeric.get(name), self._finite(name)
-        return value(self.sums[at]) / finite if at is not None and finite else None
+        finite = self._finite.get(name, 0)
+        return self._totals[self.layout.numeric[name]] / finite if finite else None
 
     def moments(self, name: str) -> tuple[float, float] | None:
         """(mean - reference mean, standard deviation) of the finite values of a numeric feature as they are,
         in reference standard deviations; None if they were not counted (layout version 1)."""
-        at, finite = self.layout.numeric.get(name), self._finite(name)
-        if at is None or not finite:
+        finite = self._finite.get(name, 0)
+        if not finite:
             return None
-        total, squared = (value(self.sums[self.layout.moments + 2 * at + k]) for k in (0, 1))
-        if squared == 0 and value(self.sums[at]) != 0:
+        at = self.layout.numeric[name]
+        first = self.layout.moments + 2 * at
+        total, squared = self._totals[first : first + 2]
+        if squared == 0 and self._totals[at] != 0:
             return None
         return total / finite, math.sqrt(max(0.0, squared / finite - (total / finite) ** 2))
 
-    def _finite(self, name: str) -> int:
-        """Finite values of a numeric feature; 0 if its reference has no standard deviation."""
-        bins = next(f for f in self.layout.features if f.name == name)
-        if not bins.numeric or not bins.reference.stddev > 0:
-            return 0
-        counts = self.feature(bins)
-        outside = counts[bins.regular + Special.BELOW : bins.regular + Special.FAR + 1]
-        return int(counts[: bins.regular].sum() + outside.sum())
+    @cached_property
+    def _totals(self) -> list[float]:
+        """The sums as numbers."""
+        return values(self.sums)
+
+    @cached_property
+    def _finite(self) -> dict[str, int]:
+        """Numeric feature → finite values, of features whose reference has a standard deviation."""
+        found = {}
+        for bins in self.layout.features:
+            if bins.numeric and bins.reference.stddev > 0:
+                start = self.layout.offsets[bins.name] + bins.regular
+                below, far = start + Special.BELOW, start + Special.FAR
+                found[bins.name] = self._up_to[start] - self._up_to[start - bins.regular]
+                found[bins.name] += self._up_to[far + 1] - self._up_to[below]
+        return found
+
+    @cached_property
+    def _up_to(self) -> list[int]:
+        """Rows in all bins of features before each."""
+        up_to: list[int] = [0, *np.cumsum(self.counts[: self.layout.feature_bins]).tolist()]
+        return up_to
 
     def _part(self, start: int, length: int) -> Ints:
         return self.counts[start : start + length]
@@ -134,7 +150,7 @@ class WindowCounts:
         return int(self.positives.sum() + self.negatives.sum())
 
     def total(self, which: Sums, offset: int = 0) -> float:
-        return value(self.sums[self.layout.common_sums + which + offset])
+        return self._totals[self.layout.common_sums + which + offset]
 
     def counted(self, which: Extra) -> int:
         return int(self.counts[self.layout.extras + which])

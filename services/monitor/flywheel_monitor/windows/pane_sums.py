@@ -40,13 +40,16 @@ class WindowSum:
     def __init__(self, layout: Layout, rows: Mapping[int, int]) -> None:
         """`rows`: predictions by start of the panes in microseconds."""
         self._layout = layout
-        starts = sorted(rows)
         self._total = sum(rows.values())
-        block = block_of(np.array([rows[start] for start in starts], np.int64))
-        self._block = dict(zip(starts, block.tolist(), strict=True))
-        size = int(block.max(initial=0)) + 1
+        self._block = blocks_of(rows)
+        size = max(self._block.values(), default=0) + 1
         self._counts = np.zeros((size, layout.size), np.int64)
         self._sums = np.zeros((size, layout.sums, LIMBS), np.int64)
+
+    def take_over(self, block: int, counts: WindowCounts) -> None:
+        """Take the block of other counts in place of its panes."""
+        self._counts[block] = counts.count_blocks[block]
+        self._sums[block] = counts.sum_blocks[block]
 
     def add(self, panes: Iterable[tuple[int, PaneSum]]) -> None:
         """Add panes, each with its start, which is one of the starts."""
@@ -63,6 +66,13 @@ class WindowSum:
 
     def result(self) -> WindowCounts:
         return WindowCounts(self._layout, self._counts, carried(self._sums), self._total)
+
+
+def blocks_of(rows: Mapping[int, int]) -> dict[int, int]:
+    """Start of a pane → the block that it belongs to; `rows`: predictions by start."""
+    starts = sorted(rows)
+    blocks = block_of(np.array([rows[start] for start in starts], np.int64))
+    return dict(zip(starts, blocks.tolist(), strict=True))
 
 
 def sum_panes(layout: Layout, panes: Sequence[tuple[int, PackedPane]]) -> WindowCounts:

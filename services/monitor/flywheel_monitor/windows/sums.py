@@ -55,7 +55,7 @@ def carried(sums: Ints) -> Ints:
     return found
 
 
-def value(sums: Ints) -> float:
-    """The number that [LIMBS] stand for, correctly rounded."""
-    total = sum(int(limb) << (LIMB_BITS * k) for k, limb in enumerate(sums))
-    return total / int(SCALE)
+def values(sums: Ints) -> list[float]:
+    """The numbers that sums [n, LIMBS] stand for, correctly rounded."""
+    scale = int(SCALE)
+    return [sum(limb << LIMB_BITS * k for k, limb in enumerate(limbs)) / scale for limbs in sums.tolist()]

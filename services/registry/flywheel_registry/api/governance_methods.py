@@ -20,7 +20,7 @@ from flywheel_registry.models.ports import ModelRecords
 from flywheel_registry.promotion.approvals import Approvals
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.webhooks.catalog import WebhookCatalog, find_webhook
-from flywheel_registry.webhooks.webhook import KINDS, Delivery, Webhook, WebhookName
+from flywheel_registry.webhooks.webhook import KINDS, WANTED_KINDS, Delivery, Webhook, WebhookName
 
 
 class GovernanceMethods(Mutations):
@@ -119,7 +119,7 @@ def _approval_to_proto(value: Approval) -> approval_pb2.Approval:
 def _kind(number: pb.WebhookEvent) -> str:
     text = pb.WebhookEvent.Name(number) if number in pb.WebhookEvent.values() else ""
     kind = text.removeprefix("WEBHOOK_EVENT_")
-    if kind not in KINDS:
+    if kind not in WANTED_KINDS:
         raise InvalidWebhook(f"Event {number} is no value of WebhookEvent that can be sent.")
     return kind
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from flywheel_common.grpc.auth import actor, require_role
+from flywheel_common.grpc.auth import actor, current_principal, require_role
 from flywheel_common.names import check_id, parse_project
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.api import convert_evidence, convert_models, listing
 from flywheel_registry.api.convert import check_texts
 from flywheel_registry.api.mutations import Mutations
+from flywheel_registry.evidence.producers import EvidenceProducers
 from flywheel_registry.gates.verdicts import ExperimentVerdicts
 from flywheel_registry.models.catalog import POLICY_FIELDS, ModelCatalog
 from flywheel_registry.models.lookups import find_model, find_version
@@ -38,6 +39,7 @@ class ModelMethods(Mutations):
     _promotions: Promotions
     _experiment_verdicts: ExperimentVerdicts
     _evaluations: EvaluationLog
+    _producers: EvidenceProducers
 
     # ------------------------------------------------------------------------------------------------ models
 
@@ -140,6 +142,7 @@ class ModelMethods(Mutations):
             _require(OVERRIDE_GATE)
         if request.evidence.values:
             _require(SEND_EVIDENCE)
+            self._producers.check(current_principal())
 
         # Before the transaction, because it asks the monitor.
         to_production = target in (None, Stage.PRODUCTION)
@@ -172,6 +175,7 @@ class ModelMethods(Mutations):
     async def RecordEvaluation(
         self, request: pb.RecordEvaluationRequest, context: Any
     ) -> pb.RecordEvaluationResponse:
+        self._producers.check(current_principal())
         name = VersionName.parse(request.name)
         champion = VersionName.parse(request.champion_version) if request.champion_version else None
 

@@ -22,6 +22,7 @@ from flywheel_registry.collection.collection import ArtifactCollection
 from flywheel_registry.deletion.deletion import Deletion
 from flywheel_registry.evidence.lookups import find_evidence
 from flywheel_registry.evidence.names import EvidenceName
+from flywheel_registry.evidence.producers import EvidenceProducers
 from flywheel_registry.gates.verdicts import ExperimentVerdicts
 from flywheel_registry.models.alias_changes import Aliases
 from flywheel_registry.models.catalog import ModelCatalog
@@ -67,6 +68,7 @@ class RegistryServicer(
         promotions: Promotions,
         experiment_verdicts: ExperimentVerdicts,
         evaluations: EvaluationLog,
+        producers: EvidenceProducers,
         releases: ReleaseCatalog,
         rollout_start: RolloutStart,
         rollout_lifecycle: RolloutLifecycle,
@@ -93,6 +95,7 @@ class RegistryServicer(
         self._promotions = promotions
         self._experiment_verdicts = experiment_verdicts
         self._evaluations = evaluations
+        self._producers = producers
         self._releases = releases
         self._rollout_start = rollout_start
         self._rollout_lifecycle = rollout_lifecycle

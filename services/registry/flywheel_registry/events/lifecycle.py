@@ -24,7 +24,7 @@ class StageChanged:
 class RolloutChanged:
     """A rollout changed its state or the challenger's share of the traffic.
 
-    `alert` means that it ended by itself without a promotion, so that a person should look at it.
+    `alert` means that a person should look at it: it ended by itself without a promotion, or stalls.
     """
 
     model: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flywheel_registry.fakes.tables import MemoryTables
 from flywheel_registry.webhooks.webhook import Delivery, Webhook
 
@@ -32,9 +34,9 @@ class MemoryWebhooks:
         mine = [d for key, d in self._data.deliveries.items() if key[0] == webhook and d.number < before]
         return sorted(mine, key=lambda d: -d.number)[:limit]
 
-    def add_deliveries(self, model: str, kind: str, body: str) -> None:
+    def add_deliveries(self, model: str, kinds: Sequence[str], body: str) -> None:
         """Add a delivery for each webhook that wants this change."""
         for webhook in self._data.webhooks.values():
-            if webhook.wants(model, kind):
+            if webhook.wants(model, kinds):
                 number = max((n for _, n in self._data.deliveries), default=0) + 1
                 self._data.deliveries[webhook.name, number] = Delivery(number, str(number), body)

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from flywheel_registry.evidence.experiment_verdict import ExperimentVerdict
+from flywheel_registry.rollouts.step_verdict import StepMetric, StepVerdict
+
+BOUNDED = {
+    StepMetric.LOSS_DELTA: "log_loss_delta",
+    StepMetric.ERROR_RATE: "challenger.error_rate",
+    StepMetric.P99_MS: "challenger.latency_p99_ms",
+    StepMetric.SCORE_SHIFT: "score_shift",
+}
+"""Metric → its name in the values of evidence; the bounds of verdicts have it with `_lower` and `_upper`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +34,10 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Challenger against champion since a step began.
+    """Challenger against champion in one step, and the monitor's verdicts on the limits of the step.
 
-    The deltas are the challenger's mean log-loss minus the champion's; the score shift is in standard
-    deviations of the champion's scores. `p99_lower_ms` is the lower bound of the challenger's p99 latency at
-    the breach level, valid at every look. `covered_from` and `covered_until` are the event times that enough
+    The delta is the challenger's mean log-loss minus the champion's; the score shift is in standard
+    deviations of the champion's scores. `covered_from` and `covered_until` are the event times that enough
     predictions support: single predictions with wrong times do not move them.
     """
 
@@ -38,10 +47,8 @@ class Comparison:
     covered_until: datetime | None = None
     labelled: int = 0
     log_loss_delta: float = 0.0
-    log_loss_delta_upper: float = 0.0
-    log_loss_delta_lower: float = 0.0
     score_shift: float = 0.0
-    p99_lower_ms: float = 0.0
+    verdicts: Mapping[StepMetric, StepVerdict] = field(default_factory=dict)
     experiment: ExperimentVerdict | None = None
 
     @property
@@ -57,11 +64,11 @@ class Comparison:
             "labelled": self.labelled,
             "bake_seconds": self.bake_seconds,
             "log_loss_delta": self.log_loss_delta,
-            "log_loss_delta_upper": self.log_loss_delta_upper,
-            "log_loss_delta_lower": self.log_loss_delta_lower,
             "score_shift": self.score_shift,
-            "challenger.p99_lower_ms": self.p99_lower_ms,
         }
+        for metric, found in self.verdicts.items():
+            bounds = {f"{BOUNDED[metric]}_lower": found.lower, f"{BOUNDED[metric]}_upper": found.upper}
+            numbers |= {name: bound for name, bound in bounds.items() if bound is not None}
         for side, variant in (("champion", self.champion), ("challenger", self.challenger)):
             numbers |= {
                 f"{side}.predictions": variant.predictions,

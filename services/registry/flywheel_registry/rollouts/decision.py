@@ -1,17 +1,19 @@
 """The rules that decide what a rollout does next, from the evidence of its current step.
 
-All bounds are one-sided and hold at every look (`bounds`), at the levels of `StepPolicy`. A bake needs both
-the event time that the evidence covers (`Comparison.bake_seconds`) and a least wall time of the step: a
-caller chooses event times, but not how fast the clock runs. Nothing here reads a clock.
+Whether a limit is kept or breached is the monitor's verdict on the predictions of exactly this step, valid at
+every look, at the levels of `StepPolicy` (`step_verdict`). No statistics are computed here, and a limit
+without a verdict holds the rollout. A bake needs both the event time that the evidence covers
+(`Comparison.bake_seconds`) and a least wall time of the step: a caller chooses event times, but not how fast
+the clock runs. Nothing here reads a clock.
 
 * Guardrails come first, in shadow and canary: error rate, p99 latency and score shift. A breach ends the
   rollout and leaves the version as it was: errors and latency can have causes outside the model.
-* Shadow compares both on the same labelled rows. It passes when the upper bound of the log-loss delta is at
-  most the limit. The version is rejected when the lower bound is above it. In between it holds.
-* Canary compares different subjects. It is rolled back, and the version rejected, when the lower bound is
-  above the limit. It advances when the upper bound is at most that, or when there are enough predictions and
-  bake time without a breach. The second way is deliberate: with 5 % of the subjects the interval is too wide
-  to prove non-inferiority in a reasonable time, and shadow has proven it on paired rows.
+* Shadow compares both on the same labelled rows. It passes when the log-loss delta is WITHIN its limit. The
+  version is rejected when it is BREACHED. In between it holds.
+* Canary compares different subjects. It is rolled back, and the version rejected, when the log-loss delta is
+  BREACHED. It advances when it is WITHIN, or when there are enough predictions and bake time without a
+  breach. The second way is deliberate: with 5 % of the subjects the interval is too wide to prove
+  non-inferiority in a reasonable time, and shadow has proven it on paired rows.
 * At 100 % the champion has no concurrent traffic, and its older answers are not comparable. The last step is
   decided by error rate, p99 latency, predictions and bake time alone.
 * An A/B test stays at its split until the verdict of its experiment, which the monitor computes: SHIP
@@ -27,14 +29,11 @@ from dataclasses import replace
 from flywheel_registry.evidence.experiment_verdict import ExperimentVerdict
 from flywheel_registry.evidence.findings import Findings
 from flywheel_registry.policies.rollout_policy import RolloutPolicy, StepPolicy
-from flywheel_registry.rollouts.bounds import standard_error, standard_errors
 from flywheel_registry.rollouts.comparison import Comparison
 from flywheel_registry.rollouts.guardrails import evaluate_guardrails
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
+from flywheel_registry.rollouts.step_verdict import LimitVerdict, StepMetric, StepVerdict, step_limits
 from flywheel_registry.rollouts.verdict import Decision, Verdict, duration_text, expire_after
-
-MIN_LABELLED_FOR_BOUND = 30
-"""With fewer labelled rows the normal approximation of a bound is not valid, whatever the policy allows."""
 
 
 def decide(
@@ -60,8 +59,11 @@ def _judge(
     evidence: Comparison, policy: RolloutPolicy, step: StepPolicy, progress: Progress, wall_seconds: float
 ) -> Verdict:
     in_shadow = progress.state is RolloutState.SHADOW
-    alone = not in_shadow and step.percent >= 100
-    findings = evaluate_guardrails(evidence, step, with_champion=not alone)
+    for metric, limit in step_limits(policy, progress).limits.items():
+        found = evidence.verdicts.get(metric)
+        if found is None or found.limit != limit:
+            return Verdict(Decision.HOLD, f"The monitor has no verdict on {metric} with the limit {limit:g}.")
+    findings = evaluate_guardrails(evidence)
     if breaches := findings.failed():
         withdraw = Decision.REFUSE if in_shadow else Decision.ROLL_BACK
         return Verdict(withdraw, f"Guardrail breached: {'; '.join(breaches)}.", findings.lines())
@@ -70,7 +72,7 @@ def _judge(
         return _decide_shadow(evidence, step, findings, bake)
     if policy.until_verdict:
         return _decide_test(evidence.experiment, step, findings)
-    return _decide_canary(evidence, step, findings, bake, alone=alone)
+    return _decide_canary(evidence, step, findings, bake)
 
 
 Rule = tuple[bool, str]
@@ -80,22 +82,24 @@ Rule = tuple[bool, str]
 def _decide_shadow(
     evidence: Comparison, step: StepPolicy, findings: Findings, bake: tuple[Rule, Rule]
 ) -> Verdict:
-    needed = max(step.min_samples, MIN_LABELLED_FOR_BOUND)
-    labelled = evidence.labelled >= needed, f"{evidence.labelled} of {needed} rows labelled on both sides"
-    if missing := _missing_evidence(findings, labelled, *bake):
+    found = evidence.verdicts[StepMetric.LOSS_DELTA]
+    labelled = (
+        found.rows >= step.min_samples,
+        f"{found.rows} of {step.min_samples} rows labelled on both sides",
+    )
+    bounded = found.upper is not None, "enough labelled rows for a log-loss bound"
+    if missing := _missing_evidence(findings, labelled, bounded, *bake):
         return Verdict(Decision.HOLD, f"Evidence is missing: {missing}.", findings.lines())
-    limit = step.max_log_loss_delta
-    lower, upper, numbers = _log_loss_delta(evidence, step)
-    rows = f"{evidence.labelled} labelled rows"
-    if upper <= limit:
-        findings.add(True, f"{numbers}: upper bound at most {limit:g}")
-        decision, reason = Decision.ADVANCE, f"Passed in shadow on {rows}: {numbers}, allowed {limit:g}."
-        return Verdict(decision, reason, findings.lines())
-    findings.add(False, f"{numbers}: upper bound above {limit:g}")
-    if lower > limit:
+    limit, numbers, rows = found.limit, _log_loss_delta(found, step), f"{found.rows} labelled rows"
+    within = found.verdict is LimitVerdict.WITHIN
+    findings.add(within, f"{numbers}: upper bound {'at most' if within else 'above'} {limit:g}")
+    if within:
+        reason = f"Passed in shadow on {rows}: {numbers}, allowed {limit:g}."
+        return Verdict(Decision.ADVANCE, reason, findings.lines())
+    if found.breached:
         reason = f"Worse in shadow on {rows}: {numbers}, even the lower bound is above {limit:g}."
         return Verdict(Decision.REFUSE, reason, findings.lines(), rejects=True)
-    reason = f"Undecided on {rows}: {numbers}, the interval contains {limit:g}; more labels are needed."
+    reason = f"Undecided on {rows}: {numbers}; {limit:g} is within the bounds, and more labels are needed."
     return Verdict(Decision.HOLD, reason, findings.lines())
 
 
@@ -117,31 +121,26 @@ def _decide_test(experiment: ExperimentVerdict | None, step: StepPolicy, finding
 
 
 def _decide_canary(
-    evidence: Comparison, step: StepPolicy, findings: Findings, bake: tuple[Rule, Rule], *, alone: bool
+    evidence: Comparison, step: StepPolicy, findings: Findings, bake: tuple[Rule, Rule]
 ) -> Verdict:
-    at, limit = f"at {step.percent:g} %", step.max_log_loss_delta
-    bounded = evidence.labelled >= MIN_LABELLED_FOR_BOUND and not alone
-    lower, upper, numbers = _log_loss_delta(evidence, step)
-    if alone:
-        numbers = "no champion traffic to compare with"
-    elif not bounded:
-        numbers = f"{evidence.labelled} labelled rows are too few for a log-loss bound"
-    if bounded and lower > limit:
-        findings.add(False, f"{numbers}: lower bound above {limit:g}")
+    at, found = f"at {step.percent:g} %", evidence.verdicts.get(StepMetric.LOSS_DELTA)
+    numbers = "no champion traffic to compare with" if found is None else _log_loss_delta(found, step)
+    if found is not None and found.breached:
+        findings.add(False, f"{numbers}: lower bound above {found.limit:g}")
         reason = (
-            f"Worse {at} on {evidence.labelled} labelled rows: {numbers}, "
-            f"even the lower bound is above {limit:g}."
+            f"Worse {at} on {found.rows} labelled rows: {numbers}, "
+            f"even the lower bound is above {found.limit:g}."
         )
         return Verdict(Decision.ROLL_BACK, reason, findings.lines(), rejects=True)
     count, needed = evidence.challenger.predictions, max(step.min_samples, 1)
     answers = count >= needed, f"{count} of {needed} challenger answers"
     if missing := _missing_evidence(findings, answers, *bake):
         return Verdict(Decision.HOLD, f"Evidence {at} is missing: {missing}.", findings.lines())
-    if bounded and upper <= limit:
-        findings.add(True, f"{numbers}: upper bound at most {limit:g}, non-inferior")
-        reason = f"Not inferior {at} after {count} answers: {numbers}, allowed {limit:g}."
+    if found is not None and found.verdict is LimitVerdict.WITHIN:
+        findings.add(True, f"{numbers}: upper bound at most {found.limit:g}, non-inferior")
+        reason = f"Not inferior {at} after {count} answers: {numbers}, allowed {found.limit:g}."
     else:
-        unrefuted = "" if alone else f"; non-inferiority within {limit:g} is not refuted"
+        unrefuted = "" if found is None else f"; non-inferiority within {found.limit:g} is not refuted"
         findings.add(True, f"{numbers}{unrefuted}")
         reason = f"No breach {at} after {count} answers: {numbers}{unrefuted}."
     return Verdict(Decision.ADVANCE, reason, findings.lines())
@@ -160,18 +159,11 @@ def _missing_evidence(findings: Findings, *rules: Rule) -> str:
     return ", ".join([line for holds, line in rules if not findings.add(holds, line)])
 
 
-def _log_loss_delta(evidence: Comparison, step: StepPolicy) -> tuple[float, float, str]:
-    """Return the lower and upper bound that hold at every look, and a text with the numbers.
-
-    The monitor's bounds hold at one look; they give the standard error.
-    """
-    delta, n = evidence.log_loss_delta, max(evidence.labelled, 1)
-    tightest = max(step.min_samples, MIN_LABELLED_FOR_BOUND)
-    error = standard_error(evidence.log_loss_delta_upper - delta, step.pass_level)
-    lower = delta - error * standard_errors(n, step.breach_level, tightest)
-    upper = delta + error * standard_errors(n, step.pass_level, tightest)
-    text = (
-        f"log-loss delta {delta:+.5f} [{lower:+.5f} at {1 - step.breach_level:.4g}, "
-        f"{upper:+.5f} at {1 - step.pass_level:.4g}, one-sided and valid at every look]"
+def _log_loss_delta(found: StepVerdict, step: StepPolicy) -> str:
+    """Return the monitor's numbers as a text."""
+    if found.lower is None or found.upper is None:
+        return f"{found.rows} labelled rows are too few for a log-loss bound"
+    return (
+        f"log-loss delta {found.value:+.5f} [{found.lower:+.5f} at {1 - step.breach_level:.4g}, "
+        f"{found.upper:+.5f} at {1 - step.pass_level:.4g}, one-sided and valid at every look]"
     )
-    return lower, upper, text

@@ -96,6 +96,13 @@ class RolloutLifecycle:
             return await self._advance(records, journal, rollout, reason=verdict.reason, evidence=evidence)
         return await self._withdraw(records, journal, rollout, verdict, evidence)
 
+    async def alert(self, records: RolloutRecords, judged: Rollout, reason: str) -> None:
+        """Report a rollout that does not come on by an event with `alert`, unless it has changed since."""
+        await lock_model(records, judged.model)
+        rollout = await records.rollout(judged.model, judged.number)
+        if rollout is not None and rollout.progress == judged.progress:
+            await records.emit(rollout.changed(reason, alert=True), self._clock.now())
+
     async def _advance(
         self,
         records: RolloutRecords,

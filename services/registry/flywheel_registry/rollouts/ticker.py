@@ -22,9 +22,9 @@ from flywheel_registry.rollouts.lifecycle import RolloutLifecycle
 from flywheel_registry.rollouts.loading import decide_load
 from flywheel_registry.rollouts.ports import Monitor, RolloutRecords
 from flywheel_registry.rollouts.rollout import Rollout
-from flywheel_registry.rollouts.stalls import Stalls
+from flywheel_registry.rollouts.stalls import STALL_SECONDS, Stalls
 from flywheel_registry.rollouts.state_machine import RolloutState
-from flywheel_registry.rollouts.verdict import Decision
+from flywheel_registry.rollouts.verdict import Decision, duration_text
 from flywheel_registry.serving.ports import Gateways
 
 log = get_logger(__name__)
@@ -35,6 +35,7 @@ MAX_CONCURRENT = 8
 """How many verdicts are stored at once; their evidence is fetched for all rollouts at once."""
 REPORTED_PAUSE = timedelta(days=1)
 """A pause stops the clock of its rollout, so that the rollout does not expire: a long one is reported."""
+STALLED = f"No new evidence for {duration_text(STALL_SECONDS)}"
 GATEWAY_SECONDS = 60.0
 """How long a gateway may be silent to be read at all; only live ones count."""
 
@@ -129,6 +130,8 @@ class Ticker:
             grown = comparison.challenger.predictions if comparison else 0
             if self._stalls.note(rollout, grown, self._clock.monotonic()):
                 log.error("rollout stalled: no new evidence", rollout=rollout.name, reason=verdict.reason)
+                async with self._slots, self._store.transaction() as records:
+                    await self._lifecycle.alert(records, rollout, f"{STALLED}: {verdict.reason}")
             async with self._slots, self._store.reading() as records:
                 await self._lifecycle.apply_verdict(records, rollout, verdict, comparison, ACTOR)
             return

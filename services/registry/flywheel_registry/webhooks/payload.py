@@ -7,11 +7,13 @@ from datetime import UTC, datetime
 
 from flywheel_registry.audit.chain import AuditHead
 from flywheel_registry.events.lifecycle import RolloutChanged, StageChanged
-from flywheel_registry.webhooks.webhook import ROLLOUT_CHANGED, STAGE_CHANGED
+from flywheel_registry.webhooks.webhook import ROLLOUT_ALERT, ROLLOUT_CHANGED, STAGE_CHANGED
 
 
-def payload(event: StageChanged | RolloutChanged, at: datetime, head: AuditHead) -> tuple[str, str]:
-    """Return (kind, body) of an event."""
+def payload(
+    event: StageChanged | RolloutChanged, at: datetime, head: AuditHead
+) -> tuple[tuple[str, ...], str]:
+    """Return (kinds, body) of an event: webhooks that want one of the kinds are told."""
     body = {
         "model": event.model,
         "at": at.astimezone(UTC).isoformat(),
@@ -20,7 +22,7 @@ def payload(event: StageChanged | RolloutChanged, at: datetime, head: AuditHead)
         "audit_hash": head.hash,
     }
     if isinstance(event, StageChanged):
-        kind = STAGE_CHANGED
+        kinds: tuple[str, ...] = (STAGE_CHANGED,)
         body |= {
             "model_version": f"{event.model}/versions/{event.version}",
             "from_stage": event.from_stage.value,
@@ -29,7 +31,7 @@ def payload(event: StageChanged | RolloutChanged, at: datetime, head: AuditHead)
             "release": "" if event.release is None else f"{event.model}/releases/{event.release}",
         }
     else:
-        kind = ROLLOUT_CHANGED
+        kinds = (ROLLOUT_CHANGED, ROLLOUT_ALERT) if event.alert else (ROLLOUT_CHANGED,)
         body |= {
             "rollout": f"{event.model}/rollouts/{event.rollout}",
             "state": event.state,
@@ -37,4 +39,4 @@ def payload(event: StageChanged | RolloutChanged, at: datetime, head: AuditHead)
             "challenger_release": f"{event.model}/releases/{event.challenger}",
             "alert": event.alert,
         }
-    return kind, json.dumps({"event": kind, **body}, ensure_ascii=False, separators=(",", ":"))
+    return kinds, json.dumps({"event": kinds[0], **body}, ensure_ascii=False, separators=(",", ":"))

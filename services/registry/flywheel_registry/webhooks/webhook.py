@@ -9,8 +9,11 @@ from typing import ClassVar
 
 from flywheel_common.names import Pattern, ResourceName
 
-STAGE_CHANGED, ROLLOUT_CHANGED = "STAGE_CHANGED", "ROLLOUT_CHANGED"
+STAGE_CHANGED, ROLLOUT_CHANGED, ROLLOUT_ALERT = "STAGE_CHANGED", "ROLLOUT_CHANGED", "ROLLOUT_ALERT"
 KINDS = (STAGE_CHANGED, ROLLOUT_CHANGED)
+"""What a webhook is told about by default: every change."""
+WANTED_KINDS = (*KINDS, ROLLOUT_ALERT)
+"""What a webhook can ask for. ROLLOUT_ALERT are the changes of rollouts with `alert`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +50,10 @@ class Webhook:
         """Its id within the project."""
         return self.name.rpartition("/")[2]
 
-    def wants(self, model: str, kind: str) -> bool:
-        """Return whether it is told about a change of this kind of this model."""
-        return model.split("/")[1] == self.project and self.model in ("", model) and kind in self.events
+    def wants(self, model: str, kinds: Sequence[str]) -> bool:
+        """Return whether it is told about a change of this model that is of these kinds."""
+        mine = model.split("/")[1] == self.project and self.model in ("", model)
+        return mine and not set(kinds).isdisjoint(self.events)
 
 
 @dataclass(frozen=True, slots=True)

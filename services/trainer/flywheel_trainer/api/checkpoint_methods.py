@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from flywheel_common.grpc.attempt_tokens import current_attempt
 from flywheel_common.paging import page_size
 from flywheel_protos.trainer.v1 import checkpoint_pb2 as pb
-from flywheel_trainer.api.attempt_tokens import current_attempt
 from flywheel_trainer.api.convert_times import moment, timestamp
 from flywheel_trainer.checkpoints.checkpoint import Checkpoint
 from flywheel_trainer.checkpoints.use_cases import JobCheckpoints

@@ -7,13 +7,14 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from flywheel_common.granted.access import ObjectAccess
+from flywheel_common.grpc.attempt_tokens import current_attempt
 from flywheel_common.names import parse_project
 from flywheel_common.paging import page_size
 from flywheel_protos.trainer.v1 import origin_pb2 as origin_pb
 from flywheel_protos.trainer.v1 import pipeline_graph_pb2 as graph_pb
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
-from flywheel_trainer.api.attempt_tokens import current_attempt
 from flywheel_trainer.api.checkpoint_methods import CheckpointMethods
 from flywheel_trainer.api.convert_graphs import graph_from_proto, pipeline_to_proto, to_json
 from flywheel_trainer.api.convert_jobs import job_to_proto
@@ -42,7 +43,6 @@ from flywheel_trainer.encoding.specs import spec_of
 from flywheel_trainer.jobs.errors import InvalidSource
 from flywheel_trainer.jobs.job import FILTER_FIELDS as JOB_FIELDS
 from flywheel_trainer.jobs.job import JobName
-from flywheel_trainer.jobs.object_access import ObjectAccess
 from flywheel_trainer.jobs.sources import Sources
 from flywheel_trainer.jobs.use_cases import Jobs
 from flywheel_trainer.pipelines.definition import PipelineName

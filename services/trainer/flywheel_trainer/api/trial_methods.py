@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from flywheel_common.grpc.attempt_tokens import current_attempt
 from flywheel_common.paging import page_size
 from flywheel_job.tuning.messages import trial_from_proto, trial_to_proto
 from flywheel_job.tuning.trial import Trial
 from flywheel_protos.trainer.v1 import tuning_pb2 as pb
-from flywheel_trainer.api.attempt_tokens import current_attempt
 from flywheel_trainer.jobs.job import Job, JobName
 from flywheel_trainer.trials.errors import InvalidTrial
 from flywheel_trainer.trials.trial_name import TrialName, run_of

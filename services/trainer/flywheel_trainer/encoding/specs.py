@@ -126,7 +126,7 @@ def _set_placeholder(job: pb.Job, path: str) -> None:
 
 
 def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
-    """Zero values become defaults. Raises InvalidName."""
+    """Zero values become defaults. Raises InvalidName, and InvalidSpec for a wrong fraction of a GPU."""
     recipe = spec.tabular
     hyper = Hyperparameters(
         hidden_sizes=tuple(recipe.hidden_sizes) or _DEFAULTS.hidden_sizes,
@@ -149,7 +149,7 @@ def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
         warm_start=recipe.warm_start,
         teacher=recipe.teacher,
         workers=spec.workers or 1,
-        gpus_per_worker=spec.gpus_per_worker,
+        gpus_per_worker=_gpus_from_proto(spec),
         cpus_per_worker=spec.cpus_per_worker,
         limits=_limits_from_proto(spec.limits),
         code=_code_from_proto(spec.code) if spec.HasField("code") else None,
@@ -171,7 +171,8 @@ def train_spec_to_proto(spec: TrainSpec, project: str) -> pb.TrainSpec:
         ),
         code=pb.CodeRecipe(**asdict(spec.code)) if spec.code else None,
         workers=spec.workers,
-        gpus_per_worker=spec.gpus_per_worker,
+        gpus_per_worker=int(spec.gpus_per_worker),
+        gpu_fraction=spec.gpus_per_worker % 1,
         cpus_per_worker=spec.cpus_per_worker,
         limits=pb.JobLimits(
             timeout=duration(spec.limits.timeout_seconds),
@@ -179,6 +180,17 @@ def train_spec_to_proto(spec: TrainSpec, project: str) -> pb.TrainSpec:
             max_attempts=spec.limits.max_attempts,
         ),
     )
+
+
+def _gpus_from_proto(spec: pb.TrainSpec) -> float:
+    fraction = spec.gpu_fraction
+    if not 0 <= fraction < 1 or (fraction and spec.gpus_per_worker):
+        raise InvalidSpec(
+            f"train.gpu_fraction is {fraction:g} with gpus_per_worker {spec.gpus_per_worker}: it must be at "
+            "least 0 and below 1, and 0 with gpus_per_worker.",
+            field="train.gpu_fraction",
+        )
+    return fraction or spec.gpus_per_worker
 
 
 def _code_from_proto(code: pb.CodeRecipe) -> CodeRecipe:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from flywheel_common.granted.access import Access, ObjectRequest, SignedRequest, split_uri
+from flywheel_common.granted.errors import AttemptEnded
 from flywheel_trainer.fakes.tracking import MemoryTracking
-from flywheel_trainer.jobs.object_access import Access, ObjectRequest, SignedRequest, split_uri
-from flywheel_trainer.runs.errors import AttemptEnded
 
 
 class MemoryAttemptAccess:

@@ -106,7 +106,7 @@ class MemoryPipelines:
 
     async def begin_attempt(self, name: PipelineRunName, step: str, attempt: int, message: str) -> None:
         found = self._runs[name].step(step)
-        if found is not None and found.state is JobState.RUNNING and found.attempt < attempt:
+        if found is not None and found.state is JobState.RUNNING and found.attempt <= attempt:
             changes = {"attempt": attempt, "message": message}
             self._change(name, steps=self._steps(name, step, changes))
 

@@ -12,6 +12,7 @@ from flywheel_trainer.fakes.pipelines import MemoryPipelines
 from flywheel_trainer.fakes.requests import MemoryRequests
 from flywheel_trainer.pipelines.pipeline_run import ModelName
 from flywheel_trainer.policies.decision import (
+    Active,
     Decision,
     Drift,
     Reason,
@@ -46,8 +47,9 @@ class MemoryPolicies:
 
     async def set(self, policy: Policy, request_id: str, body: bytes, now: datetime) -> Policy:
         if self._requests.replay("SetRetrainingPolicy", request_id, body) is None:
+            if self._policies.get(policy.name) != policy:
+                self._set_at[policy.name] = now
             self._policies[policy.name] = policy
-            self._set_at[policy.name] = now
             self._requests.store("SetRetrainingPolicy", request_id, body, policy.name)
         return policy
 
@@ -75,7 +77,7 @@ class MemoryPolicies:
             policy,
             drift,
             [run.event_time for run in runs if not run.failed],
-            self._is_active(started, candidate),
+            bool(self._active(started, candidate)),
             [run.event_time for run in runs if run.failed],
         )
         return self._store(policy, cause, reason, candidate, now)
@@ -103,8 +105,7 @@ class MemoryPolicies:
         runs = [self._run_of(d) for d in started]
         cause = Cause(trigger, due.time, trained_until=trained_until(runs, due.time))
         candidate = await self._candidate(policy, cause)
-        active = self._is_active(started, candidate)
-        reason = decide_time(policy, trigger, due, runs, active)
+        reason = decide_time(policy, trigger, due, runs, self._active(started, candidate))
         if reason is None:
             return None
         return self._store(policy, cause, reason, candidate, now)
@@ -114,9 +115,9 @@ class MemoryPolicies:
         definition = await self._definitions.get(*stored.version) if stored is not None else None
         return candidate_run(policy, cause, definition, spec_to_json)
 
-    def _is_active(self, started: Sequence[Decision], candidate: Candidate) -> bool:
+    def _active(self, started: Sequence[Decision], candidate: Candidate) -> Active:
         of_model = bool(candidate.model) and self._pipelines.has_active_run(candidate.model)
-        return of_model or any(self._pipelines.is_active(d.pipeline_run) for d in started)
+        return Active(any(self._pipelines.is_active(d.pipeline_run) for d in started), of_model)
 
     def _is_decided(self, name: PolicyName, trigger: Trigger, alert: str, time: datetime) -> bool:
         key = (name, trigger, alert, time)

@@ -7,12 +7,12 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from flywheel_common.granted.access import Access
 from flywheel_common.postgres.errors import LeaseLost
 from flywheel_job.outcome import Outcome
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.jobs.attempt import Attempt, Watch, engine_id
 from flywheel_trainer.jobs.job import ENDED, JobName, JobState
-from flywheel_trainer.jobs.object_access import Access
 from flywheel_trainer.jobs.ports import OF_TRIALS, ActiveJob
 from flywheel_trainer.runs.run import RunName, RunState
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from flywheel_common.granted.access import Access
+from flywheel_common.granted.errors import AttemptEnded
 from flywheel_common.system_metrics import SYSTEM
 from flywheel_job.outcome import MetricPoint
 from flywheel_job.tuning.trial import Trial, TrialState
 from flywheel_trainer.fakes.requests import MemoryRequests
 from flywheel_trainer.jobs.job import ENDED, JobName
-from flywheel_trainer.jobs.object_access import Access
 from flywheel_trainer.jobs.ports import ActiveJob
 from flywheel_trainer.runs.errors import (
-    AttemptEnded,
     ForeignRun,
     RunContinued,
     RunDeleted,

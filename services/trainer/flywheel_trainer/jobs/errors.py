@@ -11,7 +11,6 @@ from flywheel_common.errors import (
     Internal,
     InvalidArgument,
     NotFound,
-    PermissionDenied,
 )
 
 
@@ -41,20 +40,6 @@ class UnknownSource(NotFound):
 
     reason = "UNKNOWN_SOURCE"
     remedy = "Upload it with UploadSource first."
-
-
-class ForeignObject(PermissionDenied):
-    """An attempt asks for an object that is neither an input nor a file of its job."""
-
-    reason = "FOREIGN_OBJECT"
-    remedy = "Read inputs that the specification of the job names, and write below the addresses of the job."
-
-
-class InvalidObjectRequest(InvalidArgument):
-    """A request to the object store that an attempt wants signed is not well formed."""
-
-    reason = "INVALID_OBJECT_REQUEST"
-    remedy = "Run the job with the flywheel-job package of the trainer's version."
 
 
 class UnknownJob(NotFound):

@@ -7,6 +7,7 @@ import re
 from flywheel_common.deadline import budget, left_seconds
 from flywheel_common.errors import FlywheelError
 from flywheel_common.storage.objects import ObjectStore
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_job.job_logs.chunks import (
     DRIVER,
     Chunk,
@@ -17,12 +18,17 @@ from flywheel_job.job_logs.chunks import (
     stream_of,
     whole_lines,
 )
+from flywheel_trainer.jobs.attempt import Attempt
+from flywheel_trainer.jobs.engine import Engine
 from flywheel_trainer.jobs.errors import InvalidLogStream
 from flywheel_trainer.jobs.files import log_prefix
 from flywheel_trainer.jobs.job import JobName
 
+log = get_logger(__name__)
+
 _STREAM = re.compile(r"driver|rank-\d{1,6}")
 
+TAIL_BYTES = 16_384
 LOG_SECONDS = 5.0
 """Timeout of a read, so that WatchJob sends the state of a job while the object store hangs."""
 
@@ -65,6 +71,23 @@ class StoredLogs:
         """(offset of the end of the driver's log, the last attempt that wrote to it)."""
         chunks = await self._chunks(job, DRIVER)
         return (chunks[-1].end, chunks[-1].attempt) if chunks else (0, 0)
+
+    async def tail_of_attempt(self, job: JobName, attempt: Attempt, engine: Engine) -> bytes:
+        """The end of an attempt's log; a log that is lost does not delay the end of the job.
+
+        If the launcher could not start, only the engine has a log, which is stored like the launcher's.
+        """
+        try:
+            end, writer = await self.end_of(job)
+            if writer == attempt.number:
+                return await self.tail(job, TAIL_BYTES)
+            text = await engine.log_tail(attempt.engine_id, TAIL_BYTES)
+            if text:
+                await self.append(job, attempt.number, end, text)
+            return text
+        except FlywheelError as error:
+            log.warning("job log not read", job=str(job), reason=error.reason, error=error.message)
+            return b""
 
     async def append(self, job: JobName, attempt: int, start: int, text: bytes) -> None:
         """Store text of the engine for an attempt that stored no log of its own."""

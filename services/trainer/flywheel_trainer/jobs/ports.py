@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
+from flywheel_common.granted.access import Access
 from flywheel_common.paging import Page
 from flywheel_job.job_logs.chunks import LogPart
 from flywheel_job.launch import Column
 from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.attempt import Attempt, Watch
 from flywheel_trainer.jobs.job import Job, JobName, JobState
-from flywheel_trainer.jobs.object_access import Access
 from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.run import RunName
 

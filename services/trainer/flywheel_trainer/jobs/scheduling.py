@@ -1,9 +1,9 @@
 """Which queued jobs start now: a pure function of the queue, the running jobs, the cluster and the quotas.
 
 Jobs of a higher priority start first. Among equal priorities, the project that uses the smallest share of the
-cluster is next (its dominant share: the larger one of its shares of CPUs and of GPUs), then the oldest job. A
-job that only lacks free resources blocks the jobs after it, so that small jobs cannot delay a large one for
-ever. A job that lacks quota, or that the cluster cannot satisfy, blocks no other.
+cluster is next (its dominant share: the largest one of its shares of CPUs, GPUs and memory), then the oldest
+job. A job that only lacks free resources blocks the jobs after it, so that small jobs cannot delay a large
+one for ever. A job that lacks quota, or that the cluster cannot satisfy, blocks no other.
 """
 
 from __future__ import annotations
@@ -51,15 +51,20 @@ def plan(
 ) -> Plan[K]:
     """The plan for this moment. `running` is (project, request) of each active attempt; no nodes: unknown."""
     used: dict[str, list[float]] = {}
-    total = [sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)]
+    total = [
+        sum(node.cpus for node in nodes),
+        sum(node.gpus for node in nodes),
+        sum(node.memory_bytes for node in nodes),
+    ]
 
     def add(project: str, request: Request) -> None:
-        sums = used.setdefault(project, [0.0, 0.0])
+        sums = used.setdefault(project, [0.0, 0.0, 0.0])
         sums[0] += request.cpus
         sums[1] += request.gpus
+        sums[2] += request.memory_bytes
 
     def share(project: str) -> float:
-        sums = used.get(project, [0.0, 0.0])
+        sums = used.get(project, [0.0, 0.0, 0.0])
         return max((s / t if t else s for s, t in zip(sums, total, strict=True)), default=0.0)
 
     for project, request in running:
@@ -104,8 +109,15 @@ def _over_quota(job: Queued[K], used: Sequence[float], quota: Quota) -> str:
 
 
 def _short(request: Request, used: Mapping[str, Sequence[float]], total: Sequence[float]) -> str:
-    for index, (unit, wanted) in enumerate((("CPUs", request.cpus), ("GPUs", request.gpus))):
+    gib = 1024.0**3
+    for index, (unit, wanted, size) in enumerate(
+        (
+            ("CPUs", request.cpus, 1.0),
+            ("GPUs", request.gpus, 1.0),
+            ("GiB of memory", request.memory_bytes, gib),
+        )
+    ):
         free = total[index] - sum(sums[index] for sums in used.values())
         if wanted > free + 1e-9:
-            return f"waits for {wanted:g} {unit}: {max(0.0, free):g} are free"
+            return f"waits for {wanted / size:.4g} {unit}: {max(0.0, free) / size:.4g} are free"
     return ""

@@ -17,6 +17,7 @@ from datetime import timedelta
 from flywheel_common.clock import Clock
 from flywheel_common.deadline import budget
 from flywheel_common.errors import FlywheelError, NotFound
+from flywheel_common.granted.access import Access
 from flywheel_common.postgres.errors import LeaseLost
 from flywheel_common.ray.errors import EngineRefused, EngineUnavailable
 from flywheel_common.storage.objects import ObjectStore
@@ -38,7 +39,6 @@ from flywheel_trainer.jobs.files import (
 from flywheel_trainer.jobs.job import Job, JobName, JobState
 from flywheel_trainer.jobs.kinds import Kinds, Launch, PreparedKind
 from flywheel_trainer.jobs.logs import StoredLogs
-from flywheel_trainer.jobs.object_access import Access
 from flywheel_trainer.jobs.ports import ActiveJob, Supervision
 from flywheel_trainer.jobs.resources import Node, Quota
 from flywheel_trainer.jobs.scheduling import Queued, plan
@@ -51,7 +51,6 @@ CONCLUDE_SECONDS = 60.0
 """Budget of the end of a job, which may read a large outcome."""
 AT_ONCE = 8
 """Jobs that are advanced at the same time."""
-LOG_TAIL_BYTES = 16_384
 RECONCILE_SECONDS = 5.0
 """Interval of the comparison of the engine's jobs with the rows."""
 KEEP_ON_ENGINE = timedelta(hours=1)
@@ -278,7 +277,7 @@ class Supervisor:
                 return None
 
         success, failure = await kind.conclude(read)
-        tail = b"" if success else await self._log_tail(job, attempt)
+        tail = b"" if success else await self._logs.tail_of_attempt(job.name, attempt, self._engine)
         evidence = Evidence(
             known,
             success,
@@ -301,23 +300,6 @@ class Supervisor:
     async def _end(self, job: Job, state: JobState, outcome: Outcome) -> None:
         if await self._store.end(job.name, state, outcome, self._clock.now()):
             log.info("job ended", job=str(job.name), state=str(state), reason=outcome.error_reason)
-
-    async def _log_tail(self, job: Job, attempt: Attempt) -> bytes:
-        """The end of the attempt's log; a log that is lost does not delay the end of the job.
-
-        If the launcher could not start, only the engine has a log, which is stored like the launcher's.
-        """
-        try:
-            end, writer = await self._logs.end_of(job.name)
-            if writer == attempt.number:
-                return await self._logs.tail(job.name, LOG_TAIL_BYTES)
-            text = await self._engine.log_tail(attempt.engine_id, LOG_TAIL_BYTES)
-            if text:
-                await self._logs.append(job.name, attempt.number, end, text)
-            return text
-        except FlywheelError as error:
-            log.warning("job log not read", job=str(job.name), reason=error.reason, error=error.message)
-            return b""
 
     async def _start_next(self) -> None:
         """Start the attempts that the plan names, and tell the other queued jobs why they wait."""

@@ -109,7 +109,10 @@ class TrainKind:
 
     def request(self, spec: TrainSpec) -> Request:
         cpus = spec.cpus_per_worker or self._settings.cpus_per_worker
-        return Request(spec.workers, cpus, spec.gpus_per_worker)
+        memory, gpu = (
+            (spec.code.memory_bytes_per_worker, spec.code.accelerator_type) if spec.code else (0, "")
+        )
+        return Request(spec.workers, cpus, spec.gpus_per_worker, memory, gpu)
 
     def limits(self, spec: TrainSpec) -> Limits:
         return spec.limits

@@ -35,7 +35,8 @@ class TrainSpec:
     teacher: str = ""
     """Model version whose answers the network learns besides the labels; empty: none."""
     workers: int = 1
-    gpus_per_worker: int = 0
+    gpus_per_worker: float = 0.0
+    """A whole number, or a fraction of one GPU."""
     cpus_per_worker: float = 0.0
     """0: the trainer's setting."""
     limits: Limits = field(default_factory=Limits)

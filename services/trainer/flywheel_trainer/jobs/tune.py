@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from flywheel_job.outcome import Outcome
@@ -37,7 +38,7 @@ class TuneKind:
     def request(self, spec: TuneSpec) -> Request:
         """The workers of all trials that run at the same time."""
         one = self._train.request(spec.base)
-        return Request(one.workers * spec.settings.at_once, one.cpus_per_worker, one.gpus_per_worker)
+        return replace(one, workers=one.workers * spec.settings.at_once)
 
     def limits(self, spec: TuneSpec) -> Limits:
         return spec.base.limits

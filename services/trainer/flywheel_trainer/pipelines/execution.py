@@ -42,6 +42,12 @@ _OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
 }
 
 
+FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 1.0, 30.0
+"""Pauses between the calls of a step during an outage of a service; each is 1.5 times the one before."""
+MAX_OUTAGE_CALLS = 1500
+"""Calls of a step that outages may refuse, about half a day of pauses, before the step fails."""
+
+
 class Execution:
     """Runs steps whose needs have ended, and ends runs."""
 
@@ -59,8 +65,8 @@ class Execution:
     async def execute(self, workflow: str, step_id: str) -> str:
         """Run a step whose needs have ended, and return its state.
 
-        Raises errors that another call can cure, and CancelledOnRequest once cancellation was requested; all
-        others are recorded.
+        A step waits for the end of an outage of another service. Raises errors of the store, which another
+        call can cure, and CancelledOnRequest once cancellation was requested; all others are recorded.
         """
         run = await self._get(workflow)
         state = run.step(step_id)
@@ -106,6 +112,7 @@ class Execution:
         await self._store.finish(name, JobState.FAILED, reason, message, self._clock.now())
 
     async def _tries(self, workflow: str, step: GraphStep) -> str:
+        refused, pause = 0, FIRST_PAUSE_SECONDS
         while True:
             run = await self._get(workflow)
             state = run.step(step.id)
@@ -123,11 +130,20 @@ class Execution:
             try:
                 result = await kind.run(self._begun(run, step, spec, attempt))
             except FlywheelError as error:
-                passes = isinstance(error, StepStopped | StepTimeout | CancelledOnRequest) or error.retryable
-                if passes or attempt > step.retries:
+                if isinstance(error, StepStopped | StepTimeout | CancelledOnRequest):
+                    raise
+                if error.retryable and refused < MAX_OUTAGE_CALLS:
+                    message = f"repeated after: {error.message}"
+                    await self._store.begin_attempt(run.name, step.id, attempt, message)
+                    await self._delay(workflow, step, pause)
+                    refused, pause = refused + 1, min(1.5 * pause, LAST_PAUSE_SECONDS)
+                    continue
+                if error.retryable:
+                    return await self.fail(workflow, step.id, error.reason, error.message)
+                if attempt > step.retries:
                     raise
                 await self._store.begin_attempt(run.name, step.id, attempt + 1, error.message)
-                await self._delay(workflow, step)
+                await self._delay(workflow, step, step.retry_delay_seconds)
                 continue
             return await self._end(run, step, _succeeded(result), key)
 
@@ -154,9 +170,9 @@ class Execution:
             instances=instances,
         )
 
-    async def _delay(self, workflow: str, step: GraphStep) -> None:
-        """Wait for the delay before another try."""
-        end = self._clock.now() + timedelta(seconds=step.retry_delay_seconds)
+    async def _delay(self, workflow: str, step: GraphStep, seconds: float) -> None:
+        """Wait before another call; raises what `_pause` does."""
+        end = self._clock.now() + timedelta(seconds=seconds)
         while self._clock.now() < end:
             await self._pause(workflow, step)
 

@@ -17,7 +17,12 @@ from flywheel_trainer.pipelines.graph import Graph
 STEPS = ("training_set", "train", "evaluate", "register", "release", "rollout")
 """Ids of the steps of a run with a PipelineSpec."""
 
-FILTER_FIELDS: Mapping[str, tuple[str, ...]] = {"state": tuple(JobState), "model": (), "cause_alert": ()}
+FILTER_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "state": tuple(JobState),
+    "model": (),
+    "cause_alert": (),
+    "pipeline": (),
+}
 """Fields of the filter of ListPipelineRuns, with their values if they have few."""
 
 

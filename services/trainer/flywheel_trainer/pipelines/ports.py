@@ -37,7 +37,8 @@ class PipelineStore(Protocol):
       Raises UnknownPipelineRun, UnknownStep, StepNotWaiting.
     - `list` returns the runs that match all terms, newest first; the fields are `pipeline_run.FILTER_FIELDS`.
     - `begin_step`, `begin_attempt`, `set_fields`, `end_step` and `finish` can be repeated after a crash: they
-      write the same rows. `end_step` ends a step that has not ended, and stores a success under `cache_key`
+      write the same rows. `begin_attempt` sets the message of the newest try, or begins a further one.
+      `end_step` ends a step that has not ended, and stores a success under `cache_key`
       if there is one.
     - `set_fields` sets fields of the run: training_set, run, model_version, release, rollout, gate_passed.
       `end_step` sets those in the outputs (`pipeline_run.fields_in`).

@@ -64,6 +64,19 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Active:
+    """Which runs that a cause would compete with have not ended."""
+
+    own: bool = False
+    """A run that the same trigger started."""
+    of_model: bool = False
+    """A run of the model that the cause's run would register."""
+
+    def __bool__(self) -> bool:
+        return self.own or self.of_model
+
+
+@dataclass(frozen=True)
 class StartedRun:
     """A run that a trigger started; `event_time` is that of its cause."""
 
@@ -121,9 +134,12 @@ def decide(
 
 
 def decide_time(
-    policy: Policy, trigger: Trigger, due: Due, started: Sequence[StartedRun], run_active: bool
+    policy: Policy, trigger: Trigger, due: Due, started: Sequence[StartedRun], active: Active
 ) -> Reason | None:
     """The decision on a time of the policy's schedule, or on a window; None: it is to be made later.
+
+    A time or window that comes during the trigger's own last run is skipped, except with the rule ALL. One
+    that comes during another run of the model waits for its end.
 
     `started` are the runs that this trigger started. One that ended without training, because there were
     too few new rows, does not count in the budget.
@@ -132,9 +148,9 @@ def decide_time(
         return Reason.DISABLED
     if due.missed:
         return Reason.MISFIRED
-    if run_active:
-        waits = trigger is Trigger.SCHEDULE and policy.schedule and policy.schedule.misfire is Misfire.ALL
-        return None if waits else Reason.RUN_ACTIVE
+    if active:
+        every = trigger is Trigger.SCHEDULE and policy.schedule and policy.schedule.misfire is Misfire.ALL
+        return Reason.RUN_ACTIVE if active.own and not every else None
     continuous = policy.continuous if trigger is Trigger.CONTINUOUS else None
     if continuous is not None:
         counted = [run.event_time for run in started if not (continuous.new_rows and run.untrained)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flywheel_common.errors import NotFound
-from flywheel_trainer.pipelines.pipeline_run import PipelineRunName
+from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName
 from flywheel_trainer.pipelines.ports import FeaturePeer, PipelineStore, RegistryPeer
 from flywheel_trainer.policies.policy import PolicyName
 from flywheel_trainer.policies.ports import PolicyStore
@@ -67,13 +67,23 @@ class Origins:
         if run.rerun_of:
             children.append(Node("pipeline_run", run.rerun_of, "steps of it were reused"))
         if run.policy:
-            decision = await self._policies.decision_of(PolicyName.parse(run.policy), name)
-            event: tuple[Node, ...] = ()
+            children.append(Node("policy", run.policy, children=await self._events(run)))
+        return Node("pipeline_run", name, str(run.state), tuple(children))
+
+    async def _events(self, run: PipelineRun) -> tuple[Node, ...]:
+        """What started the run, or the one of which it is a rerun; empty: it is not known any more."""
+        current: PipelineRun | None = run
+        for _ in range(MAX_DEPTH):
+            if current is None:
+                break
+            policy = PolicyName.parse(current.policy)
+            decision = await self._policies.decision_of(policy, str(current.name))
             if decision is not None:
                 time = f"{decision.trigger.lower()} at {decision.event_time.isoformat()}"
-                event = (Node("event", decision.alert or decision.event_time.isoformat(), time),)
-            children.append(Node("policy", run.policy, children=event))
-        return Node("pipeline_run", name, str(run.state), tuple(children))
+                return (Node("event", decision.alert or decision.event_time.isoformat(), time),)
+            former = current.rerun_of
+            current = await self._pipelines.get(PipelineRunName.parse(former)) if former else None
+        return ()
 
     async def _run(self, name: str) -> Node:
         run = await self._runs.get_run(RunName.parse(name))

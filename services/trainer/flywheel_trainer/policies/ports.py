@@ -15,7 +15,7 @@ from flywheel_trainer.policies.schedule import Due
 
 @dataclass(frozen=True)
 class TimedPolicy:
-    """A policy, when it was set, and the newest time that each trigger decided."""
+    """A policy, when it was set or last changed, and the newest time that each trigger decided."""
 
     policy: Policy
     set_at: datetime
@@ -30,8 +30,8 @@ class PolicyStore(Protocol):
     """Stores policies and lists their decisions.
 
     - `set` replaces the policy of this name. It is idempotent by request_id: a repeated request returns its
-      policy and changes nothing, even if another policy was set since. Raises RequestIdReused for another
-      body.
+      policy and changes nothing, even if another policy was set since. A policy that is set again as it is
+      keeps its `set_at`, so that no time is lost. Raises RequestIdReused for another body.
     - `list` returns the policies of a project, by id.
     - `decisions` returns the newest first.
     - `decision_of` returns the decision that started a pipeline run, or None.

@@ -51,7 +51,7 @@ class Schedule:
         """The first time after a time, in UTC.
 
         A local time that a change of the clock leaves out fires at the end of the gap. One that occurs
-        twice fires once if the hour is fixed.
+        twice fires once, unless the hours begin with `*`: those are intervals, as in Vixie cron.
         """
         return next(self._times(after, forward=True))
 
@@ -61,12 +61,12 @@ class Schedule:
 
     def _times(self, start: datetime, *, forward: bool) -> Iterator[datetime]:
         zone = ZoneInfo(self.time_zone)
-        fixed_hour = self.cron.split()[1].isdigit()
+        fixed_hours = not self.cron.split()[1].startswith("*")
         found = croniter(self.cron, start.astimezone(zone))
         while True:
             local: datetime = found.get_next(datetime) if forward else found.get_prev(datetime)
             at = local.astimezone(UTC)
-            if (at > start) is forward and not (fixed_hour and at.astimezone(zone).fold):
+            if (at > start) is forward and not (fixed_hours and at.astimezone(zone).fold):
                 yield at
 
 

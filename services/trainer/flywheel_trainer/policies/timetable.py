@@ -30,19 +30,30 @@ class Timetable:
             await asyncio.sleep(poll_seconds)
 
     async def decide_due(self) -> None:
-        """Decide every time that has come."""
+        """Decide every time that has come; an error of one policy does not stop the others.
+
+        Raises errors of the store that another call can cure.
+        """
         for timed in await self._store.timed():
-            for trigger, found in self._due(timed):
-                decision = await self._store.decide_time(timed.policy.name, trigger, found, self._clock.now())
-                if decision is not None:
-                    log.info(
-                        "retraining decided",
-                        model=decision.model,
-                        trigger=trigger,
-                        time=found.time.isoformat(),
-                        reason=decision.reason,
-                        message=decision.message,
-                    )
+            try:
+                await self._decide(timed)
+            except Exception as error:
+                if isinstance(error, FlywheelError) and error.retryable:
+                    raise
+                log.error("schedule not decided", policy=str(timed.policy.name), exc_info=error)
+
+    async def _decide(self, timed: TimedPolicy) -> None:
+        for trigger, found in self._due(timed):
+            decision = await self._store.decide_time(timed.policy.name, trigger, found, self._clock.now())
+            if decision is not None:
+                log.info(
+                    "retraining decided",
+                    model=decision.model,
+                    trigger=trigger,
+                    time=found.time.isoformat(),
+                    reason=decision.reason,
+                    message=decision.message,
+                )
 
     def _due(self, timed: TimedPolicy) -> list[tuple[Trigger, Due]]:
         policy, now = timed.policy, self._clock.now()

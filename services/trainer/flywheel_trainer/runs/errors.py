@@ -61,17 +61,6 @@ class RunEnded(FailedPrecondition):
         )
 
 
-class AttemptEnded(FailedPrecondition):
-    """The attempt of a job that sends this has ended: the job has another attempt, or has ended."""
-
-    reason = "ATTEMPT_ENDED"
-    remedy = "Stop the processes of this attempt."
-
-    @classmethod
-    def of(cls, attempt: str) -> Self:
-        return cls(f"Attempt {attempt!r} has ended: what it sends is refused.")
-
-
 class ForeignRun(PermissionDenied):
     """The token of an attempt permits metrics of its own job's run only."""
 

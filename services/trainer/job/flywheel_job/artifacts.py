@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from flywheel_common.storage.objects import digest_key
+
 REPORT, MODEL, WEIGHTS = "report.json", "model.onnx", "weights.pt"
 ARTIFACTS = "artifacts"
 """Prefix of all artifacts in the trainer's bucket."""
@@ -9,4 +11,4 @@ ARTIFACTS = "artifacts"
 
 def artifact_key(sha256: str, prefix: str = ARTIFACTS) -> str:
     """Key of the bytes with this SHA-256 (hex) under `prefix`."""
-    return f"{prefix}/{sha256[:2]}/{sha256}"
+    return digest_key(sha256, prefix)

@@ -101,7 +101,7 @@ def run_on_ray(spec: LaunchSpec) -> None:
         TorchTrainer(
             run_rank,
             train_loop_config={"spec": spec.to_json().decode()},
-            torch_config=TorchConfig(backend="nccl" if needed.gpus else "gloo"),
+            torch_config=TorchConfig(backend=backend_of(needed)),
             scaling_config=ScalingConfig(
                 num_workers=spec.workers,
                 use_gpu=needed.gpus > 0,
@@ -110,6 +110,11 @@ def run_on_ray(spec: LaunchSpec) -> None:
             ),
             run_config=RunConfig(name=spec.job.rsplit("/", 1)[-1], storage_path=folder),
         ).fit()
+
+
+def backend_of(needed: Resources) -> str:
+    """The backend of collectives; NCCL refuses ranks that share a GPU."""
+    return "nccl" if needed.gpus >= 1 else "gloo"
 
 
 def connect(needed: Resources) -> None:

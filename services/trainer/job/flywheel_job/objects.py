@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
+from flywheel_common.granted.filesystem import GrantedFiles
 from flywheel_job.artifacts import artifact_key
-from flywheel_job.granted.filesystem import GrantedFiles, granted_store
-from flywheel_job.granted.requests import TOKEN_VARIABLE, TRAINER_VARIABLE
+from flywheel_job.granted import TOKEN_VARIABLE, TRAINER_VARIABLE, granted_store
 
 if TYPE_CHECKING:
     import polars as pl

@@ -15,7 +15,7 @@ from typing import Self
 
 import grpc
 
-from flywheel_job.granted.requests import TOKEN_VARIABLE
+from flywheel_job.granted import TOKEN_VARIABLE
 from flywheel_job.outcome import MetricPoint
 from flywheel_job.saved_checkpoint import Saved
 from flywheel_protos.trainer.v1 import checkpoint_pb2, trainer_pb2, trainer_pb2_grpc

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import grpc
 
 from flywheel_common.system_metrics import SystemMetrics
-from flywheel_job.granted.requests import TOKEN_VARIABLE
+from flywheel_job.granted import TOKEN_VARIABLE
 from flywheel_job.launch import LaunchSpec
 from flywheel_protos.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import TypeAdapter
 
@@ -110,7 +110,7 @@ class PartitionedBuild:
             engine, workspace = started
         try:
             await engine.run(name, job)
-            built = await asyncio.to_thread(_result, workspace)
+            built = await asyncio.to_thread(_result, workspace, self.uri(request, name))
         except BaseException as error:
             if is_cancelled(job) or (isinstance(error, FlywheelError) and not error.retryable):
                 await asyncio.shield(_discard(engine, name))
@@ -239,12 +239,13 @@ def _width(fields: object) -> int:
     return total
 
 
-def _result(workspace: Workspace) -> BuiltInputs:
-    """The result in a workspace. Raises the error in it when there is no result."""
+def _result(workspace: Workspace, uri: str) -> BuiltInputs:
+    """The result in a workspace, for files at `uri`. Raises the error in it when there is no result."""
     result = workspace.read_bytes(RESULT)
     if result:
         versions = TypeAdapter(dict[str, int]).validate_python(workspace.read_json(VERSIONS) or {})
-        return BuiltInputs(BuiltFiles.from_json(result), versions)
+        # What a process of a cluster has written does not decide where the files are.
+        return BuiltInputs(replace(BuiltFiles.from_json(result), uri=uri), versions)
     raise error_from_json(workspace.read_json(ERROR))
 
 

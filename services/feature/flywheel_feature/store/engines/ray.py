@@ -1,4 +1,7 @@
-"""Runs joins in partitions on Ray, through its Jobs HTTP API (port: offline.ports.PartitionEngine)."""
+"""Runs joins in partitions on Ray, through its Jobs HTTP API (port: offline.ports.PartitionEngine).
+
+The cluster gets no key of the object store: each attempt has a token, and the service signs its requests.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,24 @@ from typing import Any
 import pyarrow.fs as fs
 
 from flywheel_common.errors import FlywheelError
+from flywheel_common.granted.access import Access
+from flywheel_common.granted.tokens import AttemptTokens
 from flywheel_common.ray.errors import EngineUnavailable
 from flywheel_common.ray.jobs import OPEN, RayJobs
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.jobs.progress import JobProgress
-from flywheel_feature.offline.partitioned.spec import ERROR, PROGRESS, RESULT
-from flywheel_feature.offline.ports import Workspace
+from flywheel_feature.offline.partitioned.access import access_of_join
+from flywheel_feature.offline.partitioned.spec import ERROR, PROGRESS, RESULT, SPEC, PartitionSpec
+from flywheel_feature.offline.ports import JoinAccess, Workspace
 from flywheel_feature.store.s3.deletion import S3Deletion
 from flywheel_feature.store.s3.workspaces import FileWorkspace
 
 log = get_logger(__name__)
 
+SERVICE_VARIABLE = "FLYWHEEL_JOIN_SERVICE"
+"""Environment variable with the host:port of the service that signs the requests of an attempt."""
+TOKEN_VARIABLE = "FLYWHEEL_JOIN_TOKEN"  # noqa: S105 - a name
+"""Environment variable with the token of the attempt."""
 POLL_SECONDS = 1.0
 STOP_SECONDS = 60.0
 """How long the processes of a stopped job may take to end."""
@@ -52,14 +62,21 @@ class PartitionRay:
         files: fs.FileSystem,
         deletion: S3Deletion,
         root: str,
+        access: JoinAccess,
+        tokens: AttemptTokens,
+        address: str,
         environment: Mapping[str, str],
     ) -> None:
-        """`root`: `bucket/prefix`; `python`: an interpreter on the cluster that has this service and Ray."""
+        """`root`: `bucket/prefix`; `python`: an interpreter on the cluster that has this service and Ray;
+        `address`: host:port under which the cluster reaches this service."""
         self._ray = ray
         self._python = python
         self._files = files
         self._deletion = deletion
         self._folder = root.strip("/")
+        self._access = access
+        self._tokens = tokens
+        self._address = address
         self._environment = dict(environment)
 
     def workspace(self, name: str) -> Workspace:
@@ -76,9 +93,12 @@ class PartitionRay:
             raise EngineUnavailable(f"The Ray job {submission} ended without a result: retry.")
 
     async def discard(self, name: str) -> None:
-        async for submission, state in self._attempts(name):
-            if state in OPEN:
-                await self._stop(submission)
+        try:
+            async for submission, state in self._attempts(name):
+                if state in OPEN:
+                    await self._stop(submission)
+        finally:
+            await self._access.revoke(name)
         await asyncio.to_thread(self.workspace(name).delete)
 
     async def _attempts(self, name: str) -> AsyncIterator[tuple[str, str | None]]:
@@ -99,7 +119,13 @@ class PartitionRay:
                 return submission
         root = shlex.quote(f"s3://{self._folder}/{name}")
         command = f"{shlex.quote(self._python)} -m flywheel_feature.join_worker --ray {root}"
-        submitting = asyncio.ensure_future(self._ray.submit(submission, command, self._environment))
+        await self._access.grant(name, submission, await asyncio.to_thread(self._needed, name))
+        environment = {
+            **self._environment,
+            SERVICE_VARIABLE: self._address,
+            TOKEN_VARIABLE: self._tokens.issue(submission),
+        }
+        submitting = asyncio.ensure_future(self._ray.submit(submission, command, environment))
         try:
             await asyncio.shield(submitting)
         except asyncio.CancelledError:
@@ -108,6 +134,12 @@ class PartitionRay:
                 await submitting
             raise
         return submission
+
+    def _needed(self, name: str) -> Access:
+        """What an attempt of the join needs on the object store."""
+        text = self.workspace(name).read_bytes(SPEC)
+        spec = None if text is None else PartitionSpec.from_json(text)
+        return access_of_join(f"s3://{self._folder}/{name}", spec)
 
     async def _follow(self, workspace: Workspace, submission: str, job: JobProgress) -> None:
         while await self._state(submission) in OPEN:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import botocore.session
 from botocore.config import Config
@@ -16,6 +16,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from flywheel_common.config import S3Settings
 from flywheel_feature.tables.errors import ObjectStoreDown
+
+
+class Deletion(Protocol):
+    """Deletes objects by `bucket/key`; they need not exist. Raises Unavailable OBJECT_STORE_DOWN."""
+
+    def delete(self, paths: Iterable[str]) -> None: ...
 
 
 class S3Deletion:

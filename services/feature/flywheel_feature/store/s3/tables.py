@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self, TypeVar
 
@@ -19,7 +19,7 @@ from flywheel_feature.definitions.errors import InvalidUri
 from flywheel_feature.definitions.model import TableFormat
 from flywheel_feature.store.s3 import delta, snapshots
 from flywheel_feature.store.s3.arrow_frames import to_frame
-from flywheel_feature.store.s3.deletion import S3Deletion
+from flywheel_feature.store.s3.deletion import Deletion, S3Deletion
 from flywheel_feature.tables.addresses import is_data_file, object_path
 from flywheel_feature.tables.errors import (
     CorruptTable,
@@ -45,11 +45,27 @@ class S3Tables:
     """Tables in buckets of one object store.
 
     `readable_buckets`: other buckets that sources and spines may name; empty allows all that the credentials
-    can read.
+    can read. `delta_options` are those of the `deltalake` package.
     """
 
     def __init__(
         self,
+        files: fs.FileSystem,
+        bucket: str,
+        *,
+        deletion: Deletion,
+        delta_options: Mapping[str, str],
+        readable_buckets: Sequence[str] = (),
+    ) -> None:
+        self._fs = files
+        self._bucket = bucket
+        self._deletion = deletion
+        self._delta_options = delta_options
+        self._readable = {bucket, *readable_buckets} if readable_buckets else None
+
+    @classmethod
+    def connect(
+        cls,
         *,
         endpoint: str,
         access_key: str,
@@ -57,15 +73,12 @@ class S3Tables:
         bucket: str,
         readable_buckets: Sequence[str] = (),
         timeout_seconds: float = 30.0,
-    ) -> None:
+    ) -> Self:
+        """The tables of a store, with a key of it."""
         # S3-compatible stores refuse the newer checksums; the client reads this variable when it is created.
         os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
         scheme, _, address = endpoint.rpartition("://")
-        self._bucket = bucket
-        self._delta_options = delta.storage_options(endpoint, access_key, secret_key, timeout_seconds)
-        self._deletion = S3Deletion(endpoint, access_key, secret_key, timeout_seconds)
-        self._readable = {bucket, *readable_buckets} if readable_buckets else None
-        self._fs = fs.S3FileSystem(
+        files = fs.S3FileSystem(
             access_key=access_key,
             secret_key=secret_key,
             endpoint_override=address,
@@ -75,10 +88,17 @@ class S3Tables:
             request_timeout=timeout_seconds,
             allow_bucket_creation=False,
         )
+        return cls(
+            files,
+            bucket,
+            deletion=S3Deletion(endpoint, access_key, secret_key, timeout_seconds),
+            delta_options=delta.storage_options(endpoint, access_key, secret_key, timeout_seconds),
+            readable_buckets=readable_buckets,
+        )
 
     @classmethod
     def from_settings(cls, settings: S3Settings) -> Self:
-        return cls(
+        return cls.connect(
             endpoint=settings.s3_endpoint,
             access_key=settings.s3_access_key.get_secret_value(),
             secret_key=settings.s3_secret_key.get_secret_value(),
@@ -231,7 +251,7 @@ def _os_error(uri: str, error: OSError) -> FlywheelError:
     text = str(error)
     if _ABSENT.search(text):
         return UnknownTable(f"There is no Parquet at {uri}: the bucket does not exist.")
-    if _DENIED.search(text):
+    if _DENIED.search(text) or isinstance(error, PermissionError):
         return InvalidUri(f"{uri} cannot be read with this service's credentials.")
     if error.errno is None and not _FROM_STORE.search(text):
         return CorruptTable(f"{uri} is corrupt: {text[:200]}")

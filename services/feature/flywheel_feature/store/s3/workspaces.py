@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from flywheel_common.errors import FlywheelError
 from flywheel_feature.offline.errors import SpillFull
 from flywheel_feature.offline.ports import Workspace
-from flywheel_feature.store.s3.deletion import S3Deletion
+from flywheel_feature.store.s3.deletion import Deletion
 from flywheel_feature.tables.errors import ObjectStoreDown, UnknownTable
 from flywheel_feature.tables.ports import Between
 
@@ -26,14 +26,16 @@ from flywheel_feature.tables.ports import Between
 class FileWorkspace(Workspace):
     """A folder on a disk, or in an object store when `deletion` is given."""
 
-    def __init__(self, files: fs.FileSystem, root: str, deletion: S3Deletion | None = None) -> None:
+    def __init__(self, files: fs.FileSystem, root: str, deletion: Deletion | None = None) -> None:
         self._fs = files
         self._root = root.rstrip("/")
         self._deletion = deletion
 
     def keys(self, prefix: str = "") -> list[str]:
+        # Only the folder of the prefix: a join of many tasks has many files.
+        folder = f"{self._root}/{prefix}".rpartition("/")[0]
         try:
-            infos = self._fs.get_file_info(fs.FileSelector(self._root, recursive=True, allow_not_found=True))
+            infos = self._fs.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
         except OSError as error:
             raise _store_error(error) from error
         keys = (i.path[len(self._root) + 1 :] for i in infos if i.type == fs.FileType.File)
@@ -91,9 +93,12 @@ class FileWorkspace(Workspace):
         path = f"{self._root}/{key}"
         try:
             if self._deletion is not None:
-                # The object appears when the stream is closed.
-                with self._fs.open_output_stream(path) as stream:
-                    write(stream)
+                content = pa.BufferOutputStream()
+                write(content)
+                # The object appears when the stream is closed; `with` would do so after an exception, too.
+                stream = self._fs.open_output_stream(path)
+                stream.write(content.getvalue())
+                stream.close()
                 return
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             unfinished = f"{path}.{uuid.uuid4().hex}.tmp"

@@ -20,7 +20,7 @@ from flywheel_protos.types.v1 import value_pb2
 
 
 class GrpcReferences:
-    """`ReferenceSource` over gRPC: GetModelVersion, then GetTrainingSet of its training set."""
+    """`ReferenceSource` over gRPC: GetModelVersion, then GetTrainingSet of its training set; GetModel."""
 
     def __init__(self, registry: grpc.aio.Channel, feature: grpc.aio.Channel) -> None:
         self._registry = registry_pb2_grpc.RegistryServiceStub(registry)
@@ -51,6 +51,13 @@ class GrpcReferences:
         return replace(
             reference_from_profile(column_references(training_set.profile, inputs)), metrics=metrics
         )
+
+    async def has_model(self, model: str) -> bool:
+        try:
+            await self._call(self._registry.GetModel, registry_pb2.GetModelRequest(name=model))
+        except (NotFound, InvalidArgument):
+            return False
+        return True
 
     @staticmethod
     async def _call(method: Callable[[Any], Awaitable[Any]], request: Any) -> Any:

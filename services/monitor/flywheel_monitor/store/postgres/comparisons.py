@@ -12,8 +12,8 @@ from flywheel_monitor.comparison.ports import VariantName
 from flywheel_monitor.ingest.answers import labelled_rows, outputs_of, paired_rows
 from flywheel_monitor.ingest.batches import Role
 from flywheel_monitor.store.postgres.packs import slice_us
-from flywheel_monitor.store.postgres.pane_cache import PaneCache
-from flywheel_monitor.store.postgres.panes import sum_of_panes
+from flywheel_monitor.store.postgres.pane_cache import PaneCache, PaneSource
+from flywheel_monitor.store.postgres.pane_reads import sum_of_panes
 from flywheel_monitor.store.postgres.stored_predictions import (
     between,
     find,
@@ -52,6 +52,7 @@ class ComparisonRows:
     _versions: VersionCache
     _pane_us: int
     _pane_cache: PaneCache
+    _variants_of: dict[VariantName, list[tuple[Variant, int]]]
 
     async def variant_window(self, name: VariantName, since_us: int) -> WindowCounts:
         first_pane = -(-since_us // self._pane_us) * self._pane_us
@@ -59,7 +60,8 @@ class ComparisonRows:
         for variant, minutes_from in await self._variants(name):
             layout, span = variant.version.layout, Span(first_pane, ALL_TIME.end_us)
             parts = replace(variant.version, minutes_from_us=minutes_from).kept(self._pane_us).pieces(span)
-            found = await sum_of_panes(self._conn, self._pane_cache, [variant.id], layout, parts, "")
+            source = PaneSource(variant_id=variant.id)
+            found = await sum_of_panes(self._conn, self._pane_cache, source, layout, parts, "")
             if since_us < first_pane:
                 found = found.plus(await self._rows_between(variant, Span(since_us, first_pane)))
             total = total.plus(found) if total and total.layout is layout else found
@@ -75,9 +77,15 @@ class ComparisonRows:
         return None if first is None or last is None or first > last else (first, last)
 
     async def _variants(self, name: VariantName) -> list[tuple[Variant, int]]:
-        """Each with the start of the panes that are kept of it."""
-        rows = await self._conn.fetch(_VARIANT, name.rollout, name.release, int(name.role), name.generation)
-        return [(await self._versions.of_variant(r["id"]), r["minutes_from_us"]) for r in rows]
+        """Each with the start of the panes that are kept of it. Looked up once: all parts of a comparison are
+        about the same variants."""
+        if name not in self._variants_of:
+            key = name.rollout, name.release, int(name.role), name.generation
+            self._variants_of[name] = [
+                (await self._versions.of_variant(r["id"]), r["minutes_from_us"])
+                for r in await self._conn.fetch(_VARIANT, *key)
+            ]
+        return self._variants_of[name]
 
     async def _rows_between(self, variant: Variant, span: Span) -> WindowCounts:
         """The rows of less than one pane, counted as panes are."""

@@ -3,7 +3,7 @@
 UUIDs of version 7 begin with their time. All ids of half a second are one bucket, so that a pack of a stream
 is in few of them. Other UUIDs have their first 64 bits, other texts 64 bits of a hash, as a bucket of their
 own; a text of 36 ASCII characters that begins like a UUID counts as one. The full id decides in the packs: a
-bucket that two ids share costs time only. Migration 0015 has the same rule in SQL."""
+bucket that two ids share costs time only. Migration 0016 has the same rule in SQL."""
 
 from __future__ import annotations
 

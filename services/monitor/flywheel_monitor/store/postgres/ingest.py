@@ -126,6 +126,9 @@ class IngestRows:
     async def outputs(self, model: str) -> dict[str, Output]:
         return {r["name"]: output_from_json(r["output"]) for r in await self._conn.fetch(_OUTPUTS, model)}
 
+    async def knows_model(self, model: str) -> bool:
+        return await self._versions.knows_model(model)
+
     def known_output(self, model_version: str) -> Output | None:
         return self._versions.known_output(model_version)
 

@@ -18,32 +18,46 @@ from flywheel_monitor.windows.pieces import Piece
 MOST_BYTES = 16 * 1024 * 1024
 
 
-class SliceKey(NamedTuple):
-    """The panes of some variants in one slice of time."""
+class PaneSource(NamedTuple):
+    """Whose panes: of one variant, or of all variants of a version that serve."""
 
-    variant_ids: tuple[int, ...]
+    version_id: int = 0
+    variant_id: int = 0
+
+
+class SliceState(NamedTuple):
+    """One slice of time of a window: its predictions, and what tells states of its panes apart: their number,
+    and the sum of their transaction ids."""
+
+    width_us: int
+    start_us: int
+    predictions: int
+    panes: int
+    changes: int
+
+
+WindowState: TypeAlias = list[SliceState]
+"""The slices of a window by width and start."""
+
+
+class SliceKey(NamedTuple):
+    """The panes of a source in one slice of time."""
+
+    source: PaneSource
     segment: str
     width_us: int
     start_us: int
 
 
 class WindowKey(NamedTuple):
-    """A window of some variants."""
+    """A window of a source."""
 
-    variant_ids: tuple[int, ...]
+    source: PaneSource
     segment: str
     parts: tuple[Piece, ...]
 
-
-class PaneState(NamedTuple):
-    """Tells states of the panes of a slice apart: their number, and the sum of their transaction ids."""
-
-    panes: int
-    changes: int
-
-
-WindowState: TypeAlias = list[tuple[int, ...]]
-"""Width, start, predictions and `PaneState` of every slice of a window."""
+    def slice(self, state: SliceState) -> SliceKey:
+        return SliceKey(self.source, self.segment, state.width_us, state.start_us)
 
 
 SLICE_BYTES = 256
@@ -51,7 +65,7 @@ SLICE_BYTES = 256
 
 
 class _Entry(NamedTuple):
-    state: PaneState | WindowState
+    state: SliceState | WindowState
     found: PaneSum | WindowCounts
     size: int
     """Memory in bytes."""
@@ -64,30 +78,30 @@ class PaneCache:
         self._entries: OrderedDict[SliceKey | WindowKey, _Entry] = OrderedDict()
         self._bytes = 0
 
-    def get(self, key: SliceKey, state: PaneState) -> PaneSum | None:
+    def get(self, key: SliceKey, state: SliceState) -> PaneSum | None:
         """The sum of the panes in this state."""
-        found = self._known(key, state)
-        assert found is None or isinstance(found, PaneSum)
-        return found
-
-    def window(self, key: WindowKey, state: WindowState) -> WindowCounts | None:
-        """The counts of the window in this state: the same object as long as nothing changes."""
-        found = self._known(key, state)
-        assert found is None or isinstance(found, WindowCounts)
-        return found
-
-    def put(self, key: SliceKey, state: PaneState, total: PaneSum) -> None:
-        self._add(key, _Entry(state, total, total.size))
-
-    def put_window(self, key: WindowKey, state: WindowState, counts: WindowCounts) -> None:
-        self._add(key, _Entry(state, counts, counts.size + SLICE_BYTES * len(state)))
-
-    def _known(self, key: SliceKey | WindowKey, state: PaneState | WindowState) -> object:
         entry = self._entries.get(key)
         if entry is None or entry.state != state:
             return None
         self._entries.move_to_end(key)
+        assert isinstance(entry.found, PaneSum)
         return entry.found
+
+    def window(self, key: WindowKey) -> tuple[WindowState, WindowCounts] | None:
+        """The state in which the window was read last, and its counts."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        self._entries.move_to_end(key)
+        assert isinstance(entry.state, list)
+        assert isinstance(entry.found, WindowCounts)
+        return entry.state, entry.found
+
+    def put(self, key: SliceKey, state: SliceState, total: PaneSum) -> None:
+        self._add(key, _Entry(state, total, total.size))
+
+    def put_window(self, key: WindowKey, state: WindowState, counts: WindowCounts) -> None:
+        self._add(key, _Entry(state, counts, counts.size + SLICE_BYTES * len(state)))
 
     def _add(self, key: SliceKey | WindowKey, entry: _Entry) -> None:
         before = self._entries.pop(key, None)

@@ -12,8 +12,9 @@ from flywheel_monitor.ingest.batches import IngestCounts
 from flywheel_monitor.performance.quality import EXACT_AUC_ROWS, Quality, quality, with_exact_auc
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.store.postgres.packs import Pack, slice_us
-from flywheel_monitor.store.postgres.pane_cache import PaneCache
-from flywheel_monitor.store.postgres.panes import extent, sum_of_panes
+from flywheel_monitor.store.postgres.pane_cache import PaneCache, PaneSource
+from flywheel_monitor.store.postgres.pane_reads import sum_of_panes
+from flywheel_monitor.store.postgres.panes import extents
 from flywheel_monitor.store.postgres.stored_predictions import between
 from flywheel_monitor.windows.blocks import MAX_BLOCKS
 from flywheel_monitor.windows.counts import WindowCounts
@@ -86,6 +87,10 @@ SELECT coalesce(sum(predictions), 0) AS predictions, coalesce(sum(outcomes), 0) 
     coalesce(sum(late), 0) AS late
 FROM ingest_count c JOIN model m ON m.id = c.model_id WHERE m.project = $1
 """
+_LATE_BY_MODEL = """
+SELECT m.name, sum(c.late) AS late FROM ingest_count c JOIN model m ON m.id = c.model_id
+WHERE m.project = $1 AND c.late > 0 GROUP BY m.name ORDER BY late DESC, m.name LIMIT $2
+"""
 _REACHED = """
 SELECT max(reached_us) FROM progress p JOIN model m ON m.id = p.model_id WHERE m.project = $1 AND NOT labels
 """
@@ -104,10 +109,10 @@ class PredictionRows:
     _pane_cache: PaneCache
 
     async def window(self, version: WatchedVersion, span: Span, segment: str = "") -> WindowCounts:
-        variants = await self._served_variants(version.id)
         # Panes wider than a block of the window would hide how dependent its rows are.
         parts = version.kept(self._pane_us).pieces(span, MAX_BLOCKS)
-        return await sum_of_panes(self._conn, self._pane_cache, variants, version.layout, parts, segment)
+        source = PaneSource(version_id=version.id)
+        return await sum_of_panes(self._conn, self._pane_cache, source, version.layout, parts, segment)
 
     async def quality(self, version_id: int, span: Span, window: WindowCounts, segment: str = "") -> Quality:
         found = quality(window)
@@ -131,17 +136,11 @@ class PredictionRows:
         self, version: WatchedVersion, span: Span, segment: str
     ) -> tuple[int | None, int | None]:
         variants = await self._served_variants(version.id)
-        kept = version.kept(self._pane_us)
-        lows: list[tuple[int, int]] = []
-        highs: list[tuple[int, int]] = []
-        for piece in kept.pieces(span, least_panes=2**62):
-            low, high = await extent(self._conn, variants, piece.span, segment, piece.width_us)
-            if low is not None and high is not None:
-                lows.append((low, piece.width_us))
-                highs.append((high, piece.width_us))
-        if not lows:
+        parts = version.kept(self._pane_us).pieces(span, least_panes=2**62)
+        ends = await extents(self._conn, variants, parts, segment)
+        if ends is None:
             return None, None
-        first, last = _span(min(lows)), _span(max(highs))
+        first, last = ends
         return (
             await self._first(variants, first, segment),
             await self._last(variants, last, segment),
@@ -207,14 +206,13 @@ class PredictionRows:
             **{name: int(n) for name, n in (await self._conn.fetchrow(_STATUS, project)).items()}
         )
 
+    async def late_by_model(self, project: str, limit: int) -> list[tuple[str, int]]:
+        rows = await self._conn.fetch(_LATE_BY_MODEL, project, limit)
+        return [(r["name"], int(r["late"])) for r in rows]
+
     async def reached(self, project: str) -> int | None:
         found: int | None = await self._conn.fetchval(_REACHED, project)
         return found
 
     async def _served_variants(self, version_id: int) -> list[int]:
         return [r["id"] for r in await self._conn.fetch(_SERVED, version_id)]
-
-
-def _span(pane: tuple[int, int]) -> Span:
-    start, width = pane
-    return Span(start, start + width)

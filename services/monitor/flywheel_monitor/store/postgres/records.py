@@ -38,6 +38,7 @@ class PostgresRecords(
         self._versions = versions
         self._pane_us = pane_us
         self._pane_cache = pane_cache
+        self._variants_of = {}
 
 
 class PostgresStore:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from flywheel_common.paging import Page, cut, decode_token
 from flywheel_common.postgres.pool import Connection
@@ -42,13 +44,13 @@ SELECT report, end_us, start_us FROM window_report WHERE model_version_id = $1 A
     ORDER BY end_us DESC, start_us DESC LIMIT $4
 """
 _PUT_VERDICT = """
-INSERT INTO window_verdict (model_version_id, kind, start_us, end_us, verdict, reason)
-    VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO window_verdict (model_version_id, kind, start_us, end_us, verdict, reason, drifted)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (model_version_id, kind, end_us, start_us) DO UPDATE
-    SET verdict = excluded.verdict, reason = excluded.reason
+    SET verdict = excluded.verdict, reason = excluded.reason, drifted = excluded.drifted
 """
 _RECENT = """
-SELECT verdict, start_us, end_us, reason FROM window_verdict
+SELECT verdict, start_us, end_us, reason, drifted FROM window_verdict
 WHERE model_version_id = $1 AND kind = $2 AND verdict <> 5 ORDER BY end_us DESC, start_us DESC LIMIT $3
 """
 _NEWEST = """
@@ -56,7 +58,8 @@ SELECT report FROM window_report WHERE model_version_id = $1 AND predictions > 0
     ORDER BY end_us DESC, start_us DESC LIMIT 1
 """
 _VERDICT = """
-SELECT verdict FROM window_verdict WHERE model_version_id = $1 AND kind = $2 AND start_us = $3 AND end_us = $4
+SELECT verdict, start_us, end_us, reason, drifted FROM window_verdict
+WHERE model_version_id = $1 AND kind = $2 AND start_us = $3 AND end_us = $4
 """
 _JUDGED = """
 SELECT EXISTS (SELECT FROM window_report WHERE model_version_id = $1 AND start_us = $2 AND end_us = $3)
@@ -112,25 +115,23 @@ class ReportRows:
             json.dumps(report.to_json()),
         )
 
-    async def put_verdict(
-        self, version_id: int, kind: Kind, span: Span, verdict: Verdict, reason: str
-    ) -> None:
+    async def put_verdict(self, version_id: int, kind: Kind, verdict: WindowVerdict) -> None:
+        span = verdict.span
+        fields = (span.start_us, span.end_us, int(verdict.verdict), verdict.reason)
         await self._conn.execute(
-            _PUT_VERDICT, version_id, kind.value, span.start_us, span.end_us, int(verdict), reason
+            _PUT_VERDICT, version_id, kind.value, *fields, json.dumps(dict(verdict.drifted))
         )
 
-    async def verdict(self, version_id: int, kind: Kind, span: Span) -> Verdict | None:
-        found = await self._conn.fetchval(_VERDICT, version_id, kind.value, span.start_us, span.end_us)
-        return None if found is None else Verdict(found)
+    async def verdict(self, version_id: int, kind: Kind, span: Span) -> WindowVerdict | None:
+        row = await self._conn.fetchrow(_VERDICT, version_id, kind.value, span.start_us, span.end_us)
+        return None if row is None else _window_verdict(row)
 
     async def judged(self, version_id: int, span: Span) -> bool:
         return bool(await self._conn.fetchval(_JUDGED, version_id, span.start_us, span.end_us))
 
     async def recent(self, version_id: int, kind: Kind, limit: int) -> list[WindowVerdict]:
         rows = await self._conn.fetch(_RECENT, version_id, kind.value, limit)
-        return [
-            WindowVerdict(Verdict(r["verdict"]), Span(r["start_us"], r["end_us"]), r["reason"]) for r in rows
-        ]
+        return list(map(_window_verdict, rows))
 
     async def close(self, version_id: int, until_us: int, *, labels: bool) -> None:
         await self._conn.execute(_LABEL_CLOSE if labels else _CLOSE, version_id, until_us)
@@ -148,3 +149,10 @@ class ReportRows:
 
     async def evaluated(self, project: str) -> int:
         return int(await self._conn.fetchval(_EVALUATED, project))
+
+
+def _window_verdict(row: Mapping[str, Any]) -> WindowVerdict:
+    drifted = {subject: Verdict(verdict) for subject, verdict in json.loads(row["drifted"]).items()}
+    return WindowVerdict(
+        Verdict(row["verdict"]), Span(row["start_us"], row["end_us"]), row["reason"], drifted
+    )

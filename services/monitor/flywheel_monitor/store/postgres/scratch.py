@@ -217,6 +217,9 @@ class _NoReferences:
     async def fetch(self, model_version: str) -> NoReturn:
         raise ReferencePending(f"{model_version} was not counted when the replay began.")
 
+    async def has_model(self, model: str) -> bool:
+        return True  # Only records of one model are replayed, and it exists.
+
 
 def _is_of(record: Record, model: str) -> bool:
     """Whether a record is about the model; parses its event. What cannot be parsed was poison."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from flywheel_common.errors import FlywheelError
@@ -29,6 +30,9 @@ from flywheel_monitor.windows.support import SUPPORT
 
 _ADD_MODEL = "INSERT INTO model (name, project) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING"
 _MODEL = "SELECT id FROM model WHERE name = $1"
+_KNOWS_MODEL = """
+SELECT EXISTS (SELECT FROM model WHERE name = $1) OR EXISTS (SELECT FROM waiting_batch WHERE model = $1)
+"""
 _MODELS = "SELECT id, name, policy FROM model ORDER BY id"
 _ADD_VERSION = """
 INSERT INTO model_version (model_id, name, reference_hash, reference, reference_reason, metrics, output)
@@ -41,6 +45,14 @@ SELECT v.id, v.name, v.model_id, m.name AS model, v.reference_hash, v.reference,
 _VERSION_TABLES = "\nFROM model_version v JOIN model m ON m.id = v.model_id\n"
 SELECT_VERSION = _VERSION_COLUMNS + _VERSION_TABLES
 _VERSION = SELECT_VERSION + "WHERE v.name = $1"
+# The profile of a version never changes: it is not read again where the id is that of a known one ($2).
+_WATCHED = """
+SELECT v.id, v.name, v.model_id, m.name AS model, m.policy, v.score_reference, v.first_labels, v.rolled_up,
+    v.minutes_from_us, CASE WHEN v.id <> $2 THEN v.reference END AS reference,
+    CASE WHEN v.id <> $2 THEN v.reference_reason END AS reference_reason,
+    CASE WHEN v.id <> $2 THEN v.metrics END AS metrics, CASE WHEN v.id <> $2 THEN v.output END AS output
+FROM model_version v JOIN model m ON m.id = v.model_id WHERE v.name = $1
+"""
 _ADD_VARIANT = """
 INSERT INTO variant (model_version_id, release, rollout, role, generation) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (model_version_id, release, rollout, role, generation) DO NOTHING
@@ -79,12 +91,15 @@ ORDER BY supported.time DESC NULLS LAST, newest.last_us DESC NULLS LAST, t.id DE
 INLINE_SECONDS = 1.0
 """How long the consumer waits for the reference of a new version before its predictions are set aside."""
 ASK_AGAIN_SECONDS = 5.0
+MOST_PROFILES = 256
+"""Versions whose profile is in memory for reads."""
 
 
 class VersionRows:
     """`Policies` and `Versions` on the transaction's connection."""
 
     _conn: Connection
+    _versions: VersionCache
 
     async def set_policy(self, model: str, policy: MonitorPolicy) -> None:
         await self._conn.execute(
@@ -99,8 +114,18 @@ class VersionRows:
         return [(r["id"], r["name"], _policy(r["policy"])) for r in await self._conn.fetch(_MODELS)]
 
     async def version(self, name: str) -> WatchedVersion | None:
-        row = await self._conn.fetchrow(_VERSION, name)
-        return None if row is None else watched_version(row)
+        found = await self.watched(name)
+        return None if found is None else found[0]
+
+    async def watched(self, name: str) -> tuple[WatchedVersion, MonitorPolicy] | None:
+        known = self._versions.profile(name)
+        row = await self._conn.fetchrow(_WATCHED, name, 0 if known is None else known.version_id)
+        if row is None:
+            return None
+        if row["reference"] is not None:
+            known = self._versions.keep_profile(name, profile_of(row))
+        assert known is not None
+        return _watched(row, known), _policy(row["policy"])
 
     async def champion(self, model: str) -> str | None:
         name: str | None = await self._conn.fetchval(_CHAMPION, model, SUPPORT)
@@ -124,8 +149,20 @@ class VersionCache:
         self._versions: dict[str, WatchedVersion] = {}
         self._variants: dict[VariantKey, Variant] = {}
         self._by_id: dict[int, Variant] = {}
+        self._profiles: dict[str, Profile] = {}
         self._ask_again: dict[str, float] = {}
-        """Version without reference → time of the loop at which its peers are asked again."""
+        """Version without reference, or unknown model → time of the loop at which peers are asked again."""
+
+    def profile(self, name: str) -> Profile | None:
+        """The profile of a version that was read before."""
+        return self._profiles.get(name)
+
+    def keep_profile(self, name: str, profile: Profile) -> Profile:
+        """Keep it in memory, among the MOST_PROFILES last ones."""
+        self._profiles[name] = profile
+        if len(self._profiles) > MOST_PROFILES:
+            del self._profiles[next(iter(self._profiles))]
+        return profile
 
     async def model_id(self, name: str) -> int:
         """The id of a model, which is created if it is new."""
@@ -134,6 +171,30 @@ class VersionCache:
                 await conn.execute(_ADD_MODEL, name, ModelName.parse(name).project)
                 self._models[name] = await conn.fetchval(_MODEL, name)
         return self._models[name]
+
+    async def knows_model(self, name: str) -> bool:
+        """`Ingestion.knows_model`. A slow or absent registry is asked for INLINE_SECONDS at most."""
+        if name in self._models:
+            return True
+        async with connection(self._pool) as conn:
+            if await conn.fetchval(_KNOWS_MODEL, name):
+                return True
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._ask_again.get(name, 0.0):
+            return False
+        try:
+            async with asyncio.timeout(INLINE_SECONDS):
+                found = await self._source.has_model(name)
+        except TimeoutError:
+            return True
+        except FlywheelError as error:
+            if not error.retryable:
+                raise
+            return True
+        if not found:
+            self._ask_again = {n: at for n, at in self._ask_again.items() if at > loop.time()}
+            self._ask_again[name] = loop.time() + ASK_AGAIN_SECONDS
+        return found
 
     async def known_variant(self, batch: PredictionColumns) -> Variant | None:
         """The variant of a batch, or None while the reference of its version cannot be fetched. A slow or
@@ -231,23 +292,41 @@ def output_from_json(stored: object) -> Output:
     return Output.from_json(json.loads(str(stored)))
 
 
-@lru_cache(maxsize=256)
-def _profile(reference: str, output: str) -> tuple[tuple[ColumnReference, ...], Layout]:
-    """The stored profile and its layout, which never change. Both keep what is derived from them."""
+@dataclass(frozen=True)
+class Profile:
+    """What never changes of a version. Reference and layout keep what is derived from them."""
+
+    version_id: int
+    reference: Reference
+    layout: Layout
+
+
+@lru_cache(maxsize=MOST_PROFILES)
+def _reference(reference: str, output: str, metrics: str, reason: str) -> tuple[Reference, Layout]:
     columns = tuple(ColumnReference.from_json(c) for c in json.loads(reference))
-    return columns, Layout.of(columns, output_from_json(output))
+    return Reference(columns, json.loads(metrics), reason), Layout.of(columns, output_from_json(output))
+
+
+def profile_of(row: Mapping[str, object]) -> Profile:
+    """The profile in a row with all columns of a version."""
+    texts = (str(row[name]) for name in ("reference", "output", "metrics", "reference_reason"))
+    return Profile(int(str(row["id"])), *_reference(*texts))
 
 
 def watched_version(row: Mapping[str, object]) -> WatchedVersion:
-    columns, layout = _profile(str(row["reference"]), str(row["output"]))
+    """The version in a row with all its columns."""
+    return _watched(row, profile_of(row))
+
+
+def _watched(row: Mapping[str, object], profile: Profile) -> WatchedVersion:
     first = row["score_reference"]
     return WatchedVersion(
         id=int(str(row["id"])),
         name=str(row["name"]),
         model_id=int(str(row["model_id"])),
         model=str(row["model"]),
-        reference=Reference(columns, json.loads(str(row["metrics"])), str(row["reference_reason"])),
-        layout=layout,
+        reference=profile.reference,
+        layout=profile.layout,
         first_window=None if first is None else score_reference_from_json(json.loads(str(first))),
         first_labels=tuple(json.loads(str(row["first_labels"] or "[]"))),
         rolled_up=bool(row["rolled_up"]),

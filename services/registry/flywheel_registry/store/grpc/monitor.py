@@ -9,19 +9,25 @@ from datetime import UTC, datetime
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc.channel import from_rpc_error
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_protos.monitor.v1 import experiment_pb2, monitor_pb2
+from flywheel_protos.monitor.v1 import experiment_pb2, monitor_pb2, step_verdict_pb2
 from flywheel_protos.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
 from flywheel_registry.evidence.experiment_verdict import ExperimentVerdict
 from flywheel_registry.releases.names import ReleaseName
 from flywheel_registry.rollouts.comparison import Comparison, Variant
 from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.rollouts.state_machine import RolloutState
+from flywheel_registry.rollouts.step_verdict import LimitVerdict, StepMetric, StepVerdict, step_limits
 
 log = get_logger(__name__)
 
+_FIELDS = {
+    StepMetric.LOSS_DELTA: "max_loss_delta",
+    StepMetric.ERROR_RATE: "max_error_rate",
+    StepMetric.P99_MS: "max_p99_ms",
+    StepMetric.SCORE_SHIFT: "max_score_shift",
+}
 MAX_REMEMBERED = 1000
 """Rollouts whose longer timeout is remembered."""
 
@@ -50,11 +56,14 @@ class GrpcMonitor:
             mapped = from_rpc_error(error)
             if mapped.code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 self._allow(rollout.name, min(2 * timeout, self._longest))
-            self._log_missing(rollout, mapped)
+            self._log_missing(rollout, mapped.reason, mapped.message)
+            return None
+        if response.generation != rollout.generation or not rollout.generation:
+            self._log_missing(rollout, "OTHER_STEP", "the comparison is not of this step alone")
             return None
         comparison = parse_comparison(response)
         if any(map(math.isnan, comparison.values().values())):
-            self._log_missing(rollout, None)
+            self._log_missing(rollout, "NOT_A_NUMBER", "a statistic is not a number")
             return None
         self._logged_reasons.pop(rollout.name, None)
         return comparison
@@ -65,29 +74,28 @@ class GrpcMonitor:
         if len(self._timeouts) > MAX_REMEMBERED:
             self._timeouts.popitem(last=False)
 
-    def _log_missing(self, rollout: Rollout, error: FlywheelError | None) -> None:
-        reason = error.reason if error is not None else "NOT_A_NUMBER"
+    def _log_missing(self, rollout: Rollout, reason: str, message: str) -> None:
         if self._logged_reasons.get(rollout.name) != reason:
             self._logged_reasons[rollout.name] = reason
-            log.warning(
-                "no evidence",
-                rollout=rollout.name,
-                reason=reason,
-                message=error.message if error else "a statistic is not a number",
-            )
+            log.warning("no evidence", rollout=rollout.name, reason=reason, message=message)
 
 
 def compare_request(rollout: Rollout) -> monitor_pb2.CompareVariantsRequest:
-    """Return the request for a rollout's current step."""
+    """Return the request for a rollout's current step: its predictions, and verdicts on its limits."""
+    wanted = step_limits(rollout.policy, rollout.progress)
     in_shadow = rollout.progress.state is RolloutState.SHADOW
     return monitor_pb2.CompareVariantsRequest(
         rollout=rollout.name,
         champion_release=ReleaseName.of(rollout.model, rollout.champion),
         challenger_release=ReleaseName.of(rollout.model, rollout.challenger),
         mode=monitor_pb2.COMPARISON_MODE_SHADOW if in_shadow else monitor_pb2.COMPARISON_MODE_CANARY,
-        alpha=rollout.policy.level,
         generation=rollout.generation,
-        p99_alpha=rollout.policy.step(rollout.progress.challenger_percent).breach_level,
+        limits=step_verdict_pb2.StepLimits(
+            **{_FIELDS[metric]: limit for metric, limit in wanted.limits.items()},
+            pass_alpha=wanted.pass_level,
+            breach_alpha=wanted.breach_level,
+            tightest_at=wanted.tightest_at,
+        ),
     )
 
 
@@ -100,11 +108,22 @@ def parse_comparison(message: monitor_pb2.CompareVariantsResponse) -> Comparison
         covered_until=_utc(message.covered_until) if message.HasField("covered_until") else None,
         labelled=message.labelled,
         log_loss_delta=message.log_loss_delta,
-        log_loss_delta_upper=message.log_loss_delta_upper,
-        log_loss_delta_lower=message.log_loss_delta_lower,
         score_shift=message.score_shift,
-        p99_lower_ms=message.challenger_p99_lower_ms,
+        verdicts=dict(map(_verdict, message.verdicts)),
         experiment=_experiment(message),
+    )
+
+
+def _verdict(message: step_verdict_pb2.StepVerdict) -> tuple[StepMetric, StepVerdict]:
+    metric = step_verdict_pb2.StepMetric.Name(message.metric).removeprefix("STEP_METRIC_")
+    verdict = step_verdict_pb2.LimitVerdict.Name(message.verdict).removeprefix("LIMIT_VERDICT_")
+    return StepMetric(metric), StepVerdict(
+        LimitVerdict(verdict),
+        message.limit,
+        message.value,
+        message.rows,
+        message.lower if message.HasField("lower") else None,
+        message.upper if message.HasField("upper") else None,
     )
 
 

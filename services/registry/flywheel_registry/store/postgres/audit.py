@@ -91,8 +91,8 @@ class PostgresAudit(PostgresModels):
             head = await self._audit_head(event.model)
             topic, envelope = self._to_event(event, at, head)
             await enqueue(self._conn, topic, envelope)
-            kind, body = payload(event, at, head)
-            await self._conn.execute(webhooks.ADD_DELIVERIES, event.model, kind, envelope.id, body.encode())
+            kinds, body = payload(event, at, head)
+            await self._conn.execute(webhooks.ADD_DELIVERIES, event.model, kinds, envelope.id, body.encode())
 
     async def audit_head(self, model: str) -> AuditHead | None:
         row = await self._conn.fetchrow(sql.AUDIT_HEAD, model)

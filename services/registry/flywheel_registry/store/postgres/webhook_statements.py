@@ -17,7 +17,7 @@ LIST_WEBHOOKS = _WEBHOOK + "WHERE w.project = $1 AND w.id > $2 ORDER BY w.id LIM
 ADD_DELIVERIES = """
 INSERT INTO webhook_delivery (project, webhook, event_id, body)
 SELECT s.project, s.webhook, $3, $4 FROM webhook_subscription s
-WHERE s.project = split_part($1, '/', 2) AND s.model IN ('', $1) AND $2 = ANY(s.events)
+WHERE s.project = split_part($1, '/', 2) AND s.model IN ('', $1) AND s.events && $2::text[]
 ORDER BY s.webhook ON CONFLICT DO NOTHING
 """
 LIST_DELIVERIES = """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from flywheel_common.granted.access import Access
+from flywheel_common.granted.errors import AttemptEnded
 from flywheel_common.postgres.pool import Pool, connection
-from flywheel_trainer.jobs.object_access import Access
-from flywheel_trainer.runs.errors import AttemptEnded
 
 _ACCESS = "SELECT access FROM attempt WHERE engine_id = $1 AND ended_at IS NULL AND access IS NOT NULL"
 

@@ -60,7 +60,7 @@ FROM pipeline_run p
 _GET = _SELECT + "WHERE id = $1 AND project = $2"
 _LIST = _SELECT + "WHERE project = $1 AND ($2 = '' OR id < $2)"
 _NEWEST = " ORDER BY id DESC LIMIT $3"
-_COLUMNS = {"state": "state", "model": "model", "cause_alert": "cause_alert"}
+_COLUMNS = {"state": "state", "model": "model", "cause_alert": "cause_alert", "pipeline": "pipeline"}
 _UNFINISHED = "SELECT project, id FROM pipeline_run WHERE state IN ('QUEUED', 'RUNNING') ORDER BY id"
 _CANCEL = """
 UPDATE pipeline_run SET cancel_requested = true
@@ -74,7 +74,7 @@ WHERE pipeline_run = $1 AND step = $2 AND state IN ('QUEUED', 'RUNNING')
 """
 _BEGIN_ATTEMPT = """
 UPDATE pipeline_step SET attempt = $3, message = $4
-WHERE pipeline_run = $1 AND step = $2 AND state = 'RUNNING' AND attempt < $3
+WHERE pipeline_run = $1 AND step = $2 AND state = 'RUNNING' AND attempt <= $3
 """
 _END_STEP = """
 UPDATE pipeline_step SET

@@ -14,6 +14,7 @@ from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.pipelines.definition import Pipeline
 from flywheel_trainer.pipelines.pipeline_run import ModelName
 from flywheel_trainer.policies.decision import (
+    Active,
     Decision,
     Drift,
     Reason,
@@ -41,7 +42,8 @@ from flywheel_trainer.store.postgres.policy_json import policy_from_json, policy
 
 _SET = """
 INSERT INTO retraining_policy (project, id, body, updated_at) VALUES ($1, $2, $3, $4)
-ON CONFLICT (project, id) DO UPDATE SET body = excluded.body, updated_at = excluded.updated_at
+ON CONFLICT (project, id) DO UPDATE SET body = excluded.body, updated_at = CASE
+    WHEN retraining_policy.body = excluded.body THEN retraining_policy.updated_at ELSE excluded.updated_at END
 """
 _GET = "SELECT body FROM retraining_policy WHERE project = $1 AND id = $2"
 _LIST = "SELECT * FROM retraining_policy WHERE project = $1 AND id > $2 ORDER BY id LIMIT $3"
@@ -76,13 +78,14 @@ FROM retraining_policy p
 WHERE (p.body -> 'schedule' <> 'null' OR p.body -> 'continuous' <> 'null') AND NOT (p.body ->>
 'disabled')::boolean ORDER BY p.project, p.id
 """
-_RUN_ACTIVE = """
-SELECT EXISTS (SELECT 1 FROM pipeline_run WHERE model = $1 AND $1 <> '' AND state IN ('QUEUED', 'RUNNING'))
-    OR EXISTS (
+_ACTIVE = """
+SELECT EXISTS (
         SELECT 1 FROM pipeline_run r
         JOIN retraining_decision d ON 'projects/' || r.project || '/pipelineRuns/' || r.id = d.pipeline_run
         WHERE r.state IN ('QUEUED', 'RUNNING') AND d.project = $2 AND d.policy = $3 AND d.trigger = $4
-    )
+    ) AS own, EXISTS (
+        SELECT 1 FROM pipeline_run WHERE model = $1 AND $1 <> '' AND state IN ('QUEUED', 'RUNNING')
+    ) AS of_model
 """
 _INSERT_DECISION = """
 INSERT INTO retraining_decision
@@ -172,7 +175,7 @@ class PostgresDecisions:
             policy,
             drift,
             started_at=[run.event_time for run in started if not run.failed],
-            run_active=await self._is_active(policy.name, cause, candidate),
+            run_active=bool(await self._active(policy.name, cause, candidate)),
             failed_at=[run.event_time for run in started if run.failed],
         )
         return await self._store(policy, cause, reason, candidate, now)
@@ -190,7 +193,7 @@ class PostgresDecisions:
         started = await self._started(name, trigger)
         cause = Cause(trigger, due.time, trained_until=trained_until(started, due.time))
         candidate = await self._candidate(policy, cause)
-        active = await self._is_active(name, cause, candidate)
+        active = await self._active(name, cause, candidate)
         reason = decide_time(policy, trigger, due, started, active)
         if reason is None:
             return None
@@ -203,12 +206,9 @@ class PostgresDecisions:
             definition = await read_pipeline(self._conn, *stored.version)
         return candidate_run(policy, cause, definition, spec_to_json)
 
-    async def _is_active(self, name: PolicyName, cause: Cause, candidate: Candidate) -> bool:
-        """Whether a run of the candidate's model, or of the trigger, has not ended."""
-        found = await self._conn.fetchval(
-            _RUN_ACTIVE, candidate.model, name.project, name.policy, cause.trigger
-        )
-        return bool(found)
+    async def _active(self, name: PolicyName, cause: Cause, candidate: Candidate) -> Active:
+        found = await self._conn.fetchrow(_ACTIVE, candidate.model, name.project, name.policy, cause.trigger)
+        return Active(**found)
 
     async def _store(
         self, policy: Policy, cause: Cause, reason: Reason, candidate: Candidate, now: datetime

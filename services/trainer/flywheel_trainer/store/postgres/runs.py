@@ -9,12 +9,12 @@ from datetime import datetime
 from typing import Any
 
 from flywheel_common.errors import FlywheelError
+from flywheel_common.granted.errors import AttemptEnded
 from flywheel_common.paging import Page, cut, decode_token
 from flywheel_common.postgres.idempotency import idempotent
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_job.outcome import Artifact, MetricPoint, Outcome
 from flywheel_trainer.runs.errors import (
-    AttemptEnded,
     ExperimentExists,
     ForeignRun,
     RunContinued,

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+from flywheel_common.granted.access import Access
 from flywheel_common.postgres.lease import fence
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.attempt import Attempt, Watch, engine_id
 from flywheel_trainer.jobs.job import ENDED, JobName, JobState
-from flywheel_trainer.jobs.object_access import Access
 from flywheel_trainer.jobs.ports import OF_TRIALS, ActiveJob
 from flywheel_trainer.runs.lease import JOB_ENDED_FIRST
 from flywheel_trainer.runs.run import RunName, RunState

@@ -61,7 +61,10 @@ class RayEngine:
         await self._ray.delete(job_id)
 
     async def nodes(self) -> Sequence[Node]:
-        return [Node(node.cpus, node.gpus) for node in await self._ray.nodes()]
+        return [
+            Node(node.cpus, node.gpus, node.memory_bytes, node.accelerators)
+            for node in await self._ray.nodes()
+        ]
 
 
 def _state(state: str) -> EngineState:

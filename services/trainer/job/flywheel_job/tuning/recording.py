@@ -14,7 +14,7 @@ import grpc
 from pyarrow import fs
 
 from flywheel_job import objects
-from flywheel_job.granted.requests import TOKEN_VARIABLE
+from flywheel_job.granted import TOKEN_VARIABLE
 from flywheel_job.launch import LaunchSpec
 from flywheel_job.outcome import MetricPoint, Outcome
 from flywheel_job.reporting import AWAY, BATCH_POINTS

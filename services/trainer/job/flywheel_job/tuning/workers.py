@@ -95,10 +95,12 @@ def run_trial(text: str) -> str:
 
 def _run_here(spec: LaunchSpec) -> None:
     """Run the only rank in this process."""
+    from flywheel_job.system_use import system_use_reported
     from flywheel_job.worker import call, local_device
 
     store = objects.open_store()
-    outcome = call(spec.function, spec, store, device=local_device())
+    with system_use_reported(spec, 0):
+        outcome = call(spec.function, spec, store, device=local_device())
     objects.write(store, spec.result_uri, outcome.to_json())
 
 

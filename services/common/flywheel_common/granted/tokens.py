@@ -1,7 +1,8 @@
-"""Tokens of attempts, for metrics, trials and requests to the object store: they end with the attempt.
+"""Tokens of attempts, executions of jobs on a cluster: they end with the attempt.
 
-A token is the attempt's engine id and its HMAC under a secret of the installation, so nothing is stored per
-token. Whether the attempt is still active is checked by each of these calls.
+A token is the name of the attempt on the cluster (its engine id) and its HMAC under a secret of the
+installation, so nothing is stored per token. Whether the attempt is still active is checked by each of these
+calls.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hmac
 import re
 
 ATTEMPT = frozenset({"attempt"})
-"""The role of an attempt: it permits LogMetrics, RecordTrial and SignObjectRequests for its own job."""
+"""The role of an attempt, which permits calls about its own job."""
 PREFIX = "fwattempt"
 _TOKEN = re.compile(rf"{PREFIX}\.([A-Za-z0-9_-]+)\.([0-9a-f]{{64}})")
 

@@ -11,14 +11,9 @@ from urllib.parse import unquote_plus
 import pyarrow as pa
 from pyarrow import fs
 
-from flywheel_job.granted.requests import SignedRequests
-from flywheel_job.granted.streams import Reader, Uploads, Writer
-from flywheel_protos.trainer.v1 import object_access_pb2 as pb
-
-
-def granted_store(trainer: str, token: str) -> fs.PyFileSystem:
-    """The store of the attempt with this token; `trainer` is host:port."""
-    return fs.PyFileSystem(GrantedFiles(SignedRequests(trainer, token)))
+from flywheel_common.granted.requests import SignedRequests
+from flywheel_common.granted.streams import Reader, Uploads, Writer, size_of
+from flywheel_protos.types.v1 import object_access_pb2 as pb
 
 
 class GrantedFiles(fs.FileSystemHandler):
@@ -45,14 +40,10 @@ class GrantedFiles(fs.FileSystemHandler):
 
     def _info(self, path: str) -> fs.FileInfo:
         with contextlib.suppress(FileNotFoundError):
-            return fs.FileInfo(path, fs.FileType.File, size=self._size(path))
+            return fs.FileInfo(path, fs.FileType.File, size=size_of(self._requests, _uri(path)))
         if next(self._listed(path), None) is not None:
             return fs.FileInfo(path, fs.FileType.Directory)
         return fs.FileInfo(path, fs.FileType.NotFound)
-
-    def _size(self, path: str) -> int:
-        answer = self._requests.send(pb.ObjectRequest(method=pb.OBJECT_METHOD_HEAD, uri=_uri(path)))
-        return int(answer.headers["Content-Length"])
 
     def get_file_info_selector(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
         base = selector.base_dir.rstrip("/")
@@ -118,7 +109,11 @@ class GrantedFiles(fs.FileSystemHandler):
         )
 
     def open_input_file(self, path: str) -> pa.NativeFile:
-        return pa.PythonFile(Reader(self._requests, _uri(path), self._size(path)), mode="r")
+        return pa.PythonFile(self.reader(path), mode="r")
+
+    def reader(self, path: str) -> Reader:
+        """A reader of a file. Raises FileNotFoundError."""
+        return Reader.open(self._requests, _uri(path))
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
         return self.open_input_file(path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import re
 import xml.etree.ElementTree as ET
-from typing import Any
+from typing import Any, Self
 
-from flywheel_job.granted.requests import SignedRequests
-from flywheel_protos.trainer.v1 import object_access_pb2 as pb
+from flywheel_common.granted.requests import SignedRequests
+from flywheel_protos.types.v1 import object_access_pb2 as pb
 
 PART_BYTES = 16 * 1024 * 1024
 """Size of the parts of an upload: at most one is in memory, and 10,000 make an object of 160 GiB."""
@@ -15,6 +17,15 @@ PART_BYTES = 16 * 1024 * 1024
 
 WINDOW_BYTES = 256 * 1024
 """Smallest range that is read at once, for formats that are read in many small pieces."""
+
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+
+
+def size_of(requests: SignedRequests, uri: str) -> int:
+    """The size of an object in bytes. Raises FileNotFoundError."""
+    answer = requests.send(pb.ObjectRequest(method=pb.OBJECT_METHOD_HEAD, uri=uri))
+    return int(answer.headers["Content-Length"])
 
 
 class Reader(io.RawIOBase):
@@ -25,6 +36,37 @@ class Reader(io.RawIOBase):
         self._requests, self._size, self._at = requests, size, 0
         self._request = pb.ObjectRequest(method=pb.OBJECT_METHOD_GET, uri=uri)
         self._window_start, self._window = 0, b""
+
+    @classmethod
+    def open(cls, requests: SignedRequests, uri: str) -> Self:
+        """A reader of the object with its end in memory: the footer of a Parquet file, or a whole small file.
+
+        One request returns the end and the size. Raises FileNotFoundError.
+        """
+        request = pb.ObjectRequest(method=pb.OBJECT_METHOD_GET, uri=uri)
+        try:
+            answer = requests.send(request, headers={"Range": f"bytes=-{WINDOW_BYTES}"})
+        except OSError as error:
+            if error.errno != errno.ERANGE:
+                raise
+            return cls(requests, uri, 0)
+        found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+        if found is None:
+            return cls(requests, uri, size_of(requests, uri))
+        reader = cls(requests, uri, int(found[2]))
+        reader._window_start, reader._window = int(found[1]), answer.body
+        return reader
+
+    def again(self) -> Reader:
+        """Another reader of the same object, at its beginning, with the same bytes in memory."""
+        other = Reader(self._requests, self._request.uri, self._size)
+        other._window_start, other._window = self._window_start, self._window
+        return other
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the object that are in memory."""
+        return len(self._window)
 
     def readable(self) -> bool:
         return True
@@ -98,8 +140,7 @@ class Uploads:
             answer = self._requests.send(request, ET.tostring(root))
         except FileNotFoundError:
             # An earlier request whose answer was lost has completed the upload.
-            head = self._requests.send(pb.ObjectRequest(method=pb.OBJECT_METHOD_HEAD, uri=uri))
-            if int(head.headers["Content-Length"]) != size:
+            if size_of(self._requests, uri) != size:
                 raise
             return
         # The status is sent before the parts are joined, so an error can come in the body.
@@ -111,7 +152,11 @@ class Uploads:
 
 
 class Writer(io.RawIOBase):
-    """Writes one object: at once when it is small, else in parts of PART_BYTES."""
+    """Writes one object: at once when it is small, else in parts of PART_BYTES.
+
+    The object appears when it is closed, and not at all after a write that failed or was interrupted, or if
+    the writer is dropped without a close.
+    """
 
     def __init__(self, requests: SignedRequests, uploads: Uploads, uri: str) -> None:
         super().__init__()
@@ -129,6 +174,10 @@ class Writer(io.RawIOBase):
         return self._size
 
     def write(self, data: Any) -> int:
+        if self._failed:
+            raise OSError(f"{self._uri} is not written: an earlier write failed.")
+        # Until the end of this call. A signal can end it, and then Parquet's writer adds a footer and closes.
+        self._failed = True
         view = memoryview(data).cast("B")
         written = len(view)
         while view:
@@ -143,7 +192,12 @@ class Writer(io.RawIOBase):
                 self._send_part(self._buffer)
                 self._buffer = bytearray()
         self._size += written
+        self._failed = False
         return written
+
+    def __del__(self) -> None:
+        self._failed = True
+        super().__del__()
 
     def _send_part(self, data: Any) -> None:
         try:
@@ -152,7 +206,6 @@ class Writer(io.RawIOBase):
             number = len(self._etags) + 1
             self._etags.append(self._uploads.part(self._uri, self._upload, number, data))
         except BaseException:
-            self._failed = True
             if self._upload:
                 self._uploads.abort(self._uri, self._upload)
             raise

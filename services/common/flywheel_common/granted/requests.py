@@ -1,16 +1,17 @@
-"""Sends requests to the object store that the trainer has signed for this attempt.
+"""Sends requests to the object store that a service has signed for this attempt.
 
-A signed request reaches one object and expires, so it is asked for again when it is old. A trainer or a store
+A signed request reaches one object and expires, so it is asked for again when it is old. A service or a store
 that does not answer is asked again for RETRY_SECONDS; then, and for a refusal, an OSError is raised.
 """
 
 from __future__ import annotations
 
+import errno
 import random
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,18 +19,13 @@ import grpc
 import urllib3
 from urllib3.exceptions import HTTPError
 
-from flywheel_protos.trainer.v1 import object_access_pb2 as pb
-from flywheel_protos.trainer.v1 import trainer_pb2_grpc
+from flywheel_protos.types.v1 import object_access_pb2 as pb
 
-TRAINER_VARIABLE = "FLYWHEEL_JOB_TRAINER"
-"""Environment variable with the host:port of the trainer that signs the requests of an attempt."""
-TOKEN_VARIABLE = "FLYWHEEL_ATTEMPT_TOKEN"  # noqa: S105 - a name
-"""Environment variable with the token of the attempt, which the trainer requires in each call."""
 RETRY_SECONDS = 300.0
 CALL_SECONDS = 10.0
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-REMEMBERED = 1000
-"""Signed requests that are kept to be sent again."""
+REMEMBERED = 10_000
+"""Signed requests that are kept to be sent again, about 1 KB each: one task of a join reads many files."""
 USED_SHARE = 0.5
 """Share of its lifetime after which a signed request is not used any more."""
 PASSING = frozenset({429, 500, 502, 503, 504})
@@ -58,13 +54,26 @@ class Answer:
     body: bytes
 
 
+@dataclass(frozen=True)
+class SigningService:
+    """A service with the method SignObjectRequests."""
+
+    stub: Callable[[grpc.Channel], Any]
+    """The constructor of its stub."""
+    request: type[Any]
+    """The class of the request message."""
+
+
 class SignedRequests:
     """The requests of one process; all methods may be called from several threads."""
 
-    def __init__(self, trainer: str, token: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
-        """`trainer` is host:port."""
-        self._channel = grpc.insecure_channel(trainer, options=[("grpc.enable_http_proxy", 0)])
-        self._stub = trainer_pb2_grpc.TrainerServiceStub(self._channel)
+    def __init__(
+        self, address: str, token: str, service: SigningService, *, retry_seconds: float = RETRY_SECONDS
+    ) -> None:
+        """`address` of the service: host:port."""
+        self._channel = grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
+        self._stub = service.stub(self._channel)
+        self._request = service.request
         self._metadata = [("authorization", f"Bearer {token}")]
         self.retry_seconds = retry_seconds
         self._lock = threading.Lock()
@@ -82,7 +91,7 @@ class SignedRequests:
     ) -> Answer:
         """Send the request until the store answers it.
 
-        Raises FileNotFoundError, PermissionError if the trainer or the store refuses, else OSError.
+        Raises FileNotFoundError, PermissionError if the service or the store refuses, else OSError.
         """
         give_up = time.monotonic() + self.retry_seconds
         pause = SHORTEST_PAUSE
@@ -100,7 +109,7 @@ class SignedRequests:
                     decode_content=False,
                 )
             except HTTPError as error:
-                problem = OSError(f"The object store does not answer: {error}")
+                problem = OSError(errno.EIO, f"The object store does not answer: {error}")
             else:
                 if answer.status < 300:
                     return Answer(answer.headers, answer.data)
@@ -130,12 +139,12 @@ class SignedRequests:
                 self._remembered.popitem(last=False)
         return answer.requests[0]
 
-    def _ask(self, request: pb.ObjectRequest, give_up: float) -> pb.SignObjectRequestsResponse:
+    def _ask(self, request: pb.ObjectRequest, give_up: float) -> Any:
         pause = SHORTEST_PAUSE
         while True:
             try:
                 return self._stub.SignObjectRequests(
-                    pb.SignObjectRequestsRequest(requests=[request]),
+                    self._request(requests=[request]),
                     timeout=CALL_SECONDS,
                     metadata=self._metadata,
                 )
@@ -143,7 +152,9 @@ class SignedRequests:
                 if error.code() not in AWAY:
                     raise PermissionError(f"{error.code().name}: {error.details()}") from None
                 if time.monotonic() + pause > give_up:
-                    raise OSError(f"The trainer does not answer: {error.details()}") from None
+                    raise OSError(
+                        errno.EIO, f"The service that signs requests does not answer: {error.details()}"
+                    ) from None
             pause = _wait(pause)
 
 
@@ -151,7 +162,10 @@ def _problem(request: pb.ObjectRequest, answer: Any) -> OSError:
     if answer.status == 404:
         return FileNotFoundError(f"There is no object {request.uri}.")
     text = f"The object store answered {answer.status} for {request.uri}: {answer.data[:300]!r}"
-    return PermissionError(text) if answer.status == 403 else OSError(text)
+    if answer.status == 403:
+        return PermissionError(text)
+    # A range that the object does not have, such as any of an empty object.
+    return OSError(errno.ERANGE if answer.status == 416 else errno.EIO, text)
 
 
 def _wait(pause: float) -> float:

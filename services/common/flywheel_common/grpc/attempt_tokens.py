@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from flywheel_common.context import Principal, current_principal
+from flywheel_common.granted.tokens import ATTEMPT, PREFIX, AttemptTokens
 from flywheel_common.grpc.auth import Authenticator
-from flywheel_trainer.jobs.tokens import ATTEMPT, PREFIX, AttemptTokens
 
 _SUBJECT = "attempt:"
 

@@ -1,7 +1,8 @@
 """What an attempt may do on the object store: a rule on its requests, and the signing of those that pass.
 
-Code of users runs in an attempt, so an attempt has no key of the object store. It asks for signed requests,
-which reach one object each, expire, and are given to the active attempt only.
+An attempt is one execution of a job on a cluster where code of users runs, so it has no key of the object
+store. It asks for signed requests, which reach one object each, expire, and are given to the active attempt
+only.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Protocol, Self
 
+from flywheel_common.granted.errors import ForeignObject, InvalidObjectRequest
 from flywheel_common.storage.errors import InvalidObjectKey
-from flywheel_common.storage.objects import check_key
-from flywheel_job.artifacts import artifact_key
-from flywheel_trainer.jobs.errors import ForeignObject, InvalidObjectRequest
+from flywheel_common.storage.objects import check_key, digest_key
 
 MAX_REQUESTS = 100
 MAX_PARTS = 10_000
@@ -73,8 +74,17 @@ class Access:
     """Its inputs."""
     writes: tuple[str, ...]
     """The job's own files, which it may read, write and delete."""
-    artifacts: str
-    """Prefix whose keys are digests: bytes may be written under their own digest, and nothing else."""
+    artifacts: str = ""
+    """Prefix whose keys are digests: bytes may be written under their own digest, and nothing else. Empty:
+    none."""
+
+    @cached_property
+    def _own(self) -> frozenset[str]:
+        return _addresses(self.writes)
+
+    @cached_property
+    def _readable(self) -> frozenset[str]:
+        return self._own | _addresses(self.reads)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
@@ -83,33 +93,34 @@ class Access:
 
     def check(self, request: ObjectRequest) -> None:
         """Raises InvalidObjectRequest and ForeignObject."""
-        bucket, key = _parts(request.uri, is_prefix=request.method is ObjectMethod.LIST)
+        address = _checked(request.uri, is_prefix=request.method is ObjectMethod.LIST)
         if request.method in OF_UPLOADS and not request.upload_id:
             raise InvalidObjectRequest(f"{request.method} has no upload_id.")
         if request.method is ObjectMethod.UPLOAD_PART and not 1 <= request.part_number <= MAX_PARTS:
             raise InvalidObjectRequest(f"part_number is {request.part_number}, not 1 to {MAX_PARTS}.")
         if request.sha256 and _SHA256.fullmatch(request.sha256) is None:
             raise InvalidObjectRequest("sha256 must be 64 lower-case hexadecimal digits.")
-        own = _is_below(bucket, key, self.writes)
+        own = _is_below(address, self._own)
         if request.method in READS:
-            allowed = own or _is_below(bucket, key, self.reads)
+            allowed = own or _is_below(address, self._readable)
         elif request.method is ObjectMethod.COPY:
-            source = _parts(request.source_uri, is_prefix=False)
-            allowed = own and _is_below(*source, self.writes + self.reads)
+            source = _checked(request.source_uri, is_prefix=False)
+            allowed = own and _is_below(source, self._readable)
         else:
             allowed = own or self._is_artifact(request)
         if not allowed:
             raise ForeignObject(f"The attempt may not {request.method} {request.uri[:1000]!r}.")
 
     def _is_artifact(self, request: ObjectRequest) -> bool:
-        named = bool(request.sha256) and request.uri == artifact_key(request.sha256, self.artifacts)
+        named = bool(request.sha256) and request.uri == digest_key(request.sha256, self.artifacts)
         return request.method is ObjectMethod.PUT and named
 
 
 class AttemptAccess(Protocol):
-    """The access that the supervisor recorded for attempts.
+    """The access that a service recorded for its attempts.
 
-    `access_of` takes an engine id. Raises AttemptEnded unless that attempt is active and has been started.
+    `access_of` takes the name of an attempt on the cluster. Raises AttemptEnded unless that attempt is active
+    and has been started.
     """
 
     async def access_of(self, attempt: str) -> Access: ...
@@ -135,8 +146,8 @@ class ObjectAccess:
     async def sign(self, requests: Sequence[ObjectRequest], attempt: str) -> list[SignedRequest]:
         """The signed requests in the same order, or none of them.
 
-        `attempt` is the engine id of the caller; empty for other callers. Raises AttemptEnded, ForeignObject,
-        InvalidObjectRequest.
+        `attempt` is the name of the attempt that calls; empty for other callers. Raises ForeignObject,
+        InvalidObjectRequest, and what `access_of` raises.
         """
         if not attempt:
             raise ForeignObject("Only an attempt of a job gets requests to the object store.")
@@ -156,23 +167,29 @@ def split_uri(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _parts(uri: str, *, is_prefix: bool) -> tuple[str, str]:
-    """Bucket and key. Raises InvalidObjectRequest for keys that a store might read as other ones."""
+def _checked(uri: str, *, is_prefix: bool) -> str:
+    """`bucket/key`. Raises InvalidObjectRequest for keys that a store might read as other ones."""
     bucket, key = split_uri(uri)
+    key = key.removesuffix("/") if is_prefix else key
     try:
         if not bucket:
             raise InvalidObjectKey("no address")
-        check_key(key.removesuffix("/") if is_prefix else key)
+        check_key(key)
     except InvalidObjectKey:
         raise InvalidObjectRequest(f"{uri[:100]!r} is not of the form s3://bucket/key.") from None
-    return bucket, key
+    return f"{bucket}/{key}"
 
 
-def _is_below(bucket: str, key: str, allowed: Sequence[str]) -> bool:
-    """Whether the key is one of the addresses, or below one of them."""
-    bases = (split_uri(uri) for uri in allowed)
-    return any(
-        bucket == base_bucket and (key == (base := base_key.rstrip("/")) or key.startswith(f"{base}/"))
-        for base_bucket, base_key in bases
-        if base_key.strip("/")
-    )
+def _addresses(uris: Sequence[str]) -> frozenset[str]:
+    """`bucket/key` of each address; an address of a whole bucket permits nothing."""
+    parts = ((bucket, key.rstrip("/")) for bucket, key in map(split_uri, uris))
+    return frozenset(f"{bucket}/{key}" for bucket, key in parts if key)
+
+
+def _is_below(address: str, allowed: frozenset[str]) -> bool:
+    """Whether the address is one of those, or below one of them."""
+    while address:
+        if address in allowed:
+            return True
+        address = address.rpartition("/")[0]
+    return False

@@ -1,19 +1,18 @@
-"""Bounds that hold at every look, however often the evidence of a step is read.
+"""One-sided bounds of means and rates that hold at all looks together.
 
-A rollout is looked at with every tick. A bound for a fixed number of rows is wrong far more often than its
-level when it is looked at repeatedly; these are wrong at any time with at most that probability.
+A step of a rollout is looked at with every tick. A bound for a fixed number of rows is wrong far more often
+than its level when it is looked at repeatedly; these are wrong at any time with at most that probability.
 
 * Means: the one-sided normal mixture boundary of Howard, Ramdas, McAuliffe and Sekhon (2021, "Time-uniform,
   nonparametric, nonasymptotic confidence sequences", equation 14), with the standard error estimated from the
   rows. Like every bound with an estimated error it is asymptotic, so it needs a least number of rows.
-* Error rates: a mixture of likelihood ratios against rates above the limit, an e-process; exact for any
-  number of answers. Ville's inequality: it exceeds 1 / level with at most the probability `level`.
+* Rates: a mixture of likelihood ratios against rates above the limit, an e-process; exact for any number of
+  answers. Ville's inequality: it exceeds 1 / level with at most the probability `level`.
 """
 
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 
 _ODDS = (1.25, 1.5, 2.0, 3.0, 5.0, 9.0, 19.0)
 """Alternatives of the mixture: rates whose odds are this many times those of the limit."""
@@ -21,8 +20,8 @@ _TIGHTEST = 8.0
 """The boundary is tightest, relative to a fixed one, at this many times its tuning parameter."""
 
 
-def standard_errors(n: float, level: float, tightest_at: float) -> float:
-    """Return the half-width of a one-sided bound in standard errors after `n` rows.
+def half_width(n: float, level: float, tightest_at: float) -> float:
+    """The distance of a one-sided bound in standard errors after `n` rows.
 
     `tightest_at` is the number of rows at which the bound is tuned to be tightest.
     """
@@ -30,13 +29,8 @@ def standard_errors(n: float, level: float, tightest_at: float) -> float:
     return math.sqrt(2 * (n + rho) / n * math.log(math.sqrt((n + rho) / rho) / (2 * level) + 1))
 
 
-def standard_error(half_width: float, level: float) -> float:
-    """Return the standard error that a half-width at one look of this one-sided level was made from."""
-    return half_width / NormalDist().inv_cdf(1 - level)
-
-
 def exceeds_rate(count: int, n: int, limit: float, level: float) -> bool:
-    """Return whether `count` of `n` refutes, at every look, that the rate is at most `limit` (0 to 1)."""
+    """Whether `count` of `n` refutes, at all looks together, that the rate is at most `limit` (0 to 1)."""
     if limit >= 1 or count <= 0:
         return False
     ratios = []

@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import quote
 
 from flywheel_common.config import S3Settings
+from flywheel_common.granted.access import ObjectMethod, ObjectRequest, SignedRequest, split_uri
 from flywheel_common.storage.s3 import s3_client
-from flywheel_trainer.jobs.object_access import ObjectMethod, ObjectRequest, SignedRequest, split_uri
 
 _OPERATIONS = {
     ObjectMethod.GET: ("GET", "get_object"),

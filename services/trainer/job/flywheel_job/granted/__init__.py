@@ -1,1 +1,0 @@
-"""The object store of an attempt, which has no key: the trainer signs each of its requests."""
