@@ -32,13 +32,15 @@ ALTER TABLE prediction_pack ALTER COLUMN ids SET STORAGE EXTERNAL, ALTER COLUMN 
     ALTER COLUMN segments SET STORAGE EXTERNAL, ALTER COLUMN subjects SET STORAGE EXTERNAL,
     ALTER COLUMN outputs SET STORAGE EXTERNAL, ALTER COLUMN buckets SET STORAGE EXTERNAL;
 
--- The packs in which the ids of a bucket are (flywheel_monitor.store.postgres.id_buckets).
+-- The packs in which the ids of a bucket are (flywheel_monitor.store.postgres.id_buckets). For `partitions` of the
+-- topic, all ids of the pack are in the partition of their hash; 0: some are not, or it is not known.
 CREATE TABLE prediction_bucket (
-    model_id  integer  NOT NULL,
-    bucket    bigint   NOT NULL,
-    partition smallint NOT NULL,
-    pack      bigint   NOT NULL,
-    PRIMARY KEY (model_id, bucket, partition, pack)
+    model_id   integer  NOT NULL,
+    partition  smallint NOT NULL,
+    partitions smallint NOT NULL,
+    bucket     bigint   NOT NULL,
+    pack       bigint   NOT NULL,
+    PRIMARY KEY (model_id, bucket, pack)
 );
 
 CREATE FUNCTION pg_temp.bucket_of(id text) RETURNS bigint LANGUAGE sql AS $$
@@ -78,7 +80,8 @@ FROM (
 ) numbered
 GROUP BY model_id, variant_id, shadow_variant, partition, date_trunc('minute', arrived_at),
     floor(event_time / 1000000.0), outputs IS NULL, piece;
-INSERT INTO prediction_bucket SELECT model_id, unnest(buckets), partition, id FROM prediction_pack;
+INSERT INTO prediction_bucket (model_id, partition, partitions, bucket, pack)
+SELECT model_id, partition, 0, unnest(buckets), id FROM prediction_pack;
 
 CREATE INDEX prediction_pack_time ON prediction_pack (variant_id, last_us);
 CREATE INDEX prediction_pack_arrived ON prediction_pack USING brin (arrived_at);

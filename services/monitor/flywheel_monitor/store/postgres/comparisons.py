@@ -11,6 +11,7 @@ from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.comparison.ports import VariantName
 from flywheel_monitor.ingest.answers import labelled_rows, outputs_of, paired_rows
 from flywheel_monitor.ingest.batches import Role
+from flywheel_monitor.store.postgres.home import ANYWHERE
 from flywheel_monitor.store.postgres.packs import slice_us
 from flywheel_monitor.store.postgres.pane_cache import PaneCache, PaneSource
 from flywheel_monitor.store.postgres.pane_reads import sum_of_panes
@@ -113,7 +114,7 @@ class ComparisonRows:
         labelled = [(a, labels[s.id]) for a, s in zip(answers, found, strict=True) if s.id in labels]
         panes.add_labels(labelled_rows(output, labelled))
         if variant.key.role == Role.SHADOW and found:
-            champions = await find(self._conn, None, model_id, {s.id for s in found})
+            champions = await find(self._conn, ANYWHERE, model_id, {s.id for s in found})
             both = [*found, *(s for s in champions if not s.shadow)]
             pairs = await pairs_of(self._versions, both, labels)
             panes.add_pairs(paired_rows(output, [pair for _, _, pair in pairs]))

@@ -13,6 +13,7 @@ from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.experiments.metric import COUNT
 from flywheel_monitor.ingest.answers import Known
 from flywheel_monitor.ingest.batches import LABEL, PredictionColumns
+from flywheel_monitor.store.postgres.home import Home
 from flywheel_monitor.store.postgres.stored_predictions import find
 from flywheel_monitor.store.postgres.variants import Variant
 
@@ -42,7 +43,7 @@ async def tested_models(conn: Connection, models: Collection[int]) -> set[int]:
 
 async def note_batches(
     conn: Connection,
-    partition: int,
+    home: Home,
     batches: Sequence[PredictionColumns],
     variants: Sequence[Variant],
     kept: Sequence[Mask],
@@ -59,7 +60,7 @@ async def note_batches(
         await _note_predictions(conn, variant, batch, new, ids)
         early = [(r["prediction_id"], r["name"], r["value"]) for r in await conn.fetch(_EARLY, model_id, ids)]
         early += [(i, LABEL, labels[model_id, i].value) for i in ids if (model_id, i) in labels]
-        await note_outcomes(conn, partition, model_id, early)
+        await note_outcomes(conn, home, model_id, early)
 
 
 async def _note_predictions(
@@ -80,11 +81,11 @@ async def _note_predictions(
 
 
 async def note_outcomes(
-    conn: Connection, partition: int, model_id: int, outcomes: Iterable[tuple[str, str, float]]
+    conn: Connection, home: Home, model_id: int, outcomes: Iterable[tuple[str, str, float]]
 ) -> None:
     """Note outcomes (prediction id, name, value or its change) whose prediction is stored."""
     counted = [o for o in outcomes if o[2] and not isnan(o[2])]
-    answers = await find(conn, partition, model_id, {i for i, _, _ in counted}) if counted else []
+    answers = await find(conn, home, model_id, {i for i, _, _ in counted}) if counted else []
     served = {s.id: s for s in answers if not s.shadow}
     rows = [
         (p.variant_id, p.subject or p.id, p.answer.event_time, p.arrived_at, name, value)

@@ -9,6 +9,7 @@ import numpy as np
 from flywheel_common.arrays import Mask
 from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.ingest.batches import PredictionColumns
+from flywheel_monitor.store.postgres.home import Home
 from flywheel_monitor.store.postgres.id_buckets import buckets_of
 from flywheel_monitor.store.postgres.packs import packs_of
 from flywheel_monitor.store.postgres.stored_predictions import add_packs, stored_ids
@@ -17,7 +18,7 @@ from flywheel_monitor.store.postgres.variants import Variant
 
 async def add_new(
     conn: Connection,
-    partition: int,
+    home: Home,
     batches: Sequence[PredictionColumns],
     variants: Sequence[Variant],
     slice_us: int,
@@ -34,7 +35,7 @@ async def add_new(
         model_id: ([i for k in mine for i in batches[k].ids], np.concatenate([buckets[k] for k in mine]))
         for model_id, mine in models.items()
     }
-    stored = await stored_ids(conn, partition, wanted)
+    stored = await stored_ids(conn, home, wanted)
     for group, members in groups.items():
         rows = sum(len(batches[k].ids) for k in members)
         if group in stored or len({i for k in members for i in batches[k].ids}) < rows:
@@ -44,7 +45,7 @@ async def add_new(
         for batch, variant, new, known in zip(batches, variants, kept, buckets, strict=True)
         for pack in packs_of(batch, new, known, slice_us)
     )
-    await add_packs(conn, partition, packs)
+    await add_packs(conn, home, packs)
     return kept
 
 

@@ -62,8 +62,8 @@ _OLD = "SELECT id, rows FROM prediction_pack WHERE arrived_at < $1 LIMIT 2000"
 _PRUNE = """
 WITH gone AS (DELETE FROM prediction_pack WHERE id = ANY($1::bigint[]) RETURNING *), forgotten AS (
     DELETE FROM prediction_bucket b USING (
-        SELECT id, model_id, partition, unnest(buckets) AS bucket FROM gone
-    ) g WHERE b.model_id = g.model_id AND b.bucket = g.bucket AND b.partition = g.partition AND b.pack = g.id
+        SELECT id, model_id, unnest(buckets) AS bucket FROM gone
+    ) g WHERE b.model_id = g.model_id AND b.bucket = g.bucket AND b.pack = g.id
 )
 SELECT model_id, ids FROM gone
 """

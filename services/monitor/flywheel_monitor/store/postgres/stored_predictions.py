@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from flywheel_common.arrays import Ints
 from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.ingest.answers import Known, Pair
 from flywheel_monitor.ingest.batches import Role
+from flywheel_monitor.store.postgres.home import Home
 from flywheel_monitor.store.postgres.id_buckets import buckets_of
 from flywheel_monitor.store.postgres.packs import COLUMNS, Pack, StoredPrediction
 from flywheel_monitor.store.postgres.variants import Variant
@@ -30,14 +30,14 @@ WITH added AS (
         AS a (model_id, variant_id, shadow, {", ".join(COLUMNS)})
     RETURNING id, model_id, partition, buckets
 )
-INSERT INTO prediction_bucket (model_id, bucket, partition, pack)
-SELECT model_id, unnest(buckets), partition, id FROM added
+INSERT INTO prediction_bucket (model_id, partition, partitions, bucket, pack)
+SELECT model_id, partition, $19::smallint, unnest(buckets), id FROM added
 """
 _CANDIDATES = """
 SELECT DISTINCT b.model_id, b.pack FROM unnest($1::integer[], $2::bigint[]) AS k (model_id, bucket)
 JOIN prediction_bucket b ON b.model_id = k.model_id AND b.bucket = k.bucket
+    AND (b.partition = $3 OR b.partitions <> $4 OR $4 = 0)
 """
-_IN_PARTITION = " AND b.partition = $3"
 _IDS = "SELECT id, shadow, variant_id, ids FROM prediction_pack WHERE id = ANY($1::bigint[])"
 _PACKS = "SELECT * FROM prediction_pack WHERE id = ANY($1::bigint[])"
 _BETWEEN = """
@@ -48,27 +48,31 @@ _LABELS = """
 SELECT prediction_id, value, class_name, event_time FROM label
 WHERE model_id = $1 AND prediction_id = ANY($2::text[])
 """
-# A pack has at least one row since $2, its last one.
-_OLDEST_PACKS = """
-SELECT p.* FROM unnest($1::integer[]) AS v (id), LATERAL (
-    SELECT first_us, last_us, rows FROM prediction_pack WHERE variant_id = v.id AND last_us >= $2
-    ORDER BY last_us LIMIT $3
-) p ORDER BY last_us LIMIT $3
-"""
-_TIMES = """
-SELECT event_times FROM prediction_pack
-WHERE variant_id = ANY($1::integer[]) AND last_us >= $2 AND last_us < $3 AND first_us <= $4
+# The packs that can have one of the n oldest rows: those that begin until the first time at which n rows are
+# surely as old. A pack has at least one row since $2, its last one.
+_OLDEST = """
+WITH oldest AS (
+    SELECT p.last_us, sum(CASE WHEN p.first_us >= $2 THEN p.rows ELSE 1 END)
+        OVER (ORDER BY p.last_us ROWS UNBOUNDED PRECEDING) AS sure
+    FROM unnest($1::integer[]) AS v (id), LATERAL (
+        SELECT first_us, last_us, rows FROM prediction_pack WHERE variant_id = v.id AND last_us >= $2
+        ORDER BY last_us LIMIT $3
+    ) p
+), latest AS (SELECT coalesce(min(last_us) FILTER (WHERE sure >= $3), max(last_us)) AS us FROM oldest)
+SELECT event_times FROM latest, prediction_pack
+WHERE variant_id = ANY($1::integer[]) AND last_us >= $2 AND last_us < (latest.us / $4 + 1) * $4
+    AND first_us <= latest.us
 """
 PACKS_AT_ONCE = 128
 """Packs that are written by one statement, or are in memory while rows are searched."""
 
 
-async def add_packs(conn: Connection, partition: int, packs: Iterable[tuple[Any, ...]]) -> None:
+async def add_packs(conn: Connection, home: Home, packs: Iterable[tuple[Any, ...]]) -> None:
     """Store packs: model id, variant id, whether of a shadow, and COLUMNS."""
     rows = [(*p[:6], _array(p[6]), _array(p[7]), *p[8:]) for p in packs]
     for at in range(0, len(rows), PACKS_AT_ONCE):
         columns = zip(*rows[at : at + PACKS_AT_ONCE], strict=True)
-        await conn.execute(_ADD, partition, *map(list, columns))
+        await conn.execute(_ADD, home.partition, *map(list, columns), home.partitions)
 
 
 def _array(values: Sequence[int]) -> str:
@@ -76,11 +80,11 @@ def _array(values: Sequence[int]) -> str:
 
 
 async def stored_ids(
-    conn: Connection, partition: int, models: Mapping[int, tuple[Sequence[str], Ints]]
+    conn: Connection, home: Home, models: Mapping[int, tuple[Sequence[str], Ints]]
 ) -> dict[tuple[int, int], set[str]]:
-    """(model id, shadow variant or 0) → which of its ids the partition has; `models`: ids and buckets."""
+    """(model id, shadow variant or 0) → which of its ids are stored; `models`: ids and buckets."""
     found: dict[tuple[int, int], set[str]] = {}
-    candidates = await _candidates(conn, {m: buckets for m, (_, buckets) in models.items()}, partition)
+    candidates = await _candidates(conn, {m: buckets for m, (_, buckets) in models.items()}, home)
     for model_id, packs in candidates.items():
         wanted = frozenset(models[model_id][0])
         async for pack in _read(conn, _IDS, packs):
@@ -91,22 +95,9 @@ async def stored_ids(
     return found
 
 
-async def find(
-    conn: Connection, partition: int | None, model_id: int, ids: Collection[str]
-) -> list[StoredPrediction]:
-    """All answers with these ids. They are in the partition, if it is known; the others are searched for ids
-    that it does not have, because the number of partitions may have grown since."""
-    packs = (await _candidates(conn, {model_id: buckets_of(list(ids))}, partition)).get(model_id, [])
-    found = await _found(conn, packs, ids)
-    missing = set(ids).difference(s.id for s in found)
-    if missing and partition is not None:
-        everywhere = await _candidates(conn, {model_id: buckets_of(list(missing))})
-        others = set(everywhere.get(model_id, ())).difference(packs)
-        found += await _found(conn, sorted(others), missing)
-    return found
-
-
-async def _found(conn: Connection, packs: Sequence[int], ids: Collection[str]) -> list[StoredPrediction]:
+async def find(conn: Connection, home: Home, model_id: int, ids: Collection[str]) -> list[StoredPrediction]:
+    """All answers with these ids."""
+    packs = (await _candidates(conn, {model_id: buckets_of(list(ids))}, home)).get(model_id, [])
     wanted = frozenset(ids)
     return [
         pack.prediction(i)
@@ -116,18 +107,13 @@ async def _found(conn: Connection, packs: Sequence[int], ids: Collection[str]) -
     ]
 
 
-async def _candidates(
-    conn: Connection, buckets: Mapping[int, Ints], partition: int | None = None
-) -> dict[int, list[int]]:
-    """Model id → the packs that can have an id of one of its buckets."""
+async def _candidates(conn: Connection, buckets: Mapping[int, Ints], home: Home) -> dict[int, list[int]]:
+    """Model id → the packs that can have an id of one of its buckets: those of the partition, and those of
+    others whose ids are not at home for the same number of partitions."""
     keys = [(model_id, b) for model_id, mine in buckets.items() for b in np.unique(mine).tolist()]
     if not keys:
         return {}
-    columns = list(map(list, zip(*keys, strict=True)))
-    if partition is None:
-        rows = await conn.fetch(_CANDIDATES, *columns)
-    else:
-        rows = await conn.fetch(_CANDIDATES + _IN_PARTITION, *columns, partition)
+    rows = await conn.fetch(_CANDIDATES, *map(list, zip(*keys, strict=True)), *home)
     found: dict[int, list[int]] = {}
     for model_id, pack in sorted(map(tuple, rows)):
         found.setdefault(model_id, []).append(pack)
@@ -151,15 +137,9 @@ async def nth_oldest(
     conn: Connection, variants: Sequence[int], since_us: int, n: int, width_us: int
 ) -> int | None:
     """The n-th oldest event time of the variants since then; None if they have fewer."""
-    oldest = await conn.fetch(_OLDEST_PACKS, variants, since_us, n)
-    if not oldest:
+    packs = await conn.fetch(_OLDEST, variants, since_us, n, width_us)
+    if not packs:
         return None
-    # So many rows are surely as old as the last one of a pack.
-    sure = accumulate(r["rows"] if r["first_us"] >= since_us else 1 for r in oldest)
-    latest = next((r["last_us"] for r, rows in zip(oldest, sure, strict=True) if rows >= n), None)
-    latest = oldest[-1]["last_us"] if latest is None else latest
-    end = (latest // width_us + 1) * width_us
-    packs = await conn.fetch(_TIMES, variants, since_us, end, latest)
     times: Ints = np.sort(np.concatenate([Pack(p).event_times for p in packs]))
     times = times[times >= since_us]
     return int(times[n - 1]) if len(times) >= n else None
