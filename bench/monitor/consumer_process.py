@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import cProfile
+import gc
 import logging
 import os
 import sys
@@ -53,6 +54,9 @@ async def main() -> None:
             batch_records=BATCH_RECORDS,
             linger_seconds=LINGER_SECONDS,
         )
+        # As the service does when it is built (flywheel_common.process.runtime).
+        gc.collect()
+        gc.freeze()
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
         profile = cProfile.Profile() if os.environ.get("PROFILE") else None

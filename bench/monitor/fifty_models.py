@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaProducer
 
 from bench import measure
 from bench.common.cpu import peak_bytes, tree_seconds
-from bench.monitor.stream_events import PARTITIONS, Stream
+from bench.monitor.stream_events import Stream
 from bench.monitor.throughput import consumer, stack
 from flywheel_common.kafka import topics
 from flywheel_local.backends import Backends
@@ -65,10 +65,10 @@ async def _lags(backends: Backends) -> list[float]:
 
     async def send() -> None:
         started = time.perf_counter()
-        for number, (_, value) in enumerate(records):
+        for number, (partition, value) in enumerate(records):
             due = started + number * ROWS / RATE
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            await producer.send(topics.PREDICTION_LOGGED, value, partition=number % PARTITIONS)
+            await producer.send(topics.PREDICTION_LOGGED, value, partition=partition)
             sent.append(time.perf_counter())
         await producer.flush()
 

@@ -77,6 +77,7 @@ class Stream:
 
     def _record(self, at: Ints, rng: np.random.Generator, partition: int) -> bytes:
         batch = self.batch(at, rng)
+        batch.prediction_ids[:] = [_of_partition(i, partition) for i in batch.prediction_ids]
         event = Event(
             id=new_id(),
             type=batch.DESCRIPTOR.full_name,
@@ -111,6 +112,12 @@ class Stream:
             request_fields=to_table([from_numpy("amount", features[0] * 2)]),
             feature_set="projects/bench/featureSets/f/versions/1",
         )
+
+
+def _of_partition(prediction_id: str, partition: int) -> str:
+    """The id with another last digit, such that gateways send it to this partition."""
+    ids = (prediction_id[:-1] + digit for digit in "0123456789abcdef")
+    return next(i for i in ids if topics.partition_for(i, PARTITIONS) == partition)
 
 
 def columns_of(stream: Stream, *, role: int = 1, release: int = 1, rollout: str = "") -> PredictionColumns:

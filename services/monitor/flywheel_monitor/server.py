@@ -92,7 +92,8 @@ async def build(
     producer = await stack.enter_async_context(
         Producer(settings.kafka_bootstrap, client_id="flywheel-monitor")
     )
-    store = PostgresStore(pool, VersionCache(pool, GrpcReferences(*channels)), pane_us(settings))
+    versions = VersionCache(pool, GrpcReferences(*channels))
+    store = PostgresStore(pool, versions, pane_us(settings), settings.kafka_partitions)
     await store.adopt_panes()
     lag = KafkaLag(settings.kafka_bootstrap, pool, settings.consumer_group, CONSUMED)
     stack.push_async_callback(lag.close)
@@ -108,6 +109,7 @@ async def build(
             group=settings.consumer_group,
             pane_us=pane_us(settings),
             skew_seconds=settings.max_clock_skew_seconds,
+            partitions=settings.kafka_partitions,
         ),
         ready=store.ready,
         lease=lambda name: Lease(pool, name, ttl_seconds=settings.lease_ttl_seconds).run,

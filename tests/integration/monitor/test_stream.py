@@ -163,7 +163,7 @@ async def test_counts_are_exact_after_repeated_kills(world: MonitoredModel) -> N
             world.version_name(),
         )
         rows = await conn.fetchval(
-            "SELECT count(*) FROM prediction p JOIN variant t ON t.id = p.variant_id "
+            "SELECT coalesce(sum(p.rows), 0) FROM prediction_pack p JOIN variant t ON t.id = p.variant_id "
             f"WHERE model_version_id = {of_version}",
             world.version_name(),
         )

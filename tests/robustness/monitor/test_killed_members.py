@@ -46,7 +46,7 @@ JOIN model_version v ON v.id = t.model_version_id
 WHERE p.segment = '' AND p.width_us = $1 AND v.name = $2 GROUP BY start_us
 """
 _STORED = """
-SELECT count(*) FROM prediction p JOIN variant t ON t.id = p.variant_id
+SELECT coalesce(sum(p.rows), 0) FROM prediction_pack p JOIN variant t ON t.id = p.variant_id
 JOIN model_version v ON v.id = t.model_version_id WHERE v.name = $1
 """
 _ARCHIVED = """

@@ -22,6 +22,7 @@ from flywheel_common.kafka.record import Record
 from flywheel_monitor.ingest import decode
 from flywheel_monitor.ingest.batches import PredictionColumns
 from flywheel_monitor.ingest.consumer import EventHandler
+from flywheel_monitor.ingest.similar_records import FEWEST
 from flywheel_monitor.windows.output import Output
 from flywheel_protos.events.v1 import prediction_pb2
 from flywheel_protos.types.v1.column_pb2 import Column
@@ -152,6 +153,32 @@ def test_only_rows_with_a_nul_character_are_poison() -> None:
     assert [["a", "b"], ["a"]] == [columns.ids for columns in counted]
     assert [7] == counted[1].event_times.tolist()
     assert ["JFK"] == counted[1].features["origin"][0].tolist()
+
+
+@pytest.mark.parametrize("field", ["prediction_ids", "segments", "subjects"])
+@pytest.mark.parametrize("records", [1, 2 * FEWEST])
+def test_no_text_with_a_nul_character_is_stored(field: str, records: int) -> None:
+    """Packs join texts by NUL (`store.postgres.packs`); also of records that are decoded together."""
+    batches = []
+    for k in range(records):
+        batch = good_batch()
+        del batch.prediction_ids[:]
+        batch.prediction_ids.extend([f"a{k:02}", f"b{k:02}"])
+        batch.segments.extend(["de", "fr"])
+        batch.subjects.extend(["s1", "s2"])
+        batches.append(batch)
+    getattr(batches[-1], field)[1] = getattr(batches[-1], field)[1][:-1] + "\0"
+    counted: list[Any] = []
+    handler = EventHandler(lambda conn: Counting(counted), BOUND)  # type: ignore[arg-type, return-value]
+    sent = [event_record(k, batch) for k, batch in enumerate(batches)]
+    with pytest.raises(PoisonError, match="NUL") as caught:
+        asyncio.run(handler.handle(None, sent))  # type: ignore[arg-type]
+    assert [records - 1] == [r.offset for r in caught.value.records]
+    rest = Batch(tuple(sent), 6).without(caught.value)
+    asyncio.run(handler.handle(None, rest.records))  # type: ignore[arg-type]
+    stored = [text for c in counted for text in (*c.ids, *c.segments, *c.subjects)]
+    assert 3 * (2 * records - 1) == len(stored)
+    assert not any("\0" in text for text in stored)
 
 
 def test_only_outcomes_with_a_nul_character_are_poison() -> None:

@@ -18,10 +18,11 @@ from flywheel_monitor.windows.span import Span
 class Ingestion(Protocol):
     """Counts predictions and outcomes, each once, whatever is repeated and in whatever order they arrive.
 
-    One writer at a time works on a partition; a prediction and its outcomes are in the same partition. A
-    served prediction is identified by (model, prediction id), a shadow prediction by its variant too: the
-    first one is kept, later ones are duplicates. An outcome is identified by (model, outcome id) and belongs
-    to the predictions of its own model only.
+    One writer at a time works on a partition. A prediction, its repeats, its shadows and its outcomes are in
+    the same partition, unless topics got more partitions meanwhile. A served prediction is identified by
+    (model, prediction id), a shadow prediction by its variant too: the first one is kept, later ones are
+    duplicates. An outcome is identified by (model, outcome id) and belongs to the predictions of its own
+    model only.
 
     A prediction counts in the pane of its event time, in the segment "" and in its own segment. The label of
     a prediction is its outcome named LABEL with the largest (event time, outcome id). It counts in the pane

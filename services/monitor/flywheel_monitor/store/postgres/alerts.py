@@ -50,8 +50,11 @@ UPDATE alert a SET state = 3, resolved_at = clock_timestamp(),
     resolved_reason = 'the version no longer serves'
 WHERE a.state <> 3 AND a.model_version_id = $1
   AND (SELECT count(*) FROM (
-      SELECT FROM variant t JOIN prediction p ON p.variant_id = t.id
-      WHERE t.model_version_id = $1 AND t.role <> 3 AND p.event_time >= $2 LIMIT $3
+      SELECT FROM variant t, LATERAL (
+          SELECT newest_us FROM prediction_pack WHERE variant_id = t.id AND last_us >= $2
+          ORDER BY last_us DESC LIMIT $3
+      ) p, unnest(p.newest_us) AS time
+      WHERE t.model_version_id = $1 AND t.role <> 3 AND time >= $2 LIMIT $3
   ) served) < $3 RETURNING a.project, a.id
 """
 _ANNOUNCE = """

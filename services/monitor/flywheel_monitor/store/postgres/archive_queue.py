@@ -20,6 +20,9 @@ _QUEUE = """
 INSERT INTO archive_queue (model_id, rows, kept, payload)
 SELECT * FROM unnest($1::integer[], $2::integer[], $3::bytea[], $4::bytea[])
 """
+_QUEUE_LARGE = "INSERT INTO archive_queue (model_id, rows, kept, payload) VALUES ($1, $2, $3, $4)"
+LARGE_BYTES = 64 * 1024
+"""Payloads that are queued one by one: PostgreSQL copies the elements of arrays twice more."""
 _CANDIDATES = """
 SELECT q.id, q.model_id, q.rows FROM archive_queue q JOIN model m ON m.id = q.model_id
 WHERE q.segment_id IS NULL AND m.name = $1 ORDER BY q.id LIMIT 20000
@@ -49,8 +52,11 @@ async def queue_batches(conn: Connection, rows: Sequence[tuple[int, PredictionCo
             (model_id, int(kept.sum()), pack_kept(kept), record.payload)
             for record, kept in batch.kept_records(new)
         ]
-    if queued:
-        await conn.execute(_QUEUE, *map(list, zip(*queued, strict=True)))
+    for row in queued:
+        if len(row[3]) >= LARGE_BYTES:
+            await conn.execute(_QUEUE_LARGE, *row)
+    if small := [row for row in queued if len(row[3]) < LARGE_BYTES]:
+        await conn.execute(_QUEUE, *map(list, zip(*small, strict=True)))
 
 
 class ArchiveRows:

@@ -9,11 +9,19 @@ import numpy as np
 
 from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.comparison.ports import VariantName
-from flywheel_monitor.ingest.answers import Answer, Known, labelled_rows, outputs_of, paired_rows
+from flywheel_monitor.ingest.answers import labelled_rows, outputs_of, paired_rows
 from flywheel_monitor.ingest.batches import Role
-from flywheel_monitor.store.postgres.answers import PAIRS_BETWEEN, answer_of, pair_of
+from flywheel_monitor.store.postgres.home import ANYWHERE
+from flywheel_monitor.store.postgres.packs import slice_us
 from flywheel_monitor.store.postgres.pane_cache import PaneCache, PaneSource
 from flywheel_monitor.store.postgres.pane_reads import sum_of_panes
+from flywheel_monitor.store.postgres.stored_predictions import (
+    between,
+    find,
+    labels_of,
+    nth_oldest,
+    pairs_of,
+)
 from flywheel_monitor.store.postgres.variants import Variant
 from flywheel_monitor.store.postgres.versions import VersionCache
 from flywheel_monitor.windows.counts import WindowCounts
@@ -29,19 +37,13 @@ SELECT t.id, v.minutes_from_us FROM variant t JOIN model_version v ON v.id = t.m
 WHERE t.rollout = $1 AND t.release = $2 AND (t.role = $3 OR $3 = 0 AND t.role <> 3)
     AND ($4::bigint = 0 OR t.generation = $4) ORDER BY t.id
 """
-_ROWS = """
-SELECT p.event_time, p.segment, p.score, p.source, p.decision, p.outputs, p.latency_ms, p.cost, p.failed,
-    l.value, l.class_name
-FROM prediction p LEFT JOIN label l USING (model_id, prediction_id)
-WHERE p.variant_id = $1 AND p.event_time >= $2 AND p.event_time < $3
+_NEWEST = """
+SELECT time FROM unnest($1::integer[]) AS v (id), LATERAL (
+    SELECT newest_us FROM prediction_pack WHERE variant_id = v.id AND last_us >= $2
+    ORDER BY last_us DESC LIMIT $3
+) p, unnest(p.newest_us) AS time
+WHERE time >= $2 ORDER BY time DESC OFFSET $3 - 1 LIMIT 1
 """
-_ORDERED = """
-SELECT event_time FROM unnest($1::integer[]) AS v (id), LATERAL (
-    SELECT event_time FROM prediction WHERE variant_id = v.id AND event_time >= $2
-    ORDER BY event_time {0} LIMIT $3 + 1
-) found ORDER BY event_time {0} OFFSET $3 LIMIT 1
-"""
-_OLDEST, _NEWEST = _ORDERED.format("ASC"), _ORDERED.format("DESC")
 
 
 class ComparisonRows:
@@ -70,8 +72,9 @@ class ComparisonRows:
         self, names: Sequence[VariantName], since_us: int, total: int
     ) -> tuple[int, int] | None:
         ids = [v.id for name in names for v, _ in await self._variants(name)]
-        first = await self._conn.fetchval(_OLDEST, ids, since_us, oldest_skipped(total))
-        last = await self._conn.fetchval(_NEWEST, ids, since_us, SUPPORT - 1)
+        n = oldest_skipped(total) + 1
+        first = await nth_oldest(self._conn, ids, since_us, n, slice_us(self._pane_us))
+        last = await self._conn.fetchval(_NEWEST, ids, since_us, SUPPORT)
         return None if first is None or last is None or first > last else (first, last)
 
     async def _variants(self, name: VariantName) -> list[tuple[Variant, int]]:
@@ -88,8 +91,9 @@ class ComparisonRows:
     async def _rows_between(self, variant: Variant, span: Span) -> WindowCounts:
         """The rows of less than one pane, counted as panes are."""
         layout, output = variant.version.layout, variant.version.output
-        found = await self._conn.fetch(_ROWS, variant.id, span.start_us, span.end_us)
-        answers = [answer_of(r) for r in found]
+        packs = await between(self._conn, [variant.id], span, slice_us(self._pane_us))
+        found = [pack.prediction(i) for pack in packs for i in pack.rows_in(span)]
+        answers = [s.answer for s in found]
         panes = PaneAccumulator(layout, self._pane_us)
         panes.add_rows(
             Rows(
@@ -98,21 +102,21 @@ class ComparisonRows:
                 outputs=outputs_of(output, answers),
                 decisions=np.array([a.decision for a in answers], np.bool_),
                 sources=np.array([a.source for a in answers], np.int64),
-                latencies_ms=np.array([r["latency_ms"] for r in found], np.float64),
-                costs=np.array([np.nan if r["cost"] is None else r["cost"] for r in found], np.float64),
-                failed=np.array([r["failed"] for r in found], np.bool_),
+                latencies_ms=np.array([s.latency_ms for s in found], np.float64),
+                costs=np.array([s.cost for s in found], np.float64),
+                failed=np.array([s.failed for s in found], np.bool_),
                 segments=("",) * len(found),
                 features={},
             )
         )
-        labelled: list[tuple[Answer, Known]] = [
-            (a, Known(r["value"], r["class_name"]))
-            for a, r in zip(answers, found, strict=True)
-            if r["value"] is not None
-        ]
+        model_id = variant.version.model_id
+        labels = await labels_of(self._conn, model_id, [s.id for s in found]) if found else {}
+        labelled = [(a, labels[s.id]) for a, s in zip(answers, found, strict=True) if s.id in labels]
         panes.add_labels(labelled_rows(output, labelled))
-        if variant.key.role == Role.SHADOW:
-            pairs = await self._conn.fetch(PAIRS_BETWEEN, variant.id, span.start_us, span.end_us)
-            panes.add_pairs(paired_rows(output, [pair_of(r) for r in pairs]))
+        if variant.key.role == Role.SHADOW and found:
+            champions = await find(self._conn, ANYWHERE, model_id, {s.id for s in found})
+            both = [*found, *(s for s in champions if not s.shadow)]
+            pairs = await pairs_of(self._versions, both, labels)
+            panes.add_pairs(paired_rows(output, [pair for _, _, pair in pairs]))
         counted = panes.merge({}) if panes else {}
         return sum_panes(layout, [(k.start_us, pane) for k, pane in counted.items() if not k.segment])

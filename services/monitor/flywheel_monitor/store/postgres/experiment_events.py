@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import compress
+from math import isnan
 
 import numpy as np
 
@@ -12,10 +13,12 @@ from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.experiments.metric import COUNT
 from flywheel_monitor.ingest.answers import Known
 from flywheel_monitor.ingest.batches import LABEL, PredictionColumns
+from flywheel_monitor.store.postgres.home import Home
+from flywheel_monitor.store.postgres.stored_predictions import find
 from flywheel_monitor.store.postgres.variants import Variant
 
 _MODELS = "SELECT DISTINCT model_id FROM experiment WHERE state = 1 AND model_id = ANY($1::integer[])"
-# arrived_at is the time of the transaction, as in the row of the prediction.
+# arrived_at is the time of the transaction, as in the pack of the prediction.
 _PREDICTIONS = """
 INSERT INTO experiment_event (subject, event_time, latency_ms, failed, cost, model_id, variant_id, name,
     value, arrived_at)
@@ -25,16 +28,11 @@ _EARLY = """
 SELECT prediction_id, name, value FROM outcome WHERE model_id = $1 AND prediction_id = ANY($2::text[])
 ORDER BY outcome_id
 """
-# Three equalities on the primary key for each outcome, whatever the planner knows of the table.
 _OUTCOMES = """
 INSERT INTO experiment_event (model_id, variant_id, subject, event_time, arrived_at, name, value, latency_ms,
     failed)
-SELECT $1, p.*, n.name, n.value, 0, false
-FROM unnest($2::text[], $3::text[], $4::float8[]) AS n (prediction_id, name, value), LATERAL (
-    SELECT variant_id, coalesce(nullif(subject, ''), prediction_id), event_time, arrived_at FROM prediction
-    WHERE model_id = $1 AND prediction_id = n.prediction_id AND shadow_variant = 0 LIMIT 1
-) p
-WHERE n.value <> 'NaN' AND n.value <> 0
+SELECT $1, *, 0, false
+FROM unnest($2::integer[], $3::text[], $4::bigint[], $5::timestamptz[], $6::text[], $7::float8[])
 """
 
 
@@ -45,6 +43,7 @@ async def tested_models(conn: Connection, models: Collection[int]) -> set[int]:
 
 async def note_batches(
     conn: Connection,
+    home: Home,
     batches: Sequence[PredictionColumns],
     variants: Sequence[Variant],
     kept: Sequence[Mask],
@@ -61,7 +60,7 @@ async def note_batches(
         await _note_predictions(conn, variant, batch, new, ids)
         early = [(r["prediction_id"], r["name"], r["value"]) for r in await conn.fetch(_EARLY, model_id, ids)]
         early += [(i, LABEL, labels[model_id, i].value) for i in ids if (model_id, i) in labels]
-        await note_outcomes(conn, model_id, early)
+        await note_outcomes(conn, home, model_id, early)
 
 
 async def _note_predictions(
@@ -81,8 +80,16 @@ async def _note_predictions(
     )
 
 
-async def note_outcomes(conn: Connection, model_id: int, outcomes: Iterable[tuple[str, str, float]]) -> None:
+async def note_outcomes(
+    conn: Connection, home: Home, model_id: int, outcomes: Iterable[tuple[str, str, float]]
+) -> None:
     """Note outcomes (prediction id, name, value or its change) whose prediction is stored."""
-    columns = list(zip(*outcomes, strict=True))
-    if columns:
-        await conn.execute(_OUTCOMES, model_id, *map(list, columns))
+    counted = [o for o in outcomes if o[2] and not isnan(o[2])]
+    answers = await find(conn, home, model_id, {i for i, _, _ in counted}) if counted else []
+    served = {s.id: s for s in answers if not s.shadow}
+    rows = [
+        (p.variant_id, p.subject or p.id, p.answer.event_time, p.arrived_at, name, value)
+        for p, name, value in ((served[i], name, value) for i, name, value in counted if i in served)
+    ]
+    if rows:
+        await conn.execute(_OUTCOMES, model_id, *map(list, zip(*rows, strict=True)))

@@ -27,18 +27,20 @@ from flywheel_monitor.ingest.batches import (
     rows_of,
 )
 from flywheel_monitor.ingest.labels import Label
-from flywheel_monitor.store.postgres.answers import PAIRS, answer_of, pair_of
 from flywheel_monitor.store.postgres.archive_queue import queue_batches
 from flywheel_monitor.store.postgres.experiment_events import (
     note_batches,
     note_outcomes,
     tested_models,
 )
+from flywheel_monitor.store.postgres.home import Home, home_of
 from flywheel_monitor.store.postgres.late import add_late
 from flywheel_monitor.store.postgres.new_predictions import add_new
+from flywheel_monitor.store.postgres.packs import slice_us
 from flywheel_monitor.store.postgres.panes import merge_panes
-from flywheel_monitor.store.postgres.parking import lock_partition, park
+from flywheel_monitor.store.postgres.parking import lock_ids, park
 from flywheel_monitor.store.postgres.progress import advance
+from flywheel_monitor.store.postgres.stored_predictions import find, labels_of, pairs_of
 from flywheel_monitor.store.postgres.variants import Variant
 from flywheel_monitor.store.postgres.versions import VersionCache, output_from_json
 from flywheel_monitor.windows.output import Output
@@ -56,7 +58,7 @@ UNION ALL
 (SELECT DISTINCT ON (model_version) model_version, output FROM waiting_batch WHERE model = $1
     ORDER BY model_version, id)
 """
-_ORPHANS = "SELECT coalesce(sum(orphans), 0) FROM ingest_count WHERE partition = $1"
+_ORPHANS = "SELECT coalesce(sum(orphans), 0) FROM ingest_count"
 _ADD_LABELS = """
 INSERT INTO label (prediction_id, value, event_time, outcome_id, class_name, partition, model_id)
 SELECT *, $6, $7 FROM unnest($1::text[], $2::float8[], $3::bigint[], $4::text[], $5::text[])
@@ -68,11 +70,6 @@ UPDATE label l SET value = n.value, event_time = n.event_time, outcome_id = n.ou
 FROM unnest($1::text[], $2::float8[], $3::bigint[], $4::text[], $5::text[])
     AS n (prediction_id, value, event_time, outcome_id, class_name)
 WHERE l.model_id = $6 AND l.prediction_id = n.prediction_id
-"""
-_LABELLED_ROWS = """
-SELECT prediction_id, shadow_variant, variant_id, event_time, score, source, segment, decision, outputs
-    FROM prediction
-    WHERE model_id = $1 AND prediction_id = ANY($2::text[])
 """
 _ADD_OUTCOMES = """
 INSERT INTO outcome (outcome_id, prediction_id, value, event_time, model_id, name)
@@ -126,6 +123,7 @@ class IngestRows:
     _conn: Connection
     _versions: VersionCache
     _pane_us: int
+    _partitions: int
 
     async def outputs(self, model: str) -> dict[str, Output]:
         return {r["name"]: output_from_json(r["output"]) for r in await self._conn.fetch(_OUTPUTS, model)}
@@ -140,12 +138,13 @@ class IngestRows:
         """Store the new predictions, count them and the labels that arrived before them, and queue them
         for the archive."""
         conn = self._conn
-        await lock_partition(conn, partition)
+        home = home_of([i for b in batches for i in b.ids], partition, self._partitions)
+        await lock_ids(conn, home)
         batches, variants = await self._grouped(partition, batches)
         if not batches:
             return
-        kept = await add_new(conn, partition, batches, variants)
-        orphans_exist = await conn.fetchval(_ORPHANS, partition) > 0
+        kept = await add_new(conn, home, batches, variants, slice_us(self._pane_us))
+        orphans_exist = await conn.fetchval(_ORPHANS) > 0
         work = _Panes(self._pane_us)
         tallies: dict[int, _Tally] = {}
         arrived = _Arrived()
@@ -183,8 +182,8 @@ class IngestRows:
                 tally.orphans -= 0 if batch.shadow else len(early)
             archived.append((model_id, batch, new))
         await queue_batches(conn, archived)
-        await self._count_pairs(batches, variants, kept, work)
-        await note_batches(conn, batches, variants, kept, labels)
+        await self._count_pairs(home, batches, variants, kept, work)
+        await note_batches(conn, home, batches, variants, kept, labels)
         await work.write(conn, partition)
         models = {v.version.id: v.version.model_id for v in variants}
         joined = {version_id: np.concatenate(parts) for version_id, parts in times.items()}
@@ -213,6 +212,7 @@ class IngestRows:
 
     async def _count_pairs(
         self,
+        home: Home,
         batches: Sequence[PredictionColumns],
         variants: Sequence[Variant],
         kept: Sequence[Mask],
@@ -229,21 +229,24 @@ class IngestRows:
                 for i in compress(batch.ids, mask.tolist()):
                     found.setdefault(i, set()).add(variant.id if batch.shadow else 0)
         for model_id, rows in new.items():
-            await self._pairs_of(model_id, rows, work)
+            await self._pairs_of(home, model_id, rows, work)
 
-    async def _pairs_of(self, model_id: int, new: dict[str, set[int]], work: _Panes) -> None:
-        groups: dict[int, list[Pair]] = {}
-        for r in await self._conn.fetch(PAIRS, model_id, list(new)):
-            if new[r["prediction_id"]] & {0, r["variant_id"]}:
-                groups.setdefault(r["variant_id"], []).append(pair_of(r))
-        for variant_id, pairs in groups.items():
-            variant = await self._versions.of_variant(variant_id)
+    async def _pairs_of(self, home: Home, model_id: int, new: dict[str, set[int]], work: _Panes) -> None:
+        answers = await find(self._conn, home, model_id, new)
+        shadowed = sorted({s.id for s in answers if s.shadow})
+        labels = await labels_of(self._conn, model_id, shadowed) if shadowed else {}
+        groups: dict[int, tuple[Variant, list[Pair]]] = {}
+        for variant, shadow, pair in await pairs_of(self._versions, answers, labels):
+            if new[shadow.id] & {0, variant.id}:
+                groups.setdefault(variant.id, (variant, []))[1].append(pair)
+        for variant, pairs in groups.values():
             work.of(variant).add_pairs(paired_rows(variant.version.output, pairs))
 
     async def add_outcomes(self, partition: int, batches: Sequence[OutcomeColumns]) -> None:
         """Store outcomes. Labels are counted in the panes of their predictions, or wait for these."""
         conn = self._conn
-        await lock_partition(conn, partition)
+        home = home_of([i for b in batches for i in b.prediction_ids], partition, self._partitions)
+        await lock_ids(conn, home)
         work = _Panes(self._pane_us)
         tallies: dict[int, _Tally] = {}
         arrived: dict[int, list[int]] = {}
@@ -254,7 +257,7 @@ class IngestRows:
             tally = tallies.setdefault(model_id, _Tally())
             times = arrived.setdefault(model_id, [])
             if batch.name == LABEL:
-                times += await self._labels(partition, model_id, batch, tally, work)
+                times += await self._labels(home, model_id, batch, tally, work)
                 continue
             columns = (
                 batch.outcome_ids,
@@ -268,7 +271,7 @@ class IngestRows:
             if await tested_models(conn, [model_id]):
                 named = list(zip(*columns[:3], strict=True))[::-1]  # Of equal ids the first one is stored.
                 fresh = {outcome: (i, batch.name, value) for outcome, i, value in named if outcome in new}
-                await note_outcomes(conn, model_id, fresh.values())
+                await note_outcomes(conn, home, model_id, fresh.values())
             by_id = dict(zip(batch.outcome_ids, batch.event_times.tolist(), strict=True))
             times += [time for outcome, time in by_id.items() if outcome in new]
         await work.write(conn, partition)
@@ -276,7 +279,7 @@ class IngestRows:
         await advance(conn, partition, arrived, labels=True)
 
     async def _labels(
-        self, partition: int, model_id: int, batch: OutcomeColumns, tally: _Tally, work: _Panes
+        self, home: Home, model_id: int, batch: OutcomeColumns, tally: _Tally, work: _Panes
     ) -> list[int]:
         """Store the labels of a batch, and count the new and corrected ones in the panes of their
         predictions. Returns the event times of these labels, in order of arrival."""
@@ -296,7 +299,7 @@ class IngestRows:
             if other is None or label.replaces(other):
                 latest[prediction_id] = label
         ids = list(latest)
-        inserted = await conn.fetch(_ADD_LABELS, ids, *_fields(latest, ids), partition, model_id)
+        inserted = await conn.fetch(_ADD_LABELS, ids, *_fields(latest, ids), home.partition, model_id)
         added = {r[0] for r in inserted}
         tally.outcomes += len(added)
         tally.duplicates += len(batch.prediction_ids) - len(added)
@@ -317,13 +320,13 @@ class IngestRows:
                 (i, LABEL, latest[i].value - (corrected[i].value if i in corrected else 0.0))
                 for i in (*added, *corrected)
             ]
-            await note_outcomes(conn, model_id, differences)
-        found = await conn.fetch(_LABELLED_ROWS, model_id, [*added, *corrected])
-        served = {r["prediction_id"] for r in found if not r["shadow_variant"]}
+            await note_outcomes(conn, home, model_id, differences)
+        found = await find(conn, home, model_id, [*added, *corrected])
+        served = {s.id for s in found if not s.shadow}
         tally.orphans += len(added) - len(served & added)
         answers: dict[int, dict[str, Answer]] = {}
-        for r in found:
-            answers.setdefault(r["variant_id"], {})[r["prediction_id"]] = answer_of(r)
+        for s in found:
+            answers.setdefault(s.variant_id, {})[s.id] = s.answer
         changes = {i: [_known(latest[i])] for i in (*added, *corrected)}
         for i, old in corrected.items():
             changes[i].append(replace(_known(old), weight=-1))

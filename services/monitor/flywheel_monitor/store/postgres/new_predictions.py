@@ -2,90 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
-from io import BytesIO
-from typing import Any
+from collections.abc import Collection, Sequence
 
-import asyncpg
 import numpy as np
 
 from flywheel_common.arrays import Mask
 from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.ingest.batches import PredictionColumns
-from flywheel_monitor.store.postgres.answers import stored_outputs
-from flywheel_monitor.store.postgres.prediction_copy import COLUMNS, copy_data
+from flywheel_monitor.store.postgres.home import Home
+from flywheel_monitor.store.postgres.id_buckets import buckets_of
+from flywheel_monitor.store.postgres.packs import packs_of
+from flywheel_monitor.store.postgres.stored_predictions import add_packs, stored_ids
 from flywheel_monitor.store.postgres.variants import Variant
-
-_INSERT = """
-INSERT INTO prediction (model_id, prediction_id, shadow_variant, variant_id, event_time, score, decision,
-    failed, source, latency_ms, segment, subject, cost, outputs, partition)
-SELECT *, $15 FROM unnest($1::integer[], $2::text[], $3::integer[], $4::integer[], $5::bigint[], $6::float8[],
-    $7::boolean[], $8::boolean[], $9::smallint[], $10::real[], $11::text[], $12::text[], $13::real[],
-    $14::bytea[])
-ON CONFLICT DO NOTHING RETURNING model_id, prediction_id, shadow_variant
-"""
-STATEMENT_ROWS = 10_000
-"""Most rows of one INSERT, so that none reaches the statement timeout on a busy machine."""
 
 
 async def add_new(
     conn: Connection,
-    partition: int,
+    home: Home,
     batches: Sequence[PredictionColumns],
     variants: Sequence[Variant],
+    slice_us: int,
 ) -> list[Mask]:
     """Store the rows; a mask of the new ones per batch. Of two equal rows the first to arrive is new."""
-    data = copy_data(batches, variants, partition)
-    with suppress(asyncpg.UniqueViolationError):
-        async with conn.transaction():
-            await conn.copy_to_table("prediction", source=BytesIO(data), columns=COLUMNS, format="binary")
-        return [np.ones(len(b.ids), np.bool_) for b in batches]
-    return await _add_missing(conn, partition, batches, variants)
+    kept = [np.ones(len(b.ids), np.bool_) for b in batches]
+    buckets = [buckets_of(b.ids) for b in batches]
+    groups: dict[tuple[int, int], list[int]] = {}
+    models: dict[int, list[int]] = {}
+    for k, (batch, variant) in enumerate(zip(batches, variants, strict=True)):
+        groups.setdefault((variant.version.model_id, variant.id if batch.shadow else 0), []).append(k)
+        models.setdefault(variant.version.model_id, []).append(k)
+    wanted = {
+        model_id: ([i for k in mine for i in batches[k].ids], np.concatenate([buckets[k] for k in mine]))
+        for model_id, mine in models.items()
+    }
+    stored = await stored_ids(conn, home, wanted)
+    for group, members in groups.items():
+        rows = sum(len(batches[k].ids) for k in members)
+        if group in stored or len({i for k in members for i in batches[k].ids}) < rows:
+            _drop_repeats([batches[k] for k in members], [kept[k] for k in members], stored.get(group, ()))
+    packs = (
+        (variant.version.model_id, variant.id, batch.shadow, *pack)
+        for batch, variant, new, known in zip(batches, variants, kept, buckets, strict=True)
+        for pack in packs_of(batch, new, known, slice_us)
+    )
+    await add_packs(conn, home, packs)
+    return kept
 
 
-async def _add_missing(
-    conn: Connection,
-    partition: int,
-    batches: Sequence[PredictionColumns],
-    variants: Sequence[Variant],
-) -> list[Mask]:
-    """`add_new` where some rows are stored already, or twice in these batches."""
-    columns: list[list[Any]] = [[] for _ in range(14)]
-    shadows = [v.id if b.shadow else 0 for b, v in zip(batches, variants, strict=True)]
-    for batch, variant, shadow in zip(batches, variants, shadows, strict=True):
-        n = len(batch.ids)
-        for column, values in zip(
-            columns,
-            (
-                [variant.version.model_id] * n,
-                batch.ids,
-                [shadow] * n,
-                [variant.id] * n,
-                batch.event_times.tolist(),
-                batch.scores.tolist(),
-                batch.decisions.tolist(),
-                batch.failed.tolist(),
-                batch.sources.tolist(),
-                batch.latencies_ms.tolist(),
-                batch.segments,
-                batch.subjects,
-                [None if np.isnan(c) else c for c in batch.costs.tolist()],
-                stored_outputs(batch),
-            ),
-            strict=True,
-        ):
-            column.extend(values)
-    order = np.argsort(np.concatenate([b.arrivals for b in batches]), kind="stable").tolist()
-    ordered = [[column[i] for i in order] for column in columns]
-    fresh: set[tuple[int, str, int]] = set()
-    for at in range(0, len(order), STATEMENT_ROWS):
-        part = [column[at : at + STATEMENT_ROWS] for column in ordered]
-        fresh.update((r[0], r[1], r[2]) for r in await conn.fetch(_INSERT, *part, partition))
-    new = np.zeros(len(order), np.bool_)
-    for i, key in zip(order, zip(*ordered[:3], strict=True), strict=True):
-        if key in fresh:
-            fresh.remove(key)
-            new[i] = True
-    ends = np.cumsum([len(b.ids) for b in batches])
-    return np.split(new, ends[:-1])
+def _drop_repeats(
+    batches: Sequence[PredictionColumns], kept: Sequence[Mask], stored: Collection[str]
+) -> None:
+    """Unset the rows whose ids are stored, or were in an earlier record of these batches."""
+    rows = [(batch, mask, i) for batch, mask in zip(batches, kept, strict=True) for i in range(len(mask))]
+    order = np.argsort(np.concatenate([b.arrivals for b in batches]), kind="stable")
+    seen = set(stored)
+    for batch, mask, i in (rows[k] for k in order.tolist()):
+        mask[i] = batch.ids[i] not in seen
+        seen.add(batch.ids[i])

@@ -11,26 +11,38 @@ from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.ingest.batches import IngestCounts
 from flywheel_monitor.performance.quality import EXACT_AUC_ROWS, Quality, quality, with_exact_auc
 from flywheel_monitor.references.version import WatchedVersion
+from flywheel_monitor.store.postgres.packs import Pack, slice_us
 from flywheel_monitor.store.postgres.pane_cache import PaneCache, PaneSource
 from flywheel_monitor.store.postgres.pane_reads import sum_of_panes
 from flywheel_monitor.store.postgres.panes import extents
+from flywheel_monitor.store.postgres.stored_predictions import between
 from flywheel_monitor.windows.blocks import MAX_BLOCKS
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.pieces import rollup_widths
+from flywheel_monitor.windows.rows import usable_scores
 from flywheel_monitor.windows.span import Span
 
 _SERVED = "SELECT id FROM variant WHERE model_version_id = $1 AND role <> 3"
-# The same condition as `usable_scores`.
-_LABELLED = """
-SELECT array_agg(p.score) AS scores, array_agg(l.value) AS labels
-FROM prediction p JOIN label l USING (model_id, prediction_id)
-WHERE p.variant_id = ANY($1::integer[]) AND p.event_time >= $2 AND p.event_time < $3
-  AND p.source IN (1, 2) AND abs(p.score) <= 1099511627776 AND ($4 = '' OR p.segment = $4)
-  AND l.value IN (0, 1)
+_LABELS = """
+SELECT prediction_id, value FROM label
+WHERE model_id = (SELECT model_id FROM model_version WHERE id = $1) AND prediction_id = ANY($2::text[])
+    AND value IN (0, 1)
 """
+# The oldest row is in the slice of the pack that ends first. Panes consist of whole slices.
 _FIRST = """
-SELECT min(event_time) FROM prediction WHERE variant_id = ANY($1::integer[])
-    AND event_time >= $2 AND event_time < $3 AND ($4 = '' OR segment = $4)
+SELECT min(p.first_us) FROM (
+    SELECT min(found.last_us) AS last_us FROM unnest($1::integer[]) AS v (id), LATERAL (
+        SELECT last_us FROM prediction_pack WHERE variant_id = v.id AND last_us >= $2 AND last_us < $3
+        ORDER BY last_us LIMIT 1
+    ) found
+) e JOIN prediction_pack p ON p.variant_id = ANY($1::integer[]) AND p.last_us >= $2
+    AND p.last_us < (e.last_us / $4 + 1) * $4
+"""
+_LAST = """
+SELECT max(found.last_us) FROM unnest($1::integer[]) AS v (id), LATERAL (
+    SELECT last_us FROM prediction_pack WHERE variant_id = v.id AND last_us >= $2 AND last_us < $3
+    ORDER BY last_us DESC LIMIT 1
+) found
 """
 # One index lookup per variant and segment, not a scan of all panes.
 _SEGMENTS = """
@@ -46,16 +58,16 @@ WITH RECURSIVE found (segment) AS (
 )
 SELECT segment FROM found WHERE segment <> '' LIMIT $2
 """
-_LAST = _FIRST.replace("min", "max")
+_OLD = "SELECT id, rows FROM prediction_pack WHERE arrived_at < $1 LIMIT 2000"
 _PRUNE = """
-WITH old AS (
-    SELECT ctid FROM prediction WHERE arrived_at < $1 LIMIT 20000
-), gone AS (DELETE FROM prediction WHERE ctid IN (SELECT ctid FROM old) RETURNING model_id, prediction_id),
-labels AS (
-    DELETE FROM label WHERE (model_id, prediction_id) IN (SELECT model_id, prediction_id FROM gone)
+WITH gone AS (DELETE FROM prediction_pack WHERE id = ANY($1::bigint[]) RETURNING *), forgotten AS (
+    DELETE FROM prediction_bucket b USING (
+        SELECT id, model_id, unnest(buckets) AS bucket FROM gone
+    ) g WHERE b.model_id = g.model_id AND b.bucket = g.bucket AND b.pack = g.id
 )
-SELECT count(*) FROM gone
+SELECT model_id, ids FROM gone
 """
+_FORGET_LABELS = "DELETE FROM label WHERE model_id = $1 AND prediction_id = ANY($2::text[])"
 _COMPACT = """
 WITH old AS (
     SELECT p.ctid FROM pane p JOIN variant t ON t.id = p.variant_id JOIN model_version v ON v.id =
@@ -84,6 +96,10 @@ SELECT max(reached_us) FROM progress p JOIN model m ON m.id = p.model_id WHERE m
 """
 
 
+PRUNED_ROWS = 20_000
+"""Rows after which a transaction deletes no more packs."""
+
+
 class PredictionRows:
     """`CountedWindows`, `LabelledPredictions`, `IngestStatus` and `Retention` on the transaction's
     connection."""
@@ -103,9 +119,17 @@ class PredictionRows:
         if found.auc is None or window.predictions > EXACT_AUC_ROWS:
             return found
         variants = await self._served_variants(version_id)
-        row = await self._conn.fetchrow(_LABELLED, variants, span.start_us, span.end_us, segment)
+        scores: dict[str, float] = {}
+        for pack in await between(self._conn, variants, span, slice_us(self._pane_us)):
+            usable = usable_scores(pack.scores, pack.sources)
+            for i in pack.rows_in(span):
+                if usable[i] and segment in ("", pack.segments[i]):
+                    scores[pack.ids[i]] = float(pack.scores[i])
+        labels = await self._conn.fetch(_LABELS, version_id, list(scores))
         return with_exact_auc(
-            found, np.array(row["scores"] or [], np.float64), np.array(row["labels"] or [], np.float64)
+            found,
+            np.array([scores[r["prediction_id"]] for r in labels], np.float64),
+            np.array([r["value"] for r in labels], np.float64),
         )
 
     async def event_range(
@@ -118,21 +142,54 @@ class PredictionRows:
             return None, None
         first, last = ends
         return (
-            await self._exact(_FIRST, variants, first, segment),
-            await self._exact(_LAST, variants, last, segment),
+            await self._first(variants, first, segment),
+            await self._last(variants, last, segment),
         )
 
     async def segments(self, version: WatchedVersion, limit: int) -> list[str]:
         rows = await self._conn.fetch(_SEGMENTS, await self._served_variants(version.id), limit)
         return [row["segment"] for row in rows]
 
-    async def _exact(self, statement: str, variants: list[int], pane: Span, segment: str) -> int:
-        """The first or last event time in a pane, or its start if its rows are deleted."""
-        found = await self._conn.fetchval(statement, variants, pane.start_us, pane.end_us, segment)
-        return pane.start_us if found is None else int(found)
+    async def _first(self, variants: list[int], pane: Span, segment: str) -> int:
+        """The first event time in a pane, or its start if its rows are deleted."""
+        width, at = slice_us(self._pane_us), pane.start_us
+        while (found := await self._conn.fetchval(_FIRST, variants, at, pane.end_us, width)) is not None:
+            if not segment:
+                return int(found)
+            at = int(found) // width * width + width
+            if times := await self._segment_times(variants, Span(at - width, at), segment):
+                return min(times)
+        return pane.start_us
+
+    async def _last(self, variants: list[int], pane: Span, segment: str) -> int:
+        """The last event time in a pane, or its start if its rows are deleted."""
+        width, end = slice_us(self._pane_us), pane.end_us
+        while (found := await self._conn.fetchval(_LAST, variants, pane.start_us, end)) is not None:
+            if not segment:
+                return int(found)
+            end = int(found) // width * width
+            if times := await self._segment_times(variants, Span(end, end + width), segment):
+                return max(times)
+        return pane.start_us
+
+    async def _segment_times(self, variants: list[int], span: Span, segment: str) -> list[int]:
+        """The event times of the segment in a slice."""
+        packs = await between(self._conn, variants, span, slice_us(self._pane_us))
+        return [int(p.event_times[i]) for p in packs for i, s in enumerate(p.segments) if s == segment]
 
     async def prune(self, arrived_before: datetime) -> int:
-        return int(await self._conn.fetchval(_PRUNE, arrived_before))
+        packs, rows = [], 0
+        for r in await self._conn.fetch(_OLD, arrived_before):
+            if rows >= PRUNED_ROWS:
+                break
+            packs.append(r["id"])
+            rows += r["rows"]
+        ids: dict[int, list[str]] = {}
+        for r in await self._conn.fetch(_PRUNE, packs):
+            ids.setdefault(r["model_id"], []).extend(Pack(r).ids)
+        for model_id, gone in ids.items():
+            await self._conn.execute(_FORGET_LABELS, model_id, gone)
+        return sum(map(len, ids.values()))
 
     async def compact(self, keep_us: int) -> int:
         rollups = rollup_widths(self._pane_us)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+from flywheel_common.kafka.topics import DEFAULT_PARTITIONS
 from flywheel_common.postgres.idempotency import idempotent
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_monitor.store.postgres.alerts import AlertRows
@@ -33,26 +34,32 @@ class PostgresRecords(
 ):
     """Every port of rows on one connection; its changes commit together or not at all."""
 
-    def __init__(self, conn: Connection, versions: VersionCache, pane_us: int, pane_cache: PaneCache) -> None:
+    def __init__(
+        self, conn: Connection, versions: VersionCache, pane_us: int, partitions: int, pane_cache: PaneCache
+    ) -> None:
         self._conn = conn
         self._versions = versions
         self._pane_us = pane_us
+        self._partitions = partitions
         self._pane_cache = pane_cache
         self._variants_of = {}
 
 
 class PostgresStore:
-    """`Store` on a pool. Panes are `pane_us` wide."""
+    """`Store` on a pool. Panes are `pane_us` wide; topics have so many `partitions`."""
 
-    def __init__(self, pool: Pool, versions: VersionCache, pane_us: int) -> None:
+    def __init__(
+        self, pool: Pool, versions: VersionCache, pane_us: int, partitions: int = DEFAULT_PARTITIONS
+    ) -> None:
         self._pool = pool
         self._versions = versions
         self._pane_us = pane_us
+        self._partitions = partitions
         self._pane_cache = PaneCache()
 
     def on(self, conn: Connection) -> PostgresRecords:
         """Records on a connection whose transaction the caller manages."""
-        return PostgresRecords(conn, self._versions, self._pane_us, self._pane_cache)
+        return PostgresRecords(conn, self._versions, self._pane_us, self._partitions, self._pane_cache)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[PostgresRecords]:

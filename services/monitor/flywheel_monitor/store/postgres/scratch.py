@@ -94,7 +94,15 @@ class PostgresScratchStates:
     """`ScratchStates`. `group` is the consumer group whose positions count."""
 
     def __init__(
-        self, pool: Pool, dsn: str, migrations: Path, *, group: str, pane_us: int, skew_seconds: float
+        self,
+        pool: Pool,
+        dsn: str,
+        migrations: Path,
+        *,
+        group: str,
+        pane_us: int,
+        skew_seconds: float,
+        partitions: int,
     ) -> None:
         self._pool = pool
         self._dsn = dsn
@@ -102,6 +110,7 @@ class PostgresScratchStates:
         self._group = group
         self._pane_us = pane_us
         self._skew = skew_seconds
+        self._partitions = partitions
 
     @asynccontextmanager
     async def open(self, model: str, start_us: int, end_us: int) -> AsyncIterator[PostgresScratch]:
@@ -120,8 +129,10 @@ class PostgresScratchStates:
                 ) as pool:
                     await migrate(pool, self._migrations)
                     positions = await self._copy(pool, live, model, Span(start_us, end_us))
+                    versions = VersionCache(pool, _NoReferences())
+                    store = PostgresStore(pool, versions, self._pane_us, self._partitions)
                     yield PostgresScratch(
-                        pool, model, Span(start_us, end_us), self._pane_us, self._skew, positions
+                        pool, store, model, Span(start_us, end_us), self._pane_us, self._skew, positions
                     )
             finally:
                 if not lock.is_closed():
@@ -145,7 +156,14 @@ class PostgresScratch:
     """`Scratch` in its schema."""
 
     def __init__(
-        self, pool: Pool, model: str, span: Span, pane_us: int, skew_seconds: float, positions: Positions
+        self,
+        pool: Pool,
+        store: PostgresStore,
+        model: str,
+        span: Span,
+        pane_us: int,
+        skew_seconds: float,
+        positions: Positions,
     ) -> None:
         self._pool = pool
         self._model = model
@@ -153,7 +171,7 @@ class PostgresScratch:
         self._pane_us = pane_us
         self._arrival = _ArrivalClock()
         self.positions = positions
-        self.store = PostgresStore(pool, VersionCache(pool, _NoReferences()), pane_us)
+        self.store = store
         self._handler = EventHandler(self.store.on, EventTimeBound(self._arrival, skew_seconds))
 
     async def take(self, records: Sequence[Record]) -> None:

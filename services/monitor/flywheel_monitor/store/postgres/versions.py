@@ -78,14 +78,15 @@ _CHAMPION = """
 SELECT v.name FROM variant t JOIN model_version v ON v.id = t.model_version_id
     JOIN model m ON m.id = v.model_id
     LEFT JOIN LATERAL (
-        SELECT event_time FROM prediction WHERE variant_id = t.id
-        ORDER BY event_time DESC OFFSET $2 - 1 LIMIT 1
+        SELECT time FROM (
+            SELECT newest_us FROM prediction_pack WHERE variant_id = t.id ORDER BY last_us DESC LIMIT $2
+        ) p, unnest(p.newest_us) AS time ORDER BY time DESC OFFSET $2 - 1 LIMIT 1
     ) supported ON true
     LEFT JOIN LATERAL (
-        SELECT event_time FROM prediction WHERE variant_id = t.id ORDER BY event_time DESC LIMIT 1
+        SELECT last_us FROM prediction_pack WHERE variant_id = t.id ORDER BY last_us DESC LIMIT 1
     ) newest ON true
 WHERE m.name = $1 AND t.role = 1
-ORDER BY supported.event_time DESC NULLS LAST, newest.event_time DESC NULLS LAST, t.id DESC LIMIT 1
+ORDER BY supported.time DESC NULLS LAST, newest.last_us DESC NULLS LAST, t.id DESC LIMIT 1
 """
 INLINE_SECONDS = 1.0
 """How long the consumer waits for the reference of a new version before its predictions are set aside."""
