@@ -14,6 +14,7 @@ from flywheel_common.clock import ManualClock
 from flywheel_common.errors import FlywheelError
 from flywheel_registry.audit.chain import first_break
 from flywheel_registry.events.lifecycle import StageChanged
+from flywheel_registry.evidence.evidence import Evidence
 from flywheel_registry.fakes.store import MemoryStore
 from flywheel_registry.models.model import Model
 from flywheel_registry.models.names import VersionName
@@ -90,6 +91,27 @@ async def test_promotion_to_production_needs_a_release() -> None:
     with pytest.raises(NoRelease):
         await promote(store, 1, Stage.PRODUCTION, override=True)
     assert {1: Stage.NONE} == await stages_of(store)
+
+
+async def test_shadow_evidence_counts_only_for_the_champion_of_today() -> None:
+    store = await store_with_versions(0.7, 0.8, 0.9)
+    await promote(store, 1, Stage.PRODUCTION, override=True)
+    await promote(store, 3, None)
+
+    async def shadow(champion: int) -> None:
+        async with store.transaction() as records:
+            found = Evidence(
+                LATE, "SHADOW", 3, {}, ("passed: shadow",), True, created_at=AT, champion=champion
+            )
+            await records.add_evidence(found)
+
+    await shadow(1)
+    await promote(store, 2, Stage.PRODUCTION, override=True)
+    refused = await promote(store, 3, Stage.CANDIDATE)
+    assert (False, Stage.STAGING) == (refused.passed, refused.version.stage)
+    assert "compared with version 1, the champion is version 2" in refused.evidence.findings[0]
+    await shadow(2)
+    assert Stage.CANDIDATE is (await promote(store, 3, Stage.CANDIDATE)).version.stage
 
 
 STEP = st.tuples(st.integers(1, 4), st.sampled_from([None, *Stage, "reject"]), st.booleans())

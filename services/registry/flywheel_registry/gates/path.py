@@ -32,7 +32,7 @@ class OfflineGate:
 
 
 class ShadowGate:
-    """A passed shadow comparison with the champion, from a rollout."""
+    """A passed shadow comparison with the champion of today, from a rollout."""
 
     async def evaluate(self, records: GateRecords, candidate: Candidate) -> GateResult:
         """Look for stored shadow evidence."""
@@ -41,13 +41,14 @@ class ShadowGate:
             findings.add(True, f"{Stage.CANDIDATE} without shadow, {NO_CHAMPION}")
             return GateResult(findings.passed, findings.lines(), {})
         shadow = await records.newest_evidence_of(version.model, version.number, "SHADOW")
-        if shadow is not None and shadow.passed:
-            findings.add(True, f"shadow comparison with the champion, in {shadow.name}")
+        needed = "shadow comparison with the champion"
+        if shadow is None or not shadow.passed:
+            findings.add(False, f"{needed}, no passed shadow evidence: StartRollout gathers it")
+        elif shadow.champion != candidate.champion.number:
+            compared = f"{shadow.name} compared with version {shadow.champion}"
+            findings.add(False, f"{needed}, {compared}, the champion is version {candidate.champion.number}")
         else:
-            findings.add(
-                False,
-                "shadow comparison with the champion, no passed shadow evidence: StartRollout gathers it",
-            )
+            findings.add(True, f"{needed}, in {shadow.name}")
         return GateResult(findings.passed, findings.lines(), {})
 
 
