@@ -3,7 +3,8 @@ twice."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -80,14 +81,18 @@ async def test_a_pipeline_survives_a_kill_during_each_step(
         name = (await called.run_pipeline("whole")).name
     await kill_during("BuildTrainingSet", "")
 
-    async def training() -> bool:
+    async def jobs() -> Sequence[pb.Job]:
         async with client() as called:
-            jobs = (await called.trainer.ListJobs(pb.ListJobsRequest(parent="projects/default"))).jobs
-        return bool(jobs) and jobs[0].state == job_pb2.JOB_STATE_RUNNING
+            return (await called.trainer.ListJobs(pb.ListJobsRequest(parent="projects/default"))).jobs
 
-    await eventually(training, within=120, every=0.2)
+    async def running(kind: str) -> bool:
+        return any(job.kind == kind and job.state == job_pb2.JOB_STATE_RUNNING for job in await jobs())
+
+    await eventually(lambda: running("TRAIN"), within=120, every=0.2)
     await restart("GetModel")
-    await kill_during("GetModel", "CreateModelVersion")
+    await kill_during("GetModel", "")
+    await eventually(lambda: running("EVALUATE"), within=120, every=0.2)
+    await restart("CreateModelVersion")
     await kill_during("CreateModelVersion", "PromoteModelVersion")
     await kill_during("PromoteModelVersion", "")
 
@@ -119,13 +124,11 @@ async def test_a_pipeline_survives_a_kill_during_each_step(
     assert dict(requests.effects) == dict.fromkeys(
         ("BuildTrainingSet", "CreateModelVersion", "PromoteModelVersion", "CreateRelease", "StartRollout"), 1
     )
+    assert Counter(job.kind for job in await jobs()) == {"TRAIN": 1, "EVALUATE": 1}
     async with client() as called:
-        jobs = (await called.trainer.ListJobs(pb.ListJobsRequest(parent="projects/default"))).jobs
-        assert len(jobs) == 1
         # A rerun of all steps takes the model of an equal job from the cache; its release is another one.
         again = await called.rerun_pipeline(name, "data")
         await eventually(lambda: requests.effects["CreateModelVersion"] == 2, within=120, every=0.2)
-        jobs = (await called.trainer.ListJobs(pb.ListJobsRequest(parent="projects/default"))).jobs
         again = (await called.trainer.GetPipelineRun(pb.GetPipelineRunRequest(name=again.name))).pipeline_run
-    assert len(jobs) == 1
+    assert Counter(job.kind for job in await jobs()) == {"TRAIN": 1, "EVALUATE": 2}
     assert [(step.step, step.reused_from) for step in again.steps if step.reused_from] == [("train", name)]
