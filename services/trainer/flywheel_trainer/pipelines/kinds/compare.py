@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -70,11 +71,12 @@ class CompareStep:
         report = json.loads(await self._reports.content(artifact))
         kind, values = found.output.kind, report["evidence"]
         key = "rmse" if kind is OutputKind.REGRESSION else "log_loss"
-        reported = found.metrics.get(key)
-        if reported is not None and not math.isclose(reported, values[key], rel_tol=1e-4, abs_tol=1e-4):
+        reported = found.metrics.get(key, values[key])
+        same_rows = not report["left_out_rows"]
+        if same_rows and not math.isclose(reported, values[key], rel_tol=1e-4, abs_tol=1e-4):
             raise Internal(f"The job reported {key} {reported:.6f}, but evaluation gives {values[key]:.6f}.")
         note = report["note"] or _note(report["champion"], kind, values)
-        summary = f"{HEADLINES[kind].format_map(values)}; {note}"
+        summary = f"{_headline(kind, values)}; {note}"
         outputs = {
             "metrics": {**found.metrics, **values},
             "champion": report["champion"] or name,
@@ -87,5 +89,9 @@ def _note(champion: str, kind: OutputKind, values: Mapping[str, float]) -> str:
     theirs = {
         name.removeprefix(_CHAMPION): value for name, value in values.items() if name.startswith(_CHAMPION)
     }
-    headline = HEADLINES[kind].format_map(theirs)
-    return f"champion {champion} on the same {values['rows']:.0f} rows: {headline}"
+    return f"champion {champion} on the same {values['rows']:.0f} rows: {_headline(kind, theirs)}"
+
+
+def _headline(kind: OutputKind, values: Mapping[str, float]) -> str:
+    """Metrics that these rows do not have, such as the AUC of one class, are NaN."""
+    return HEADLINES[kind].format_map(defaultdict(lambda: math.nan, values))
