@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
+from flywheel_monitor.drift.causes import Cause, cause_of
 from flywheel_monitor.drift.statistics import FeatureDrift
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.evaluation.report import Report, report_on
@@ -14,7 +16,7 @@ from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.performance.quality import Quality
 from flywheel_monitor.references.reference import Reference
 from flywheel_monitor.references.version import WatchedVersion
-from flywheel_monitor.windows.bins import ColumnReference
+from flywheel_monitor.windows.bins import ColumnReference, FeatureBins
 from flywheel_monitor.windows.layout import Layout
 from flywheel_monitor.windows.pane_sums import sum_panes
 from flywheel_monitor.windows.panes import PaneAccumulator
@@ -101,8 +103,42 @@ def test_a_cause_is_named_and_concerns_its_feature_only(cause: str, changes: dic
 
 
 def test_a_new_category_is_named() -> None:
-    found = report(c=np.array(["x", "z"] * (N // 2), object))
+    found = report(c=np.array(["x", "z"] * (N // 2), object), b=RNG.normal(26, 5, N))
     assert (Verdict.DATA_QUALITY, "NEW_CATEGORY") == (of(found, "c").verdict, of(found, "c").cause)
+    assert (Verdict.NO_DRIFT, Verdict.DRIFT) == (of(found, "a").verdict, of(found, "b").verdict)
+    assert ["NEW_CATEGORY"] == found.causes
+
+
+@pytest.mark.parametrize(
+    ("ones", "rows", "frozen"),
+    [(0.005, 100, False), (0.005, 1_000, False), (0.005, 10_000, True), (0.2, 50, False), (0.2, 200, True)],
+)
+def test_equal_values_are_frozen_only_if_chance_does_not_explain_them(
+    ones: float, rows: int, frozen: bool
+) -> None:
+    """A flag that is rarely 1: a window without any 1 has the probability (1 - ones) ** rows."""
+    known = round(ones * 100_000)
+    flag = ColumnReference(
+        "f",
+        True,
+        (100_000 - known, known),
+        edges=(0.5,),
+        mean=ones,
+        stddev=math.sqrt(ones * (1 - ones)),
+        minimum=0.0,
+        maximum=1.0,
+    )
+    bins = FeatureBins(flag)
+    counts = np.zeros(bins.size, np.int64)
+    counts[0] = rows
+    moments = -flag.mean / flag.stddev, 0.0
+    expected = Cause.FROZEN_FEATURE if frozen else None
+    found = cause_of(bins, counts, moments, 0.2)
+    assert expected == (found and found[0])
+    earlier = np.zeros(bins.size, np.int64)
+    earlier[:2] = 50_000 - known // 2, known // 2
+    again = cause_of(bins, counts, moments, 0.2, earlier)
+    assert expected == (again and again[0])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ from flywheel_monitor.windows.bins import FeatureBins, Special, bad_shares
 
 FROZEN_SPREAD = 1e-4
 """A feature is frozen when its standard deviation is below this share of the reference's."""
+FROZEN_CHANCE = 1e-9
+"""… and if that many rows of the reference all lie in the bin of its values with a probability below this: a
+flag that is rarely 1 is no frozen feature while it is 0."""
 UNIT_FACTOR = 3.0
 """A unit changed when mean and standard deviation both grew or shrank by this factor at least …"""
 UNIT_TOLERANCE = 0.2
@@ -56,7 +59,9 @@ def cause_of(
     if moments is None:
         return None
     mean_shift, spread = moments
-    if spread < FROZEN_SPREAD and _finite_bins(bins, counts) == 1:
+    if spread < FROZEN_SPREAD and _frozen(
+        bins, counts, bins.reference_counts if against is None else against
+    ):
         return Cause.FROZEN_FEATURE, "all values are equal"
     factor = _unit_factor(bins, mean_shift, spread)
     if factor is not None:
@@ -64,10 +69,19 @@ def cause_of(
     return None
 
 
-def _finite_bins(bins: FeatureBins, counts: Ints) -> int:
-    """How many bins of finite values have rows."""
+def _frozen(bins: FeatureBins, counts: Ints, reference: Ints) -> bool:
+    """Whether all finite values lie in one bin, and chance does not explain it."""
+    found, usual = _finite(bins, counts), _finite(bins, reference)
+    if np.count_nonzero(found) != 1:
+        return False
+    share = float(usual[found > 0].sum() / max(1, usual.sum()))
+    return share ** int(found.sum()) < FROZEN_CHANCE
+
+
+def _finite(bins: FeatureBins, counts: Ints) -> Ints:
+    """The counts of the bins of finite values."""
     outside = counts[bins.regular + Special.BELOW : bins.regular + Special.FAR + 1]
-    return int(np.count_nonzero(counts[: bins.regular]) + np.count_nonzero(outside))
+    return np.concatenate([counts[: bins.regular], outside])
 
 
 def _unit_factor(bins: FeatureBins, mean_shift: float, spread: float) -> float | None:
@@ -77,5 +91,5 @@ def _unit_factor(bins: FeatureBins, mean_shift: float, spread: float) -> float |
     if abs(mean) < stddev / 2:
         return None
     of_mean = (mean + mean_shift * stddev) / mean
-    changed = spread >= UNIT_FACTOR or spread <= 1 / UNIT_FACTOR
-    return spread if changed and abs(of_mean / spread - 1) <= UNIT_TOLERANCE else None
+    changed = spread >= UNIT_FACTOR or 0 < spread <= 1 / UNIT_FACTOR
+    return spread if changed and abs(of_mean - spread) <= UNIT_TOLERANCE * spread else None
