@@ -379,6 +379,7 @@ class RolloutMachine(RuleBasedStateMachine):
             assert run.elapsed == pytest.approx(mine.step_seconds(self.simulation.clock.now()), abs=1e-3)
 
 
+@pytest.mark.timeout(590)
 def test_stages_rollouts_and_rollbacks_follow_the_rules(dsn: str) -> None:
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
