@@ -81,8 +81,8 @@ async def submit(stub: Any, *, epochs: int, **limits: Any) -> pb.Job:
 
 async def submit_code(trainer: Any, folder: Path, function: str, **params: Any) -> pb.Job:
     """A job that runs a function of CODE."""
-    (folder / "code.py").write_text(CODE)
-    job = fw.TrainJob(function=f"code.py:{function}", source=folder, experiment="late", params=params)
+    (folder / "work.py").write_text(CODE)
+    job = fw.TrainJob(function=f"work.py:{function}", source=folder, experiment="late", params=params)
     async with fw.Client(trainer=trainer.address) as client:
         return await client.submit_job(job)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import platform
 import sys
@@ -151,6 +152,14 @@ def test_a_function_that_cannot_be_called_is_named(tmp_path: Path, name: str, me
     )
     with pytest.raises(InvalidFunction, match=message):
         load_function(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["code", "time"])  # one of a file, and one that is built in
+def test_a_file_with_the_name_of_a_loaded_module_is_refused(tmp_path: Path, name: str) -> None:
+    importlib.import_module(name)
+    (tmp_path / f"{name}.py").write_text("def train(ctx):\n    pass\n")
+    with pytest.raises(InvalidFunction, match=f"'{name}.py' has the name of the module '{name}' of Python"):
+        load_function(f"{name}.py:train", tmp_path)
 
 
 def test_a_function_in_a_package_may_use_its_neighbours(tmp_path: Path) -> None:

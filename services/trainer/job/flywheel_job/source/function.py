@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from flywheel_job.errors import InvalidFunction, TrainingFailed
@@ -26,8 +28,9 @@ def load_function(name: str, root: Path | None = None) -> Callable[[Any], Any]:
     module_name, separator, attribute = name.partition(":")
     if not separator or not attribute.isidentifier():
         raise InvalidFunction(f"{name!r} is not of the form file.py:function.")
-    if module_name.endswith(".py"):
-        module_name = _module_of_file(module_name, root)
+    file = module_name if module_name.endswith(".py") else ""
+    if file:
+        module_name = _module_of_file(file, root)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -36,6 +39,10 @@ def load_function(name: str, root: Path | None = None) -> Callable[[Any], Any]:
         raise failure(error) from None
     except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything
         raise failure(error) from None
+    if file and _is_installed(module):
+        raise InvalidFunction(
+            f"{file!r} has the name of the module {module_name!r} of Python: rename the file."
+        )
     function = getattr(module, attribute, None)
     if function is None:
         known = [key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_"]
@@ -56,6 +63,13 @@ def _module_of_file(path: str, root: Path | None) -> str:
         sys.path.insert(0, str(root))
     importlib.invalidate_caches()
     return path.removesuffix(".py").replace("/", ".")
+
+
+def _is_installed(module: ModuleType) -> bool:
+    """Whether it is a module of Python or of an installed package."""
+    origin = Path((module.__spec__ and module.__spec__.origin) or "built-in")
+    folders = (Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return not origin.is_absolute() or any(map(origin.is_relative_to, folders))
 
 
 def _check_signature(name: str, function: Any) -> None:
