@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import shutil
 import tempfile
 import weakref
@@ -39,9 +40,10 @@ class MemoryState:
         content = self.load_artifact(sha256)
         if content is None:
             return None
-        file = self._folder / sha256
-        file.write_bytes(content)
-        return file
+        # Renamed, because another load may be reading the file.
+        written = self._folder / f"{sha256}.{secrets.token_hex(6)}"
+        written.write_bytes(content)
+        return written.replace(self._folder / sha256)
 
     def draft_artifact(self) -> ArtifactDraft:
         return _Draft(self)
