@@ -51,13 +51,16 @@ VICTIMS = {
 
 
 @pytest.fixture
-async def trainer(
-    trainer_settings: dict[str, str],
-    with_peers: dict[str, str],
-    with_ray: dict[str, str],
-    start_trainer: Start,
-) -> Any:
-    return await started(start_trainer, trainer_settings | with_peers | with_ray)
+def settings(
+    trainer_settings: dict[str, str], with_peers: dict[str, str], with_ray: dict[str, str]
+) -> dict[str, str]:
+    """Settings of a trainer with peers and Ray."""
+    return trainer_settings | with_peers | with_ray
+
+
+@pytest.fixture
+async def trainer(settings: dict[str, str], start_trainer: Start) -> Any:
+    return await started(start_trainer, settings)
 
 
 async def started(start_trainer: Start, settings: dict[str, str]) -> Any:
@@ -228,15 +231,9 @@ def head(ray: Ray) -> list[psutil.Process]:
 
 
 async def test_jobs_survive_a_long_queue_and_an_outage_of_postgres_longer_than_their_leases(
-    trainer_settings: dict[str, str],
-    with_peers: dict[str, str],
-    with_ray: dict[str, str],
-    start_trainer: Start,
-    postgres: Postgres,
-    tmp_path: Path,
+    settings: dict[str, str], start_trainer: Start, postgres: Postgres, tmp_path: Path
 ) -> None:
-    one_at_a_time = {"FLYWHEEL_TRAINER_MAX_RUNNING_JOBS": "1"}
-    trainer = await started(start_trainer, trainer_settings | with_peers | with_ray | one_at_a_time)
+    trainer = await started(start_trainer, settings | {"FLYWHEEL_TRAINER_MAX_RUNNING_JOBS": "1"})
     connection, stub = trainer.stub()
     async with connection:
         waiting = await submit_code(trainer, tmp_path, "wait", seconds=90)

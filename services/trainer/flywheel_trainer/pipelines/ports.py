@@ -125,7 +125,7 @@ class RegistryPeer(Protocol):
     - `start_rollout` returns (name of the rollout, its state).
 
     Raises NotFound for an unknown resource, RejectedVersion for a release of a rejected version,
-    DigestMismatch if sent or received bytes differ from the declared ones, and PeerUnavailable.
+    DigestMismatch if sent bytes differ from the declared ones, and PeerUnavailable.
     """
 
     async def champion(self, model: str) -> Champion | None: ...

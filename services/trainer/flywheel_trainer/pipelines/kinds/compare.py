@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from flywheel_common.errors import Internal
 from flywheel_common.signature import OutputKind
+from flywheel_common.value import EPOCH
 from flywheel_job.model_evaluation.params import REPORT
 from flywheel_trainer.jobs.evaluate_spec import EvaluateSpec
 from flywheel_trainer.jobs.model_spec import ModelSource
@@ -26,8 +26,6 @@ HEADLINES = {
     OutputKind.REGRESSION: "RMSE {rmse:.4g}, R2 {r2:.4f}",
 }
 """The metrics of an output in one line."""
-_CHAMPION = "champion_"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class CompareStep:
@@ -62,7 +60,7 @@ class CompareStep:
             champion=step.spec["model"],
             kind=found.output.kind.name,
             weight_column=found.report.get("weight_column", ""),
-            start=_EPOCH + timedelta(microseconds=int(start_us)),
+            start=EPOCH + timedelta(microseconds=int(start_us)),
             bootstrap_samples=0,
         )
         job = await self._jobs.submitted(step, spec)
@@ -75,23 +73,17 @@ class CompareStep:
         same_rows = not report["left_out_rows"]
         if same_rows and not math.isclose(reported, values[key], rel_tol=1e-4, abs_tol=1e-4):
             raise Internal(f"The job reported {key} {reported:.6f}, but evaluation gives {values[key]:.6f}.")
-        note = report["note"] or _note(report["champion"], kind, values)
-        summary = f"{_headline(kind, values)}; {note}"
+        theirs = _headline(kind, report["champion_metrics"]) if report["champion"] else ""
+        note = report["note"] or f"champion {report['champion']} on the same {report['rows']} rows: {theirs}"
         outputs = {
             "metrics": {**found.metrics, **values},
             "champion": report["champion"] or name,
             "note": note,
         }
-        return Result(run, summary, outputs)
+        return Result(run, f"{_headline(kind, report['metrics'])}; {note}", outputs)
 
 
-def _note(champion: str, kind: OutputKind, values: Mapping[str, float]) -> str:
-    theirs = {
-        name.removeprefix(_CHAMPION): value for name, value in values.items() if name.startswith(_CHAMPION)
-    }
-    return f"champion {champion} on the same {values['rows']:.0f} rows: {_headline(kind, theirs)}"
-
-
-def _headline(kind: OutputKind, values: Mapping[str, float]) -> str:
-    """Metrics that these rows do not have, such as the AUC of one class, are NaN."""
-    return HEADLINES[kind].format_map(defaultdict(lambda: math.nan, values))
+def _headline(kind: OutputKind, estimates: Mapping[str, Any]) -> str:
+    """Metrics of a report in one line; what its rows do not have, such as the AUC of one class, is NaN."""
+    values = {key: math.nan if one["value"] is None else one["value"] for key, one in estimates.items()}
+    return HEADLINES[kind].format_map(values)
