@@ -105,7 +105,7 @@ def log_request(number: int, subject: str = "") -> RoutedRequest:
         as_of_micros=None,
         event_micros=number,
         subject=subject or f"s{number}",
-        segment="",
+        segment_keys=(),
         started=0.0,
     )
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
 
 from flywheel_common.scoring.decision import decisions, scores
 from flywheel_common.signature import OutputKind
-from flywheel_inference.requests.request import PredictCall, thresholds_of
-from tests.support.builders.inference import LOG_SPEC, log_request
+from flywheel_inference.releases.release import FieldSpec
+from flywheel_inference.requests.request import thresholds_of
+from tests.support.builders.inference import LOG_CONTRACT, LOG_SPEC, log_request
 
 VALUES = np.array([[0.2, 0.5, 0.3], [0.6, 0.1, 0.3], [0.3, 0.3, 0.4]])
 
@@ -47,10 +46,11 @@ def test_the_whole_segment_comes_before_its_keys_in_their_order() -> None:
     own = {"o=JFK,c=UA": 0.1, "c=UA": 0.2, "o=JFK": 0.3, "o=a,c=UA": 0.4}
     release = replace(LOG_SPEC, threshold=0.5, segment_keys=("o", "c"), segment_thresholds=own)
 
-    def threshold(**keys: str) -> float:
-        call = SimpleNamespace(size_bytes=0, key_text=lambda name: keys.get(name, ""))
+    contract = replace(LOG_CONTRACT, join_keys=tuple(FieldSpec(name, 5) for name in ("o", "c")))
+
+    def threshold(o: str | None = None, c: str | None = None) -> float:
         request = log_request(1)
-        request.call = cast("PredictCall", call)
+        request.contract, request.keys = contract, (o, c)
         (found,) = thresholds_of(release, [request])
         return found
 

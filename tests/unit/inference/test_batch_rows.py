@@ -97,7 +97,7 @@ def request(key: int, as_of: int | None) -> RoutedRequest:
         as_of_micros=as_of,
         event_micros=key,
         subject=f"s{key}",
-        segment="",
+        segment_keys=(),
         started=0.0,
     )
 

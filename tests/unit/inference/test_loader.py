@@ -19,7 +19,7 @@ from flywheel_inference.encoding.release_messages import release_spec
 from flywheel_inference.fakes.model_holds import MemoryModelHolds, SharedHolds
 from flywheel_inference.fakes.model_server import MemoryModelServer
 from flywheel_inference.fakes.saved_state import MemoryState
-from flywheel_inference.models.errors import DigestMismatch, ModelRefused
+from flywheel_inference.models.errors import DigestMismatch, ModelRefused, UnknownSegmentKey
 from flywheel_inference.models.loader import ReleaseLoader
 from flywheel_inference.models.model_file import ModelFile
 from flywheel_inference.models.replica import Replica
@@ -162,3 +162,11 @@ def test_the_shapes_of_a_kind_become_a_matrix(
 def test_any_other_output_is_refused(output: OutputSpec, tensor: Any) -> None:
     with pytest.raises(WrongShape, match=r"\[3, "):
         output_values(output, tensor, 3)
+
+
+async def test_a_segment_key_that_callers_do_not_send_is_refused() -> None:
+    registry, models = RegistryServicer(), Strict([1])
+    spec = release_spec(kind_release(registry, 1, KINDS["binary"](), segment_keys=["gate"]), "d")
+    with pytest.raises(UnknownSegmentKey, match="gate"):
+        await loader(models, registry).load(spec)
+    assert models.tried == []

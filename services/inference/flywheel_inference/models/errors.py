@@ -19,6 +19,13 @@ class UnknownRuleField(FailedPrecondition):
     remedy = "Create a release whose rules name join keys or request fields of its feature set."
 
 
+class UnknownSegmentKey(FailedPrecondition):
+    """A segment key of the release is neither a join key nor a request field of its feature set."""
+
+    reason = "UNKNOWN_SEGMENT_KEY"
+    remedy = "Create a release whose segment keys are join keys or request fields of its feature set."
+
+
 class NoGoldenRows(FailedPrecondition):
     """The model version has no golden rows, so the gateway cannot verify it."""
 

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from flywheel_common.errors import FlywheelError
-from flywheel_inference.models.errors import DigestMismatch, ModelTimeout, NoModelFile, UnknownRuleField
+from flywheel_inference.models.errors import (
+    DigestMismatch,
+    ModelTimeout,
+    NoModelFile,
+    UnknownRuleField,
+    UnknownSegmentKey,
+)
 from flywheel_inference.models.model_file import ModelFile
 from flywheel_inference.models.ports import ArtifactCache, ArtifactSource, FeatureSetContracts
 from flywheel_inference.models.replica import LOAD_SECONDS
@@ -49,7 +55,7 @@ class ReleaseLoader:
         cause; it is retryable when a dependency does not answer.
         """
         contract = await self.contract(spec.feature_set)
-        _check_rules(spec, contract)
+        _check_names(spec, contract)
         artifact = _model_file(spec)
         one_at_a_time = asyncio.Lock()
 
@@ -136,15 +142,16 @@ class ReleaseLoader:
             await asyncio.to_thread(draft.discard)
 
 
-def _check_rules(spec: ReleaseSpec, contract: FeatureSetContract) -> None:
+def _check_names(spec: ReleaseSpec, contract: FeatureSetContract) -> None:
+    """Raises when the release uses a value that callers of its feature set do not send."""
+    needs = f"but {spec.feature_set} needs only {', '.join(sorted(contract.names))}."
     mode = spec.serving.cost_mode
-    known = {field.name for field in (*contract.join_keys, *contract.request_fields)}
-    unknown = [rule.field for rule in mode.real_time if rule.field not in known] if mode is not None else []
-    if unknown:
-        raise UnknownRuleField(
-            f"The cost mode of {spec.name} has a rule for {unknown[0]}, but {spec.feature_set} needs only "
-            f"{', '.join(sorted(known))}."
-        )
+    for rule in mode.real_time if mode is not None else ():
+        if rule.field not in contract.names:
+            raise UnknownRuleField(f"The cost mode of {spec.name} has a rule for {rule.field}, {needs}")
+    for key in spec.segment_keys:
+        if key not in contract.names:
+            raise UnknownSegmentKey(f"{spec.name} has the segment key {key}, {needs}")
 
 
 def _model_file(spec: ReleaseSpec) -> ArtifactSpec:

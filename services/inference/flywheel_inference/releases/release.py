@@ -41,6 +41,11 @@ class FeatureSetContract:
     features: tuple[FieldSpec, ...] = ()
 
     @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the join keys and request fields, in order."""
+        return tuple(spec.name for spec in (*self.join_keys, *self.request_fields))
+
+    @cached_property
     def float32_elements(self) -> int:
         """Elements of a row of all features as float32; 0 if a type is not exact in it."""
         if any(feature.data_type not in _EXACT_IN_FLOAT32 for feature in self.features):

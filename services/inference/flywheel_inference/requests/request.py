@@ -33,17 +33,14 @@ class PredictCall(Protocol):
         None. Raises InvalidArgument MISSING_JOIN_KEY, MISSING_REQUEST_FIELD, WRONG_TYPE."""
         ...
 
-    def key_text(self, name: str) -> str:
-        """An entity key as text, empty when it was not sent. Used for segments."""
-        ...
-
 
 class RoutedRequest:
     """A request bound to a feature set and a role.
 
     `contract`: feature set whose keys and fields it has. `as_of_micros` None: now. `event_micros`: event time
     of the prediction. `started`: on time.perf_counter. `role` and `step` (`routing.route`): why its
-    release answers. `copies`: releases that get a shadow copy, with the step to which it belongs.
+    release answers. `copies`: releases that get a shadow copy, with the step to which it belongs. `segment`:
+    `origin=JFK,carrier=UA` for the segment keys of the release; empty when it has none.
     """
 
     __slots__ = (
@@ -73,7 +70,7 @@ class RoutedRequest:
         as_of_micros: int | None,
         event_micros: int,
         subject: str,
-        segment: str,
+        segment_keys: tuple[str, ...],
         started: float,
         role: int = 1,
         step: RolloutStep = NO_ROLLOUT,
@@ -87,11 +84,11 @@ class RoutedRequest:
         self.as_of_micros = as_of_micros
         self.event_micros = event_micros
         self.subject = subject
-        self.segment = segment
         self.started = started
         self.role = role
         self.step = step
         self.copies = copies
+        self.segment = ",".join(self.segment_parts(segment_keys))
 
     def bound_to(self, contract: FeatureSetContract, segment_keys: tuple[str, ...]) -> RoutedRequest:
         """The same request with the keys and fields of a feature set and the segment of these keys, for a
@@ -107,25 +104,25 @@ class RoutedRequest:
             as_of_micros=self.as_of_micros,
             event_micros=self.event_micros,
             subject=self.subject,
-            segment=segment_of(self.call, segment_keys),
+            segment_keys=segment_keys,
             started=self.started,
         )
 
+    def segment_parts(self, segment_keys: tuple[str, ...]) -> list[str]:
+        """`origin=JFK`, `carrier=UA` for names of join keys and request fields (`contract.names`)."""
+        if not segment_keys:
+            return []
+        values = self.named_values()
+        return segment_parts(segment_keys, [values[key] for key in segment_keys])
+
     def named_values(self) -> dict[str, Any]:
         """The join keys and request fields by name."""
-        contract = self.contract
-        names = [spec.name for spec in (*contract.join_keys, *contract.request_fields)]
-        return dict(zip(names, (*self.keys, *self.fields), strict=True))
+        return dict(zip(self.contract.names, (*self.keys, *self.fields), strict=True))
 
 
 def subject_of(keys: tuple[Any, ...]) -> str:
     """The default routing subject: the joined keys, or a single key as it is."""
     return str(keys[0]) if len(keys) == 1 else joined_keys(keys)
-
-
-def segment_of(call: PredictCall, segment_keys: tuple[str, ...]) -> str:
-    """`origin=JFK,carrier=UA` for the release's segment keys; empty when it declares none."""
-    return ",".join(segment_parts(segment_keys, [call.key_text(key) for key in segment_keys]))
 
 
 def thresholds_of(release: ReleaseSpec, requests: Iterable[RoutedRequest]) -> list[float]:
@@ -135,12 +132,7 @@ def thresholds_of(release: ReleaseSpec, requests: Iterable[RoutedRequest]) -> li
     if not own:
         return []
     keys = release.segment_keys
-    return [
-        threshold_of(
-            own, segment_parts(keys, [request.call.key_text(key) for key in keys]), release.threshold
-        )
-        for request in requests
-    ]
+    return [threshold_of(own, request.segment_parts(keys), release.threshold) for request in requests]
 
 
 def checked_id(prediction_id: str) -> str:

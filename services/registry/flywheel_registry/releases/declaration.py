@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from itertools import pairwise
 
 from flywheel_common.names import check_id
@@ -48,15 +50,23 @@ def _check_thresholds(release: Release, output: OutputSpec) -> None:
     if release.segment_thresholds and output.kind in (OutputKind.REGRESSION, OutputKind.VECTOR):
         raise InvalidThreshold(f"A {output.kind.name} output has no threshold: leave segment_thresholds out.")
     for segment, threshold in release.segment_thresholds.items():
-        key, equals, _ = segment.partition("=")
-        if not equals or key not in release.segment_keys:
+        if not _can_apply(segment, release.segment_keys):
             raise InvalidThreshold(
-                f"segment_thresholds names {segment[:80]!r}: write `key=value` with a key of segment_keys."
+                f"segment_thresholds names {segment[:80]!r}: write `key=value` with one of segment_keys, "
+                f"or all of them in their order: {','.join(f'{key}=...' for key in release.segment_keys)}."
             )
         if not 0 <= threshold <= 1:
             raise InvalidThreshold(
                 f"The threshold {threshold:g} of segment {segment[:80]} must lie in 0 to 1."
             )
+
+
+def _can_apply(segment: str, keys: Sequence[str]) -> bool:
+    """Whether a segment is one key with a value, or all keys with values in their order. A value may have
+    commas, but what looks like one more key after a comma is a mistake: such a segment would never apply."""
+    parts = re.split(",(?=[^,=]+=)", segment)
+    named = [part.partition("=")[0] if "=" in part else None for part in parts]
+    return named == list(keys) or (len(named) == 1 and named[0] in keys)
 
 
 def _check_default(release: Release, output: OutputSpec) -> None:

@@ -98,11 +98,11 @@ class ReleaseModel:
         if not rules.segment_thresholds:
             return rules.threshold
         keys = rules.segment_keys
-        absent = [""] * batch.num_rows
-        texts = [_texts(batch, key) if key in batch.schema.names else absent for key in keys]
+        absent = [None] * batch.num_rows
+        values = [batch.column(key).to_pylist() if key in batch.schema.names else absent for key in keys]
         return [
             threshold_of(rules.segment_thresholds, segment_parts(keys, row), rules.threshold)
-            for row in zip(*texts, strict=True)
+            for row in zip(*values, strict=True)
         ]
 
     def _run(self, tensors: Tensors, rows: int) -> Array:
@@ -112,7 +112,3 @@ class ReleaseModel:
         except Exception as error:
             raise UnusableModel(f"The model cannot score a batch: {error}") from error
         return output_values(self._output, np.asarray(found), rows)
-
-
-def _texts(batch: pa.RecordBatch, key: str) -> list[str]:
-    return ["" if value is None else str(value) for value in batch.column(key).to_pylist()]
