@@ -60,6 +60,9 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     bulk_max_bytes: int = 256 * 1024 * 1024
     """Maximum size of the requests of BatchPredict, StreamPredict and ModelInfer in flight, and of the
     answers that streams have not sent; more requests are refused with RESOURCE_EXHAUSTED OVERLOADED."""
+    bulk_caller_share: float = Field(0.5, gt=0, le=1)
+    """Share of max_batches, bulk_max_calls and bulk_max_bytes that one authenticated caller may hold, so that
+    others keep some."""
     stream_in_flight: int = 64
     """Maximum number of unanswered requests and unread answers of one stream; then no more are read."""
     max_concurrent_rpcs: int = 2048
@@ -88,9 +91,9 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     """Time until an open circuit breaker lets one batch probe the dependency."""
 
     shadow_max_rows: int = 2_000
-    """Maximum number of waiting shadow copies of a model; more are dropped and counted."""
+    """Maximum number of waiting shadow copies for a release; more are dropped and counted."""
     shadow_max_bytes: int = 32 * 1024 * 1024
-    """Maximum memory of the waiting shadow copies of a model; more are dropped and counted."""
+    """Maximum memory of the waiting shadow copies for a release; more are dropped and counted."""
     shadow_timeout_seconds: float = 1.0
     """Time limit of one shadow batch."""
     log_flush_seconds: float = 0.02

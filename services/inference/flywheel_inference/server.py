@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -24,9 +25,9 @@ from flywheel_common.kafka import topics
 from flywheel_common.kafka.client import ensure_topics
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.telemetry.meters import meter
+from flywheel_inference.api.call_headers import is_high
 from flywheel_inference.api.convert_requests import MAX_PREDICT_BYTES
 from flywheel_inference.api.open_inference_methods import OpenInferenceServicer, add_open_inference
-from flywheel_inference.api.priority_header import is_high
 from flywheel_inference.api.row_answers import RowAnswers
 from flywheel_inference.api.servicer import InferenceServicer
 from flywheel_inference.config import InferenceSettings
@@ -235,11 +236,12 @@ def wire(
         predictor,
         max_in_flight=settings.bulk_in_flight,
         max_batches=settings.max_batches,
+        max_batches_per_caller=math.ceil(settings.max_batches * settings.bulk_caller_share),
         max_bytes=settings.max_message_bytes,
     )
     event_times = EventTimeBound(SystemClock(), settings.max_clock_skew_seconds)
     rows = RowAnswers(bulk, event_times)
-    budget = BytesInFlight(settings.bulk_max_bytes, settings.bulk_max_calls)
+    budget = BytesInFlight(settings.bulk_max_bytes, settings.bulk_max_calls, settings.bulk_caller_share)
     servicer = InferenceServicer(
         predictor,
         bulk,
@@ -256,7 +258,7 @@ def wire(
     served = Served(serving)
     open_inference = OpenInferenceServicer(
         served,
-        RawInference(served, replicas, max_bytes=settings.max_message_bytes),
+        RawInference(served, replicas, admission, max_bytes=settings.max_message_bytes),
         bulk,
         rows,
         budget,

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import grpc
+import numpy as np
 import pytest
 
 from flywheel_common.context import Call, Principal, current_call
 from flywheel_common.errors import PermissionDenied
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.kafka import topics
-from flywheel_inference.api.servicer import VARIANT_HEADER, forced_variant
+from flywheel_inference.api.call_headers import VARIANT_HEADER, forced_variant
 from flywheel_protos.events.v1 import prediction_pb2
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.types.v1 import value_pb2
 from tests.support.builders.inference import MODEL
 from tests.support.servers.inference import MemoryDeployment
+from tests.support.triton_client import tensor, texts, triton_client
 
 W = (0.5, -0.25, 1.0)
 
@@ -55,6 +57,32 @@ async def test_the_named_variant_answers_outside_every_rollout(memory_deployment
         await gateway.stub.Predict(request("x"), metadata=[(VARIANT_HEADER, "other")], timeout=5)
     error = from_rpc_error(caught.value)
     assert (caught.value.code(), error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "UNKNOWN_VARIANT")
+
+
+async def test_the_named_variant_answers_calls_of_every_method(memory_deployment: MemoryDeployment) -> None:
+    registry = memory_deployment.registry
+    gateway = await memory_deployment.gateway()
+    await gateway.serves(
+        registry.want(
+            champion=registry.release(1, W),
+            challenger=registry.release(2, W, 1.0),
+            rollout="r",
+            shadow_percent=100,
+        )
+    )
+    headers, expected = {VARIANT_HEADER: "challenger"}, f"{MODEL}/releases/2"
+    metadata = list(headers.items())
+    batch = inference_pb2.BatchPredictRequest(requests=[request("batch")])
+    batched = await gateway.stub.BatchPredict(batch, metadata=metadata, timeout=5)
+    assert [expected] == [result.response.release for result in batched.results]
+    stream = gateway.stub.StreamPredict(
+        iter([inference_pb2.StreamPredictRequest(id="s", request=request("stream"))]), metadata=metadata
+    )
+    assert [expected] == [answer.result.response.release async for answer in stream]
+    async with triton_client(gateway) as client:
+        inputs = [texts("carrier", "UA"), tensor("miles", np.array([1.0]), "FP64"), texts("origin", "JFK")]
+        found = await client.infer(MODEL, inputs, headers=headers)
+    assert [b"projects/test/models/late/versions/2"] == found.as_numpy("model_version").tolist()
 
 
 @pytest.mark.parametrize(("roles", "allowed"), [({"editor"}, False), ({"editor", "promoter"}, True)])

@@ -13,7 +13,7 @@ from flywheel_inference.api.convert_requests import MAX_PREDICT_BYTES
 from flywheel_inference.routing.route import CHALLENGER, CHAMPION, SHADOW
 from flywheel_protos.events.v1 import prediction_pb2 as events
 from flywheel_protos.registry.v1 import model_pb2
-from tests.support.builders.inference import expected_score
+from tests.support.builders.inference import MODEL, expected_score
 from tests.support.eventually import eventually
 from tests.support.servers.inference import MemoryDeployment
 
@@ -165,3 +165,26 @@ async def test_a_gateway_keeps_a_model_loaded_that_another_one_still_uses(
         return not await memory_deployment.models.is_loaded(name, 1.0)
 
     await eventually(unloaded, within=10)
+
+
+async def test_the_champion_answers_for_a_challenger_without_an_answer(
+    memory_deployment: MemoryDeployment,
+) -> None:
+    registry = memory_deployment.registry
+    broken = "projects/test/featureSets/broken/versions/1"
+    gateway = await memory_deployment.gateway(breaker_failures=2)
+    await gateway.serves(
+        registry.want(
+            champion=registry.release(1, W, default_score=None),
+            challenger=registry.release(2, W, feature_set=broken, default_score=None),
+            rollout="projects/test/r",
+            challenger_percent=100,
+        )
+    )
+    for number in range(10):
+        answer = await gateway.predict(prediction_id=f"c{number}")
+        assert (f"{MODEL}/releases/1", False) == (answer.release, answer.degraded)
+    logged = await memory_deployment.logged(topics.PREDICTION_LOGGED, {f"c{n}" for n in range(10)}, each=2)
+    for rows in logged.values():
+        roles = {batch.role: batch.sources[row] for _, batch, row in rows}
+        assert {CHAMPION: MODEL_ANSWER, CHALLENGER: ERROR_ANSWER} == roles

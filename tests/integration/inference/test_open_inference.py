@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.kafka import topics
 from flywheel_protos.inference.v1 import inference_pb2
+from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.types.v1 import value_pb2
 from tests.support.builders.inference import MODEL, ORIGINS, expected_score
 from tests.support.servers.inference import Deployment, Gateway, MemoryDeployment
@@ -124,6 +125,29 @@ async def test_raw_tensors_reach_the_addressed_version(deployment: Deployment) -
             np.testing.assert_allclose(result.as_numpy("SCORE"), expected, atol=1e-6)
             assert result.get_response().id == "r1"
             assert result.get_response().model_name == name
+
+
+async def test_a_raw_call_may_have_more_rows_than_a_batch_of_the_model(
+    memory_deployment: MemoryDeployment,
+) -> None:
+    policy = model_pb2.ServingPolicy(placement={"max_batch_rows": 4})
+    gateway = await memory_deployment.gateway_serving(
+        memory_deployment.registry.release(101, W, serving_policy=policy)
+    )
+    rows = np.random.default_rng(1).normal(size=(11, 3)).astype(np.float32)
+    async with triton_client(gateway) as client:
+        result = await client.infer(VERSION, [tensor("INPUT", rows, "FP32")])
+    expected = [[expected_score(W, 0.0, row)] for row in rows.tolist()]
+    np.testing.assert_allclose(result.as_numpy("SCORE"), expected, atol=1e-6)
+
+
+async def test_a_raw_call_has_a_place_like_a_prediction(memory_deployment: MemoryDeployment) -> None:
+    gateway = await serving(memory_deployment, normal_priority_share=0.0)
+    raw = [tensor("INPUT", np.ones((1, 3), np.float32), "FP32")]
+    async with triton_client(gateway) as client:
+        with pytest.raises(InferenceServerException, match="predictions are in flight"):
+            await client.infer(VERSION, raw)
+        assert await client.infer(VERSION, raw, headers={"flywheel-priority": "high"})
 
 
 async def test_entity_keys_are_answered_and_logged_as_predict_does(

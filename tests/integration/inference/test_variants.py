@@ -20,6 +20,8 @@ async def test_variants_answer_and_copy_their_subjects(memory_deployment: Memory
     gateway = await memory_deployment.gateway()
     variants = {"hold": (champion, 20.0, 0.0), "months": (other, 50.0, 0.0), "copy": (third, 0.0, 100.0)}
     await gateway.serves(registry.want(champion=champion, variants=variants))
+    served = [(v.name, v.release[-1], v.percent, v.shadow_percent) for v in (await gateway.status()).variants]
+    assert served == [("hold", "1", 20, 0), ("months", "2", 50, 0), ("copy", "3", 0, 100)]
     weights = {1: W, 2: OTHER}
     expected = {}
     for number in range(40):

@@ -134,9 +134,11 @@ async def test_expired_and_cancelled_items_are_not_sent() -> None:
         batcher.submit(3, soon()),
         batcher.submit(4, soon()),
     )
+    assert batcher.waiting == 3
     cancelled.cancel()
     with pytest.raises(Expired):
         await expired
+    assert batcher.waiting == 1, "only items whose callers wait count"
     gate.set()
     assert await asyncio.gather(first, kept) == [1, 16]
     assert seen == [1, 4]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager, nullcontext
+from typing import cast
 
 import pytest
 
+from flywheel_common.context import ANONYMOUS, Call, Principal, current_call
 from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc.answer_stream import answered_in_order, answered_when_ready
 from flywheel_inference.api.counted_stream import counted_stream
+from flywheel_inference.prediction.bulk import BulkPredictor
+from flywheel_inference.prediction.errors import TooManyPredictions
+from flywheel_inference.prediction.predictor import Predictor
 from flywheel_inference.requests.bytes_in_flight import BytesInFlight
 from flywheel_inference.requests.errors import TooManyBytes
 from flywheel_protos.inference.v1 import inference_pb2 as pb
@@ -39,6 +44,47 @@ def test_calls_above_the_limit_are_refused_until_others_end() -> None:
     with budget.call(), budget.call(), pytest.raises(TooManyBytes), budget.call():
         raise AssertionError("a third call began")
     with budget.call(), budget.call():
+        pass
+
+
+@contextmanager
+def caller(subject: str) -> Iterator[None]:
+    """Runs as a call of an authenticated caller; of `anonymous` in open mode."""
+    token = current_call.set(Call(principal=ANONYMOUS if subject == "anonymous" else Principal(subject)))
+    try:
+        yield
+    finally:
+        current_call.reset(token)
+
+
+@pytest.mark.parametrize(("subject", "limited"), [("ann", True), ("anonymous", False)])
+def test_one_caller_leaves_bytes_and_calls_to_others(subject: str, limited: bool) -> None:
+    budget = BytesInFlight(100, 4, 0.5)
+    refusal = pytest.raises(TooManyBytes, match=subject) if limited else nullcontext()
+    with caller(subject), budget.call() as first:
+        first.take(50)
+        with budget.call() as second:
+            with refusal:
+                second.take(1)
+            with refusal, budget.call():
+                pass
+            with caller("bob"), budget.call() as other:
+                other.take(49)
+    with caller(subject), budget.call() as again, budget.call():
+        again.take(50)
+    assert budget.total == 0
+
+
+@pytest.mark.parametrize(("subject", "limited"), [("ann", True), ("anonymous", False)])
+async def test_one_caller_leaves_batches_to_others(subject: str, limited: bool) -> None:
+    bulk = BulkPredictor(cast("Predictor", None), max_batches=4, max_batches_per_caller=2)
+    refusal = pytest.raises(TooManyPredictions, match=subject) if limited else nullcontext()
+    with caller(subject), bulk.batch(1), bulk.batch(1):
+        with refusal, bulk.batch(1):
+            pass
+        with caller("bob"), bulk.batch(1), bulk.batch(1), pytest.raises(TooManyPredictions), bulk.batch(1):
+            pass
+    with caller(subject), bulk.batch(1), bulk.batch(1):
         pass
 
 

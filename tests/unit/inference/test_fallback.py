@@ -23,6 +23,12 @@ def test_a_young_cached_prediction_comes_before_the_default() -> None:
     assert choose_fallback(policy, SCORE, cached(0.7, at=10 * DAY - 1), 11 * DAY) == ((0.3,), DEFAULT)
 
 
+def test_a_cached_prediction_of_the_future_does_not_answer() -> None:
+    policy = FallbackPolicy(default=(0.3,), cached_max_age_seconds=86_400)
+    assert choose_fallback(policy, SCORE, cached(0.7, at=10 * DAY + 1), 10 * DAY) == ((0.3,), DEFAULT)
+    assert choose_fallback(policy, SCORE, cached(0.7, at=10 * DAY), 10 * DAY) == ((0.7,), CACHED)
+
+
 def test_a_policy_without_a_maximum_age_ignores_cached_predictions() -> None:
     young = cached(0.7)
     assert choose_fallback(FallbackPolicy(default=(0.3,)), SCORE, young, 10 * DAY) == ((0.3,), DEFAULT)

@@ -25,7 +25,9 @@ from flywheel_inference.models.loader import ReleaseLoader
 from flywheel_inference.models.replica import TIMEOUTS_IN_A_ROW, Replica
 from flywheel_inference.models.replicas import Replicas
 from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
+from tests.support.builders.feature_units import run_event_loop
 from tests.support.builders.inference import run_onnx
+from tests.support.eventually import eventually
 from tests.support.peers.inference import RegistryServicer
 
 TENSORS = {"INPUT": np.ones((1, 3), np.float32)}
@@ -86,7 +88,7 @@ class Setup:
         ]
         self.replicas = Replicas(self.all)
         self.peers: Any = Peers(registry)
-        self.loader = ReleaseLoader(self.peers, self.peers, MemoryState(), self.replicas, spread_seconds=0.05)
+        self.loader = ReleaseLoader(self.peers, self.peers, MemoryState(), self.replicas, spread_seconds=0.5)
 
     async def infer(self, timeout: float = 1.0) -> Array:
         return await self.replicas.infer(NAME, TENSORS, OutputSpec(), timeout)
@@ -239,3 +241,18 @@ async def test_a_model_is_unloaded_only_where_no_gateway_holds_it(three: Setup) 
     assert await three.loader.unload(NAME)
     assert [await server.is_loaded(NAME, 1.0) for server in three.servers] == [False, True, False]
     assert not three.replicas.has(NAME)
+
+
+@pytest.mark.parametrize(("instances", "calls"), [(1, 1), (3, 3)])
+async def test_a_load_warms_every_instance_up(instances: int, calls: int) -> None:
+    setup, server = Setup(), Server()
+    server.hold = asyncio.Event()
+    replica = Replica("triton", server, MemoryModelHolds("gateway", SharedHolds()), instances=instances)
+    loader = ReleaseLoader(setup.peers, setup.peers, MemoryState(), Replicas([replica]))
+    load = asyncio.create_task(loader.load(setup.spec))
+    await eventually(lambda: server.calls == calls)
+    await run_event_loop()
+    assert server.calls == calls, "at once: an instance that is busy leaves the call to another one"
+    server.hold.set()
+    await load
+    assert server.calls == calls

@@ -1,4 +1,4 @@
-"""Shadow copies of one model neither delay nor displace those of another."""
+"""Shadow copies for one release neither delay nor displace those for another."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ BLOCK = FeatureBlock(
 
 
 class Challenger:
-    """A challenger of one model that fails once `answers` is set."""
+    """A challenger that fails once `answers` is set."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, name: str) -> None:
         self.spec = SimpleNamespace(
-            model=model,
-            name=f"{model}/releases/2",
+            model="m",
+            name=name,
             signature=LOG_SPEC.signature,
             segment_keys=(),
             segment_thresholds={},
@@ -44,7 +44,7 @@ class Challenger:
         raise Unavailable("down")
 
 
-async def test_a_challenger_that_hangs_delays_only_its_own_model() -> None:
+async def test_a_challenger_that_hangs_delays_only_its_own_copies() -> None:
     logged: list[LogRows] = []
     shadow = ShadowCopies(logged.append, max_rows=3)
     slow, quick = Challenger("slow"), Challenger("quick")
@@ -55,7 +55,7 @@ async def test_a_challenger_that_hangs_delays_only_its_own_model() -> None:
     assert shadow.dropped_count == 7
     running = asyncio.create_task(shadow.run())
     try:
-        await eventually(lambda: [rows.spec.model for rows in logged] == ["quick"], within=5)
+        await eventually(lambda: [rows.spec.name for rows in logged] == ["quick"], within=5)
         assert shadow.uses(cast("Any", slow)) and not shadow.uses(cast("Any", quick))
         slow.answers.set()
         await eventually(lambda: len(logged) == 4, within=5)

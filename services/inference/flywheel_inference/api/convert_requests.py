@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from flywheel_common.context import call_metadata
 from flywheel_common.errors import InvalidArgument, WrongType
 from flywheel_common.event_time import EventTimeBound
 from flywheel_common.grpc.errors import MessageTooLarge
 from flywheel_common.grpc.message_limits import check_text
 from flywheel_common.value import Value, coerce
+from flywheel_inference.api.call_headers import forced_variant, priority_of
 from flywheel_inference.outcomes.errors import InvalidOutcomeValue
 from flywheel_inference.outcomes.row import OutcomeRow
 from flywheel_inference.releases.release import FeatureSetContract, FieldSpec
@@ -91,12 +93,12 @@ class ProtoCall:
         )
         return keys, fields
 
-    def key_text(self, name: str) -> str:
-        if name not in self._keys:
-            return ""
-        value = self._keys[name]
-        kind = value.WhichOneof("kind")
-        return "" if kind is None else str(getattr(value, kind))
+
+def predict_call(request: pb.PredictRequest, event_times: EventTimeBound) -> ProtoCall:
+    """A request with the priority and the variant that the metadata of the running call asks for. Raises as
+    `ProtoCall`, and PermissionDenied."""
+    metadata = call_metadata()
+    return ProtoCall(request, event_times, forced_variant(metadata), priority_of(metadata))
 
 
 def _value(sent: Mapping[str, Value], spec: FieldSpec, where: str, missing: type[InvalidArgument]) -> Any:

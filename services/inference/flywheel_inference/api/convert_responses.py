@@ -89,5 +89,14 @@ def to_status_response(
             challenger_percent=status.challenger_percent,
             ready_releases=status.ready_releases,
             failures=status.failures,
+            variants=[
+                pb.ServedVariant(
+                    name=variant.name,
+                    release=variant.release,
+                    percent=variant.percent,
+                    shadow_percent=variant.shadow_percent,
+                )
+                for variant in status.variants
+            ],
         )
     return response

@@ -14,10 +14,12 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
+from flywheel_common.context import call_metadata
 from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc.answer_stream import answered_in_order
 from flywheel_common.grpc.leaving_error import leaving_error
 from flywheel_inference.api import open_inference_rows as rows
+from flywheel_inference.api.call_headers import priority_of
 from flywheel_inference.api.counted_stream import counted_stream
 from flywheel_inference.api.open_inference_tensors import infer_response, inputs_of, metadata
 from flywheel_inference.api.row_answers import RowAnswers
@@ -101,7 +103,8 @@ class OpenInferenceServicer:
         at = address(request.model_name, request.model_version)
         outputs = [output.name for output in request.outputs]
         if at.model_version:
-            tensors = [await self._raw.infer(at.model_version, inputs_of(request), outputs)]
+            priority = priority_of(call_metadata())
+            tensors = [await self._raw.infer(at.model_version, inputs_of(request), outputs, priority)]
         else:
             tensors = await self._predicted(at.model, inputs_of(request), outputs)
         return infer_response(request, tensors)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flywheel_common.context import call_metadata
 from flywheel_common.errors import FlywheelError
 from flywheel_common.event_time import EventTimeBound
 from flywheel_common.grpc.leaving_error import leaving_error
-from flywheel_inference.api.convert_requests import ProtoCall
+from flywheel_inference.api.convert_requests import ProtoCall, predict_call
 from flywheel_inference.api.convert_responses import to_response
-from flywheel_inference.api.priority_header import priority_of
 from flywheel_inference.prediction.bulk import BulkPredictor
 from flywheel_protos.inference.v1 import inference_pb2 as pb
 
@@ -30,7 +28,7 @@ class RowAnswers:
 
         def call() -> ProtoCall:
             made.append(make_request())
-            return ProtoCall(made[0], self._event_times, priority=priority_of(call_metadata()))
+            return predict_call(made[0], self._event_times)
 
         try:
             return to_response(await self._bulk.predict(call))

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
-from flywheel_common.context import call_metadata
 from flywheel_common.errors import FlywheelError
 from flywheel_common.event_time import EventTimeBound
 from flywheel_common.grpc.answer_stream import answered_when_ready
-from flywheel_common.grpc.auth import PROMOTE, require_role
-from flywheel_inference.api.convert_requests import ProtoCall, outcome_rows
+from flywheel_inference.api.convert_requests import outcome_rows, predict_call
 from flywheel_inference.api.convert_responses import to_response, to_result, to_status_response
 from flywheel_inference.api.counted_stream import counted_stream
-from flywheel_inference.api.priority_header import priority_of
 from flywheel_inference.api.row_answers import RowAnswers
 from flywheel_inference.outcomes.recorder import OutcomeRecorder
 from flywheel_inference.prediction.bulk import BulkPredictor
@@ -24,9 +21,6 @@ from flywheel_inference.requests.bytes_in_flight import BytesInFlight
 from flywheel_inference.serving.state import ServingState
 from flywheel_protos.inference.v1 import inference_pb2 as pb
 from flywheel_protos.inference.v1 import inference_pb2_grpc
-
-VARIANT_HEADER = "flywheel-variant"
-"""Metadata of a Predict call that names the variant that must answer."""
 
 COPIED_AT_ONCE = 250
 """Results that are added to the response of a batch in one turn."""
@@ -63,9 +57,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._event_times = event_times
 
     async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
-        metadata = call_metadata()
-        call = ProtoCall(request, self._event_times, forced_variant(metadata), priority_of(metadata))
-        return to_response(await self._predictor.predict(call))
+        return to_response(await self._predictor.predict(predict_call(request, self._event_times)))
 
     async def BatchPredict(self, request: pb.BatchPredictRequest, context: Any) -> pb.BatchPredictResponse:
         async def answer(one: pb.PredictRequest) -> pb.PredictResult:
@@ -118,13 +110,3 @@ def _of_model(request: pb.PredictRequest, model: str) -> pb.PredictRequest:
     """The request; one without a model is for `model`, that of its batch."""
     request.model = request.model or model
     return request
-
-
-def forced_variant(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """The variant of the header flywheel-variant, empty without one. Raises PermissionDenied for callers that
-    may not choose which release answers."""
-    for key, value in metadata:
-        if key == VARIANT_HEADER:
-            require_role(PROMOTE, f"send the header {VARIANT_HEADER}")
-            return str(value)
-    return ""

@@ -84,8 +84,8 @@ class Batcher(Generic[I, R]):
 
     @property
     def waiting(self) -> int:
-        """Number of items that are in no batch yet."""
-        return len(self._waiting)
+        """Number of items whose callers wait and that are in no batch yet."""
+        return sum(entry.live for entry in self._waiting)
 
     @property
     def utilisation(self) -> float:

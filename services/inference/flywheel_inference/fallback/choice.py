@@ -20,11 +20,11 @@ def choose_fallback(
     policy: FallbackPolicy, output: OutputSpec, cached: CachedPrediction | None, as_of_micros: int
 ) -> tuple[tuple[float, ...], int] | None:
     """The values and their source (CACHED or DEFAULT); None when no fallback of the policy applies.
-    A cached prediction applies when it is of this output and at most `cached_max_age_seconds` older than
-    `as_of_micros`."""
+    A cached prediction applies when it is of this output, and not younger than `as_of_micros` nor more than
+    `cached_max_age_seconds` older."""
     if cached is not None and policy.cached_max_age_seconds > 0 and _is_of(cached, output):
         age = (as_of_micros - cached.scored_at_micros) / MICROS
-        if age <= policy.cached_max_age_seconds:
+        if 0 <= age <= policy.cached_max_age_seconds:
             return cached.values, CACHED
     if policy.default is not None:
         return policy.default, DEFAULT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -179,7 +180,8 @@ class Replica:
         raise refusals[0]
 
     async def _check_golden(self, spec: ReleaseSpec) -> None:
-        """Also warms the model up: its first calls are the golden rows, not those of callers."""
+        """Also warms the model up: its first calls are the golden rows, not those of callers. As many calls
+        as the model has instances run at once, so that each instance has one."""
         golden, output = spec.golden, spec.signature.output
         rows = len(golden.output)
         if rows == 0:
@@ -187,9 +189,15 @@ class Replica:
                 f"{spec.model_version} has no golden rows: register a version with golden rows."
             )
         expected = output_values(output, golden.output, rows)
-        at_once = spec.serving.placement.max_batch_rows
-        for start in range(0, rows, at_once):
-            part = slice(start, start + at_once)
+        placement = spec.serving.placement
+        parts = [
+            slice(start, start + placement.max_batch_rows)
+            for start in range(0, rows, placement.max_batch_rows)
+        ]
+        instances = max(placement.instances or self._instances, 1)
+        parts *= math.ceil(instances / len(parts))
+
+        async def check(part: slice) -> None:
             tensors = {name: tensor[part] for name, tensor in golden.tensors.items()}
             found = await self.server.infer(spec.triton_model, tensors, output, LOAD_SECONDS)
             worst = np.abs(found.astype(np.float64) - expected[part]).max()
@@ -199,3 +207,9 @@ class Replica:
                     f"Triton's output for the golden rows of {spec.model_version} differs by up to "
                     f"{worst:.3g}; {golden.tolerance:.3g} is allowed."
                 )
+
+        for first in range(0, len(parts), instances):
+            calls = map(check, parts[first : first + instances])
+            for ended in await asyncio.gather(*calls, return_exceptions=True):
+                if ended is not None:
+                    raise ended

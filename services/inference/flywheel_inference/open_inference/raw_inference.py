@@ -1,16 +1,17 @@
 """Calls of one model version with raw tensors: checked against its signature, then forwarded to Triton.
 
-These calls are no predictions: there is no routing, calibration, fallback or log row.
+There is no routing, calibration, fallback or log row, but a call has a place like a prediction of the model.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
 
 from flywheel_common.arrays import Array
-from flywheel_common.context import left_seconds
+from flywheel_common.context import current_principal, left_seconds
 from flywheel_common.errors import DeadlineExceeded
 from flywheel_common.signature import STRING, TensorSpec
 from flywheel_inference.models.ports import ModelServer
@@ -22,6 +23,7 @@ from flywheel_inference.open_inference.errors import (
 )
 from flywheel_inference.open_inference.served import Served
 from flywheel_inference.open_inference.tensor import DTYPES, TENSOR_DATATYPES, NamedTensor, TensorMetadata
+from flywheel_inference.prediction.admission import Admission
 from flywheel_inference.releases.release import ReleaseSpec
 
 MAX_SECONDS = 30.0
@@ -29,18 +31,20 @@ MAX_SECONDS = 30.0
 
 
 class RawInference:
-    """Runs loaded model versions. An answer has at most `max_bytes`."""
+    """Runs loaded model versions in calls that `admission` admits. An answer has at most `max_bytes`."""
 
-    def __init__(self, served: Served, models: ModelServer, *, max_bytes: int) -> None:
+    def __init__(self, served: Served, models: ModelServer, admission: Admission, *, max_bytes: int) -> None:
         self._served = served
         self._models = models
+        self._admission = admission
         self._max_bytes = max_bytes
 
     async def infer(
-        self, model_version: str, inputs: Sequence[NamedTensor], outputs: Sequence[str] = ()
+        self, model_version: str, inputs: Sequence[NamedTensor], outputs: Sequence[str], priority: int
     ) -> NamedTensor:
-        """The output tensor [rows, width]. `outputs`: names that the caller asks for; empty: all. Raises
-        VersionNotLoaded, InvalidArgument, and as `ModelServer.infer`."""
+        """The output tensor [rows, width]. `outputs`: names that the caller asks for; empty: all. `priority`:
+        number of an inference.v1.Priority. Raises VersionNotLoaded, InvalidArgument, ResourceExhausted
+        OVERLOADED, and as `ModelServer.infer`."""
         spec = self._served.version(model_version)
         datatype = raw_output_metadata(spec)[1]
         output = spec.signature.output
@@ -53,12 +57,23 @@ class RawInference:
             raise TensorTooLarge(
                 f"The output would have {size} bytes: send fewer rows.", limit=self._max_bytes
             )
-        left = left_seconds()
-        seconds = MAX_SECONDS if left is None else min(left, MAX_SECONDS)
-        if seconds <= 0:
-            raise DeadlineExceeded("No time is left for the model.")
-        values = await self._models.infer(spec.triton_model, arrays, output, seconds)
+        with self._admission.admitted(spec.model, current_principal(), priority):
+            values = await self._run(spec, arrays, rows)
         return NamedTensor(output.tensor, datatype, values)
+
+    async def _run(self, spec: ReleaseSpec, arrays: dict[str, Array], rows: int) -> Array:
+        """The output for all rows, in calls that the model accepts, one after another."""
+        left = left_seconds()
+        ends = time.monotonic() + (MAX_SECONDS if left is None else min(left, MAX_SECONDS))
+        at_once = spec.serving.placement.max_batch_rows
+        found = []
+        for start in range(0, max(rows, 1), at_once):
+            seconds = ends - time.monotonic()
+            if seconds <= 0:
+                raise DeadlineExceeded("No time is left for the model.")
+            part = {name: array[start : start + at_once] for name, array in arrays.items()}
+            found.append(await self._models.infer(spec.triton_model, part, spec.signature.output, seconds))
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def raw_input_metadata(spec: ReleaseSpec) -> list[TensorMetadata]:

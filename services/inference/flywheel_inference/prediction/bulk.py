@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from flywheel_common.context import keep_back, left_seconds
+from flywheel_common.context import current_principal, keep_back, left_seconds
 from flywheel_common.errors import FlywheelError
 from flywheel_inference.batching.loop_share import LoopShare
 from flywheel_inference.prediction.errors import (
@@ -20,6 +20,7 @@ from flywheel_inference.prediction.errors import (
     TooManyRequests,
 )
 from flywheel_inference.prediction.predictor import Answer, Predictor
+from flywheel_inference.requests.caller_limit import CallerLimit
 from flywheel_inference.requests.request import PredictCall
 
 MAX_REQUESTS = 10_000
@@ -41,7 +42,8 @@ Result = TypeVar("Result")
 class BulkPredictor:
     """Answers the requests of batches and streams: at most `max_in_flight` at once, over all calls.
 
-    At most `max_batches` batches run at once; the results of one have at most `max_bytes` together.
+    At most `max_batches` batches run at once, and `max_batches_per_caller` of one authenticated caller; the
+    results of one have at most `max_bytes` together.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class BulkPredictor:
         *,
         max_in_flight: int = 256,
         max_batches: int = 16,
+        max_batches_per_caller: int = 8,
         max_bytes: int = 16 * 1024 * 1024,
         share: LoopShare | None = None,
     ) -> None:
@@ -57,6 +60,7 @@ class BulkPredictor:
         self._predictor = predictor
         self._max_in_flight = max_in_flight
         self._max_batches = max_batches
+        self._callers = CallerLimit(max_batches_per_caller)
         self._max_bytes = max_bytes
         self._places = asyncio.Semaphore(max_in_flight)
         self._share = share or LoopShare(LOOP_SHARE_SECONDS)
@@ -85,16 +89,22 @@ class BulkPredictor:
             raise TooManyRequests(
                 f"The batch has {requests} requests: send at most {MAX_REQUESTS}.", limit=MAX_REQUESTS
             )
+        caller, found = current_principal(), ""
         if self._batches >= self._max_batches:
+            found = f"{self._max_batches} batches"
+        elif not self._callers.allows(caller):
+            found = f"{self._callers.held(caller)} batches of {caller.subject}"
+        if found:
             raise TooManyPredictions(
-                f"{self._max_batches} batches are running: retry after the delay, with backoff.",
-                retry_after_seconds=0.5,
+                f"{found} are running: retry after the delay, with backoff.", retry_after_seconds=0.5
             )
         self._batches += 1
+        self._callers.add(caller, 1)
         try:
             yield
         finally:
             self._batches -= 1
+            self._callers.add(caller, -1)
 
     async def predict_each(
         self,

@@ -27,7 +27,6 @@ from flywheel_inference.requests.request import (
     PredictCall,
     RoutedRequest,
     checked_id,
-    segment_of,
     subject_of,
     thresholds_of,
 )
@@ -103,7 +102,7 @@ class Predictor:
             as_of_micros=call.as_of_micros,
             event_micros=call.as_of_micros if call.as_of_micros is not None else self._now_micros(),
             subject=subject,
-            segment=segment_of(call, champion.spec.segment_keys),
+            segment_keys=champion.spec.segment_keys,
             started=started,
             role=CHAMPION,
             step=route.step,
@@ -126,6 +125,11 @@ class Predictor:
             answer = await self._score(champion, request, deadline)
             self._log_failure(choice.release, request, refusal.reason)
             return answer
+        except NoFallback:
+            # The challenger's failure is logged. The champion would have answered without the rollout.
+            if self._loop.time() >= deadline:
+                raise
+            return await self._score(champion, request, deadline)
 
     async def _forced(
         self, route: Route[ReleaseScorer], variant: str, request: RoutedRequest, deadline: float

@@ -1,7 +1,7 @@
 """Shadow copies: the challenger answers copies of the champion's requests, and no caller waits for it.
 
-Copies wait in one bounded queue per model, each with its own worker. A full queue drops and counts copies. A
-challenger that hangs, fails or returns bad scores affects only its own log rows.
+Copies wait in one bounded queue per release, each with its own worker. A full queue drops and counts copies.
+A challenger that hangs, fails or returns bad scores affects only its own log rows.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Copies:
 
 
 class _Queue:
-    """The waiting copies of one model."""
+    """The waiting copies for one release."""
 
     def __init__(self) -> None:
         self.waiting: deque[_Copies] = deque()
@@ -65,7 +65,7 @@ class _Queue:
 
 class ShadowCopies:
     """`offer` is called on the Predict path, `run` is a background task. At most `max_rows` copies and
-    `max_bytes` of each model wait; each batch gets `timeout_seconds`."""
+    `max_bytes` for each release wait; each batch gets `timeout_seconds`."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class ShadowCopies:
         """Queues copies of requests that the champion answered. `block` holds the champion's features, which
         are reused when the challenger has the same feature set."""
         size = block.size_bytes + sum(request.call.size_bytes for request in requests)
-        queue = self._queues.setdefault(challenger.spec.model, _Queue())
+        queue = self._queues.setdefault(challenger.spec.name, _Queue())
         if queue.rows + len(requests) > self._max_rows or queue.bytes + size > self._max_bytes:
             self.dropped_count += len(requests)
             return
@@ -98,7 +98,7 @@ class ShadowCopies:
 
     def uses(self, scorer: ReleaseScorer) -> bool:
         """Whether copies for this release wait or are being scored."""
-        queue = self._queues.get(scorer.spec.model)
+        queue = self._queues.get(scorer.spec.name)
         if queue is None:
             return False
         busy = [*queue.waiting, queue.running] if queue.running is not None else queue.waiting
@@ -114,14 +114,14 @@ class ShadowCopies:
             while True:
                 await self._filled.wait()
                 self._filled.clear()
-                for model, queue in list(self._queues.items()):
+                for release, queue in list(self._queues.items()):
                     if queue.worker is None and queue.waiting:
                         queue.worker = group.create_task(self._work(queue))
                     elif queue.worker is None:
-                        del self._queues[model]
+                        del self._queues[release]
 
     async def _work(self, queue: _Queue) -> None:
-        """Scores the copies of one model until none waits."""
+        """Scores the copies for one release until none waits."""
         try:
             while queue.waiting:
                 copies = queue.running = queue.take()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flywheel_inference.routing.route import Variant
+
 
 @dataclass(frozen=True, slots=True)
 class ObservedModel:
@@ -18,7 +20,8 @@ class ObservedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingStatus:
-    """What this gateway serves for one model. `generation`: the one applied completely, 0 for none."""
+    """What this gateway serves for one model. `generation`: the one applied completely, 0 for none.
+    `variants`: with the names of their releases."""
 
     model: str
     generation: int
@@ -28,3 +31,4 @@ class ServingStatus:
     challenger_percent: float
     ready_releases: tuple[str, ...]
     failures: dict[str, str]
+    variants: tuple[Variant[str], ...]

@@ -78,6 +78,10 @@ class ServingState:
                     challenger_percent=route.challenger_percent if route else 0.0,
                     ready_releases=observed.ready_releases,
                     failures=observed.failures,
+                    variants=tuple(
+                        variant.with_release(variant.release.spec.name)
+                        for variant in (route.variants if route else ())
+                    ),
                 )
             )
         return found
