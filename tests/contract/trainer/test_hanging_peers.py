@@ -20,6 +20,7 @@ from flywheel_trainer.store.grpc.registry import GrpcRegistry
 from flywheel_trainer.store.grpc.weights import RegisteredWeights
 from tests.support.fault_proxy import FaultProxy
 from tests.support.peers.trainer import FEATURE_SET, MODEL, TRAINING_SET, serve_peers
+from tests.support.pieces import pieces
 
 SPINE = {"file": {"uri": "s3://b/spine.parquet"}}
 CONTENT = b"weights"
@@ -39,14 +40,14 @@ async def test_a_hanging_peer_is_unavailable_until_it_answers_again() -> None:
             name=WEIGHTS, size_bytes=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest()
         )
         peers.registry.versions[name] = model_pb2.ModelVersion(name=name, artifacts=[artifact])
-        await registry.upload(name, WEIGHTS, CONTENT)
+        await registry.upload(name, WEIGHTS, pieces(CONTENT))
         version = await registry.version(name)
         calls: dict[Callable[[], Awaitable[Any]], str] = {
             lambda: feature.get(TRAINING_SET): "FEATURE_UNAVAILABLE",
             lambda: feature.build("default", FEATURE_SET, SPINE, "r"): "FEATURE_UNAVAILABLE",
             lambda: registry.champion(MODEL): "REGISTRY_UNAVAILABLE",
             lambda: registry.download(version, WEIGHTS): "REGISTRY_UNAVAILABLE",
-            lambda: registry.upload(name, WEIGHTS, CONTENT): "REGISTRY_UNAVAILABLE",
+            lambda: registry.upload(name, WEIGHTS, pieces(CONTENT)): "REGISTRY_UNAVAILABLE",
             lambda: weights.of(name): "REGISTRY_UNAVAILABLE",
         }
         proxy.stall()

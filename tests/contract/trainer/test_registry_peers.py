@@ -19,6 +19,7 @@ from flywheel_common.errors import (
 )
 from flywheel_common.fakes.objects import MemoryObjectStore
 from flywheel_common.signature import OutputSpec
+from flywheel_common.storage.errors import S3Unavailable
 from flywheel_job.artifacts import MODEL as MODEL_FILE
 from flywheel_job.artifacts import WEIGHTS
 from flywheel_protos.registry.v1 import registry_pb2_grpc
@@ -29,6 +30,7 @@ from flywheel_trainer.pipelines.ports import Champion, RegistryPeer, VersionOrig
 from flywheel_trainer.store.grpc.registry import GrpcRegistry
 from flywheel_trainer.store.grpc.weights import RegisteredWeights
 from tests.support.peers.trainer import FEATURE_SET, MODEL, TRAINING_SET, RegistryServer, serve
+from tests.support.pieces import pieces
 
 GRAPH = bytes(range(256)) * 5000
 """Larger than one part of an upload."""
@@ -88,8 +90,8 @@ class Registry:
     async def register(self, request_id: str = "r:register") -> str:
         """Create a version and upload its files."""
         version = await self.peer.create_version(MODEL, model_version(), request_id)
-        await self.peer.upload(version, MODEL_FILE, GRAPH)
-        await self.peer.upload(version, WEIGHTS, WEIGHTS_CONTENT)
+        await self.peer.upload(version, MODEL_FILE, pieces(GRAPH))
+        await self.peer.upload(version, WEIGHTS, pieces(WEIGHTS_CONTENT))
         return version
 
     async def promote(self) -> str:
@@ -195,7 +197,7 @@ async def test_unknown_resources_are_not_found(registry: Registry) -> None:
         registry.peer.champion("projects/default/models/none"),
         registry.peer.create_version("projects/default/models/none", model_version(), "r"),
         registry.peer.origin(none),
-        registry.peer.upload(none, MODEL_FILE, GRAPH),
+        registry.peer.upload(none, MODEL_FILE, pieces(GRAPH)),
         registry.peer.promote_to_staging(none, {}, [], "", "r"),
         registry.peer.create_release(MODEL, release_of(none), "r"),
         registry.peer.start_rollout(MODEL, f"{MODEL}/releases/99", "why", "r"),
@@ -207,9 +209,17 @@ async def test_unknown_resources_are_not_found(registry: Registry) -> None:
 async def test_bytes_with_another_digest_are_not_sent(registry: Registry) -> None:
     version = await registry.promote()
     with pytest.raises(DataLoss) as sent:
-        await registry.peer.upload(version, MODEL_FILE, GRAPH[:-1])
+        await registry.peer.upload(version, MODEL_FILE, pieces(GRAPH[:-1]))
     assert "DIGEST_MISMATCH" == sent.value.reason
     assert registry.files[version, MODEL_FILE] == GRAPH
+
+
+async def test_a_file_that_cannot_be_read_to_its_end_is_not_stored(registry: Registry) -> None:
+    version = await registry.peer.create_version(MODEL, model_version(), "r")
+    broken = pieces(GRAPH[:-1], ends_with=S3Unavailable("gone"))
+    with pytest.raises(S3Unavailable):
+        await registry.peer.upload(version, MODEL_FILE, broken)
+    assert (version, MODEL_FILE) not in registry.files
 
 
 async def test_every_method_raises_unavailable_while_the_service_is_down(registry: Registry) -> None:
@@ -219,7 +229,7 @@ async def test_every_method_raises_unavailable_while_the_service_is_down(registr
         registry.peer.champion(MODEL),
         registry.peer.create_version(MODEL, model_version(), "r"),
         registry.peer.origin(version),
-        registry.peer.upload(version, MODEL_FILE, GRAPH),
+        registry.peer.upload(version, MODEL_FILE, pieces(GRAPH)),
         registry.peer.promote_to_staging(version, {}, [], "", "r"),
         registry.peer.create_release(MODEL, release_of(version), "r"),
         registry.peer.start_rollout(MODEL, f"{MODEL}/releases/1", "why", "r"),

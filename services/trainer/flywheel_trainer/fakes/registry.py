@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 from typing import Any
 
 from flywheel_common.errors import NotFound
@@ -77,8 +77,9 @@ class MemoryRegistry:
 
         return self._requests.once("create_version", request_id, body_of(model, version), create)
 
-    async def upload(self, version: str, artifact: str, data: bytes) -> None:
-        self.files[version, artifact] = _verified(data, self.declared(version).get(artifact))
+    async def upload(self, version: str, artifact: str, pieces: AsyncIterable[bytes]) -> None:
+        declared = self.declared(version).get(artifact)
+        self.files[version, artifact] = _verified(b"".join([piece async for piece in pieces]), declared)
 
     async def promote_to_staging(
         self, version: str, values: Mapping[str, float], findings: list[str], reason: str, request_id: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -134,7 +134,9 @@ class RegistryPeer(Protocol):
 
     async def create_version(self, model: str, version: Mapping[str, Any], request_id: str) -> str: ...
 
-    async def upload(self, version: str, artifact: str, data: bytes) -> None: ...
+    async def upload(self, version: str, artifact: str, pieces: AsyncIterable[bytes]) -> None:
+        """Sends a file. Raises what reading `pieces` raises; the registry has no part of the file then."""
+        ...
 
     async def promote_to_staging(
         self, version: str, values: Mapping[str, float], findings: list[str], reason: str, request_id: str

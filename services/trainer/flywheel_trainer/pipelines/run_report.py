@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from flywheel_job.artifacts import MODEL, REPORT
 from flywheel_job.evaluation.calibration import IDENTITY, Calibration
 from flywheel_job.outcome import Artifact
 from flywheel_trainer.jobs.model_report import calibration_of, output_of
-from flywheel_trainer.jobs.verified import read_verified
+from flywheel_trainer.jobs.verified import read_verified, stream_verified
 from flywheel_trainer.pipelines.errors import MissingArtifact, UnsupportedModel
 from flywheel_trainer.runs.run import RunName
 from flywheel_trainer.runs.use_cases import Runs
@@ -74,8 +74,12 @@ class RunReports:
         )
 
     async def content(self, artifact: Artifact) -> bytes:
-        """Raises DigestMismatch."""
+        """A small file. Raises DigestMismatch."""
         return await read_verified(self._objects, artifact.sha256)
+
+    def stream(self, artifact: Artifact) -> AsyncIterator[bytes]:
+        """A file in pieces. Raises DigestMismatch after the last one."""
+        return stream_verified(self._objects, artifact.sha256)
 
 
 def described(run: str, report: Mapping[str, Any]) -> tuple[OutputSpec, Calibration | Temperature | None]:

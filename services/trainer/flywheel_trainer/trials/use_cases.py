@@ -16,7 +16,7 @@ from flywheel_job.tuning.trial import Trial, best_trials
 from flywheel_trainer.jobs.job import Job, JobName
 from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.jobs.use_cases import Jobs
-from flywheel_trainer.jobs.verified import read_verified
+from flywheel_trainer.jobs.verified import read_verified, stream_verified
 from flywheel_trainer.pipelines.artifacts import version_fields
 from flywheel_trainer.pipelines.ports import FeaturePeer, RegistryPeer
 from flywheel_trainer.pipelines.run_report import described
@@ -110,8 +110,8 @@ class Trials:
             request_id,
         )
         for artifact in artifacts.values():
-            content = await read_verified(self._objects, artifact.sha256)
-            await self._registry.upload(version, artifact.name, content)
+            pieces = stream_verified(self._objects, artifact.sha256)
+            await self._registry.upload(version, artifact.name, pieces)
         return version
 
     async def job(self, name: JobName) -> Job:

@@ -48,7 +48,7 @@ class RegisterStep:
             step.request_id,
         )
         for artifact in found.artifacts.values():
-            await self._registry.upload(version, artifact.name, await self._reports.content(artifact))
+            await self._registry.upload(version, artifact.name, self._reports.stream(artifact))
         note = step.spec.get("note", "")
         passed, findings = await self._registry.promote_to_staging(
             version,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from typing import Any
 
 import grpc
 from google.protobuf.json_format import ParseDict
 
 from flywheel_common.deadline import call_timeout
+from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.signature import FLOAT32, INPUT, SCORE, OutputSpec, Signature
 from flywheel_common.signature_messages import signature_message, to_message
@@ -56,20 +57,27 @@ class GrpcRegistry:
         return (await response_of(PEER, self._stub.GetModelVersion(request))).model_version
 
     async def download(self, version: model_pb2.ModelVersion, artifact: str) -> bytes:
-        """The bytes of a file. Raises DigestMismatch, NotFound."""
+        """The bytes of a small file. Raises DigestMismatch, NotFound."""
+        return b"".join([piece async for piece in self.stream(version, artifact)])
+
+    async def stream(self, version: model_pb2.ModelVersion, artifact: str) -> AsyncIterator[bytes]:
+        """A file in pieces. Raises NotFound, and DigestMismatch after the last piece."""
         request = registry_pb2.DownloadArtifactRequest(model_version=version.name, artifact=artifact)
         call = self._stub.DownloadArtifact(request, timeout=call_timeout(UPLOAD_SECONDS))
+        found = hashlib.sha256()
         try:
-            parts = [part.data async for part in call]
+            async for part in call:
+                found.update(part.data)
+                yield part.data
         except grpc.RpcError as error:
             raise from_rpc_error(error, peer=PEER) from error
-        content = b"".join(parts)
+        finally:
+            call.cancel()
         declared = next((a.sha256 for a in version.artifacts if a.name == artifact), None)
-        if hashlib.sha256(content).hexdigest() != declared:
+        if found.hexdigest() != declared:
             raise DigestMismatch(
                 f"The downloaded bytes of {artifact} of {version.name} do not match their digest."
             )
-        return content
 
     async def create_version(self, model: str, version: Mapping[str, Any], request_id: str) -> str:
         message = model_pb2.ModelVersion(
@@ -103,14 +111,26 @@ class GrpcRegistry:
         )
         return str((await response_of(PEER, self._stub.CreateModelVersion(request))).model_version.name)
 
-    async def upload(self, version: str, artifact: str, data: bytes) -> None:
+    async def upload(self, version: str, artifact: str, pieces: AsyncIterable[bytes]) -> None:
+        unreadable: FlywheelError | None = None
+
         async def parts() -> AsyncIterator[registry_pb2.UploadArtifactRequest]:
+            nonlocal unreadable
             target = registry_pb2.UploadArtifactRequest.Target(model_version=version, artifact=artifact)
             yield registry_pb2.UploadArtifactRequest(target=target)
-            for start in range(0, len(data), CHUNK_BYTES):
-                yield registry_pb2.UploadArtifactRequest(data=data[start : start + CHUNK_BYTES])
+            try:
+                async for piece in pieces:
+                    for start in range(0, len(piece), CHUNK_BYTES):
+                        yield registry_pb2.UploadArtifactRequest(data=piece[start : start + CHUNK_BYTES])
+            except FlywheelError as error:
+                # gRPC would cancel the call. The registry refuses a file that ends too early.
+                unreadable = error
 
-        await response_of(PEER, self._stub.UploadArtifact(parts(), timeout=call_timeout(UPLOAD_SECONDS)))
+        try:
+            await response_of(PEER, self._stub.UploadArtifact(parts(), timeout=call_timeout(UPLOAD_SECONDS)))
+        finally:
+            if unreadable is not None:
+                raise unreadable
 
     async def promote_to_staging(
         self, version: str, values: Mapping[str, float], findings: list[str], reason: str, request_id: str

@@ -15,6 +15,7 @@ from flywheel_trainer.jobs.errors import UnknownRelease, UnscorableRelease
 from flywheel_trainer.jobs.scoring_ports import ScoredRelease, StoredFile
 from flywheel_trainer.store.grpc.calls import response_of
 from flywheel_trainer.store.grpc.registry import PEER, GrpcRegistry
+from flywheel_trainer.store.grpc.weights import stored
 
 VERSION_THRESHOLD = 0.5
 """Threshold of a model version without a release."""
@@ -69,10 +70,8 @@ class RegisteredReleases:
         if not artifact.name.startswith(MODEL):
             return None
         sha256 = artifact.sha256.lower()
-        if await self._objects.head(artifact_key(sha256)) is None:
-            content = await self._registry.download(version, artifact.name)
-            return await self._stored(artifact.name, sha256, content)
-        return StoredFile(artifact.name, f"s3://{self._bucket}/{artifact_key(sha256)}", sha256)
+        key = await stored(self._registry, self._objects, version, artifact.name, sha256)
+        return StoredFile(artifact.name, f"s3://{self._bucket}/{key}", sha256)
 
     async def _stored(self, name: str, sha256: str, content: bytes) -> StoredFile:
         key = artifact_key(sha256)

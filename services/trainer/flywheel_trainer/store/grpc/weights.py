@@ -31,8 +31,8 @@ class RegisteredWeights:
 async def stored(
     registry: GrpcRegistry, objects: ObjectStore, version: model_pb2.ModelVersion, name: str, sha256: str
 ) -> str:
-    """The key of a version's file in this service's bucket; it is downloaded if it is not there yet."""
+    """The key of a version's file in this service's bucket; it is copied in pieces if it is not there yet."""
     key = artifact_key(sha256)
     if await objects.head(key) is None:
-        await objects.put(key, await registry.download(version, name))
+        await objects.put_stream(key, registry.stream(version, name))
     return key
