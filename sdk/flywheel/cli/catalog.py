@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flywheel.catalog_calls import Bounds
+from flywheel.cli.option_values import parse_bounds, parse_tags
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, errors, show, show_all, show_list
 from flywheel.client import Client
 from flywheel_protos.registry.v1 import search_pb2
@@ -168,33 +168,6 @@ def collect(
         )
 
     call(work)
-
-
-def parse_bounds(texts: list[str] | tuple[str, ...]) -> dict[str, Bounds]:
-    """The bounds of `auc>=0.8` and `log_loss<=0.4`. Raises ValueError."""
-    found: dict[str, Bounds] = {}
-    for text in texts:
-        metric, sign, limit = text.partition(">=" if ">=" in text else "<=")
-        try:
-            value = float(limit)
-        except ValueError:
-            sign = ""
-        if not (metric and sign):
-            raise ValueError(f"{text!r} is neither `metric>=number` nor `metric<=number`.")
-        low, high = found.get(metric, (None, None))
-        found[metric] = (value, high) if sign == ">=" else (low, value)
-    return found
-
-
-def parse_tags(texts: list[str] | tuple[str, ...]) -> dict[str, str]:
-    """The tags of `key=value`. Raises ValueError."""
-    found = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not (key and equals):
-            raise ValueError(f"{text!r} is not `key=value`.")
-        found[key] = value
-    return found
 
 
 def add_commands(models: typer.Typer) -> None:

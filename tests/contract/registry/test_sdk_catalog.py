@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import flywheel as fw
-from flywheel.cli.catalog import parse_bounds, parse_tags
+from flywheel.cli.option_values import parse_bounds, parse_tags
 from flywheel_protos.registry.v1 import artifact_pb2, model_pb2, registry_pb2, search_pb2
 from tests.support.builders.onnx_models import constant_half
 from tests.support.builders.registry import ModelClient
