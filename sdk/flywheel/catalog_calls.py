@@ -51,8 +51,11 @@ class CatalogCalls(StageCalls):
         return await list_items(self.registry.SearchModelVersions, request, "model_versions", limit)
 
     async def model_lineage(self, resource: str) -> search_pb2.GetLineageResponse:
-        """What a resource was made from, and what was made from it; `model/3` is a version."""
-        name = resource if resource.startswith("projects/") else self.version_name(resource)
+        """What a resource was made from, and what was made from it.
+
+        `resource` is a full name, or a version as in `resolve_version`.
+        """
+        name = await self.resolve_version(resource)
         return await self.registry.GetLineage(search_pb2.GetLineageRequest(resource=name))
 
     # aliases and tags
@@ -60,8 +63,8 @@ class CatalogCalls(StageCalls):
     async def set_alias(
         self, alias: str, version: str, *, protected: bool | None = None, reason: str = ""
     ) -> search_pb2.ModelAlias:
-        """Lets `alias` name a version (`model/3` or a full name); creates it or moves it."""
-        name = self.version_name(version)
+        """Lets `alias` name a version; creates it or moves it."""
+        name = await self.resolve_version(version)
         request = search_pb2.SetModelAliasRequest(
             parent=name.rpartition("/versions/")[0],
             alias_id=alias,
@@ -81,18 +84,15 @@ class CatalogCalls(StageCalls):
 
     async def version_of_alias(self, model: str, alias: str) -> model_pb2.ModelVersion:
         """The version that an alias names."""
-        request = search_pb2.GetModelAliasRequest(name=f"{self.path('models', model)}/aliases/{alias}")
-        name = (await self.registry.GetModelAlias(request)).alias.model_version
-        return (
-            await self.registry.GetModelVersion(registry_pb2.GetModelVersionRequest(name=name))
-        ).model_version
+        request = registry_pb2.GetModelVersionRequest(name=await self.resolve_version(f"{model}@{alias}"))
+        return (await self.registry.GetModelVersion(request)).model_version
 
     async def tag(
         self, version: str, tags: Mapping[str, str] | None = None, *, remove: Sequence[str] = ()
     ) -> model_pb2.ModelVersion:
         """Adds or replaces tags of a version, and removes others."""
         request = search_pb2.TagModelVersionRequest(
-            name=self.version_name(version), set=tags, remove=remove, request_id=request_id()
+            name=await self.resolve_version(version), set=tags, remove=remove, request_id=request_id()
         )
         return (await self.registry.TagModelVersion(request)).model_version
 

@@ -21,9 +21,9 @@ class GovernanceCalls(StageCalls):
     """Calls of the registry about who decided what, and who is told."""
 
     async def approve(self, version: str, reason: str) -> list[approval_pb2.Approval]:
-        """Approves a version (`model/3` or a full name) for production; returns all its approvals."""
+        """Approves a version for production; returns all its approvals."""
         request = approval_pb2.ApproveModelVersionRequest(
-            name=self.version_name(version), reason=reason, request_id=request_id()
+            name=await self.resolve_version(version), reason=reason, request_id=request_id()
         )
         return list((await self.registry.ApproveModelVersion(request)).approvals)
 

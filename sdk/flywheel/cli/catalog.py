@@ -10,6 +10,7 @@ import typer
 
 from flywheel.cli.option_values import parse_bounds, parse_tags
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, errors, show, show_all, show_list
+from flywheel.cli.version_argument import Version
 from flywheel.client import Client
 from flywheel_protos.registry.v1 import search_pb2
 
@@ -54,7 +55,7 @@ def search(
 
 
 def lineage(
-    resource: Annotated[str, typer.Argument(help="`model/3`, or the full name of any resource")],
+    resource: Annotated[str, typer.Argument(help="`model/3`, `model@alias`, or the full name of a resource")],
 ) -> None:
     """Show what a resource was made from, and what was made from it."""
 
@@ -81,7 +82,7 @@ def aliases(model: str, limit: Limit = DEFAULT_LIMIT) -> None:
 
 
 def alias(
-    version: Annotated[str, typer.Argument(help="`model/3`; with --delete only `model`")],
+    version: Annotated[str, typer.Argument(help="`model/3`, `model@alias`; with --delete only `model`")],
     alias_: Annotated[str, typer.Argument(metavar="ALIAS", help="e.g. `champion-eu`")],
     protected: Annotated[
         bool | None, typer.Option(help="Only promoters may move it; default: as it is")
@@ -102,7 +103,7 @@ def alias(
 
 
 def tag(
-    version: Annotated[str, typer.Argument(help="`model/3`, or the full name of a version")],
+    version: Version,
     tags: Annotated[list[str] | None, typer.Argument(help="`key=value` to add or replace")] = None,
     remove: Annotated[list[str] | None, typer.Option(help="Key to remove; repeat for more")] = None,
 ) -> None:
@@ -139,14 +140,14 @@ def restore(name: FullName, reason: Reason = "") -> None:
 
 
 def download(
-    version: Annotated[str, typer.Argument(help="`model/3`, or the full name of a version")],
+    version: Version,
     to: Annotated[Path, typer.Argument(help="File to write")],
     artifact: Annotated[str, typer.Option(help="File of the version")] = "model.onnx",
 ) -> None:
     """Download a file of a version and check its digest."""
 
     async def work(client: Client) -> None:
-        await client.download_artifact(client.version_name(version), artifact, to)
+        await client.download_artifact(version, artifact, to)
         console.print(f"written to {to}", highlight=False)
 
     call(work)

@@ -15,6 +15,7 @@ from flywheel.cli.option_values import parse_metrics, parse_tags, parse_vocabula
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show, show_list
 from flywheel.cli.rollouts import rollout
 from flywheel.cli.variants import variants
+from flywheel.cli.version_argument import Version
 from flywheel.client import Client
 from flywheel.model_watch import ModelWatch
 from flywheel.report import alerts_table, versions_table
@@ -147,11 +148,12 @@ def register(
 
 
 @models.command("check")
-def check(version: str) -> None:
+def check(version: Version) -> None:
     """Repeat the check of a version, e.g. after its feature set was applied."""
 
     async def work(client: Client) -> None:
-        request = registry_pb2.CheckModelVersionRequest(name=version)
+        name = await client.resolve_version(version)
+        request = registry_pb2.CheckModelVersionRequest(name=name)
         show((await client.registry.CheckModelVersion(request, timeout=120.0)).model_version)
 
     call(work)
