@@ -152,7 +152,7 @@ async def test_a_skip_late_in_a_bake_gives_the_next_step_no_time_or_evidence() -
     simulation, shadow = await in_shadow()
     simulation.monitor.steps[LATE, shadow.generation] = GOOD
     await simulation.ticks(0.95 * DAY, every=HOUR)
-    skipped = await simulation.change("skip", shadow.number)
+    skipped = await simulation.skip(shadow.number)
     assert skipped.generation > shadow.generation
     assert (0.0, None) == (skipped.step_seconds(simulation.clock.now()), skipped.step_started_at)
     await simulation.ticks(4 * DAY, every=HOUR)
@@ -294,7 +294,7 @@ async def test_rollouts_whose_evidence_is_slow_delay_no_other() -> None:
         )
         await slow.create(policy=POLICY)
         started = await slow.begin(await slow.release())
-        await slow.change("skip", started.number)
+        await slow.skip(started.number, loaded=True)
         simulation.monitor.hangs.add(started.name)
     await other.heartbeat()
     other.ticker._interval = 0.01

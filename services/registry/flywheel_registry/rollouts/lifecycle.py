@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from flywheel_common.clock import Clock
@@ -18,6 +19,7 @@ from flywheel_registry.releases.names import ReleaseName
 from flywheel_registry.rollouts import state_machine
 from flywheel_registry.rollouts.comparison import Comparison
 from flywheel_registry.rollouts.errors import NotAnExperiment
+from flywheel_registry.rollouts.loading import require_loaded
 from flywheel_registry.rollouts.lookups import find_rollout
 from flywheel_registry.rollouts.names import RolloutName
 from flywheel_registry.rollouts.ports import RolloutRecords
@@ -26,6 +28,7 @@ from flywheel_registry.rollouts.routing import apply_routing
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
 from flywheel_registry.rollouts.verdict import Decision, Verdict
 from flywheel_registry.serving.champion import replace_champion
+from flywheel_registry.serving.gateways import Gateway
 from flywheel_registry.stages.transitions import Stage
 
 EVIDENCE_KINDS = {
@@ -243,13 +246,23 @@ class RolloutLifecycle:
             records, journal, rollout, after, action="ROLL_BACK", reason=reason, decision=Decision.ROLL_BACK
         )
 
-    async def skip(self, records: RolloutRecords, name: RolloutName, reason: str, by: str) -> Rollout:
+    async def skip(
+        self,
+        records: RolloutRecords,
+        name: RolloutName,
+        gateways: Sequence[Gateway],
+        reason: str,
+        by: str,
+    ) -> Rollout:
         """Move to the next step without evidence. The next step begins with its own clock and evidence.
 
-        Raises RolloutEnded, ReasonRequired.
+        `gateways` are those of the last `GATEWAY_SECONDS`: PENDING_LOAD is only skipped when one of them has
+        loaded the challenger. Raises RolloutEnded, NotLoaded, ReasonRequired.
         """
         require_reason(reason, "Skipping a step")
         rollout = await self._lock(records, name)
+        if state_machine.running_state(rollout.progress) is RolloutState.PENDING_LOAD:
+            require_loaded(gateways, rollout.model, rollout.challenger)
         journal = self._journal(records, rollout, by)
         return await self._advance(records, journal, rollout, reason=f"skipped: {reason}", action="SKIP")
 

@@ -19,7 +19,7 @@ from flywheel_common.telemetry.logs import get_logger
 from flywheel_registry.rollouts.comparison import Comparison
 from flywheel_registry.rollouts.decision import decide
 from flywheel_registry.rollouts.lifecycle import RolloutLifecycle
-from flywheel_registry.rollouts.loading import decide_load
+from flywheel_registry.rollouts.loading import GATEWAY_SECONDS, decide_load
 from flywheel_registry.rollouts.ports import Monitor, RolloutRecords
 from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.rollouts.stalls import STALL_SECONDS, Stalls
@@ -36,8 +36,6 @@ MAX_CONCURRENT = 8
 REPORTED_PAUSE = timedelta(days=1)
 """A pause stops the clock of its rollout, so that the rollout does not expire: a long one is reported."""
 STALLED = f"No new evidence for {duration_text(STALL_SECONDS)}"
-GATEWAY_SECONDS = 60.0
-"""How long a gateway may be silent to be read at all; only live ones count."""
 
 ended_total = Counter("flywheel_rollouts_ended", "Rollouts ended by the ticker", ["state"])
 stalled = Gauge("flywheel_rollouts_stalled", "Active rollouts whose evidence has not grown for an hour")
