@@ -13,6 +13,12 @@ from flywheel_protos.registry.v1 import artifact_pb2, model_pb2, registry_pb2, s
 Bounds = tuple[float | None, float | None]
 """Inclusive (min, max) of a metric; None: no bound."""
 Kind = Literal["models", "versions", "releases"]
+Sort = Literal["newest", "oldest", "name"]
+ORDERS = {
+    "newest": search_pb2.SEARCH_ORDER_UNSPECIFIED,
+    "oldest": search_pb2.SEARCH_ORDER_OLDEST_FIRST,
+    "name": search_pb2.SEARCH_ORDER_NAME,
+}
 
 
 class CatalogCalls(StageCalls):
@@ -27,13 +33,15 @@ class CatalogCalls(StageCalls):
         stages: Sequence[str] = (),
         sources: Sequence[str] = (),
         order_by: str = "",
+        sort: Sort = "newest",
         descending: bool = False,
         limit: int | None = 100,
     ) -> Listing:
         """Finds versions of all models of the project that meet all conditions, without golden rows.
 
         `sources` are full names of things that a version was made from. `order_by` is a metric; without one
-        the newest come first.
+        `sort` counts. `descending` is for a metric and for names. Bounds are inclusive; for a strict one use
+        `math.nextafter`.
         """
         request = search_pb2.SearchModelVersionsRequest(
             parent=self.parent,
@@ -46,6 +54,7 @@ class CatalogCalls(StageCalls):
             stages=[f"STAGE_{stage}" for stage in stages],
             sources=sources,
             order_by_metric=order_by,
+            order=ORDERS[sort],
             descending=descending,
         )
         return await list_items(self.registry.SearchModelVersions, request, "model_versions", limit)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from flywheel.catalog_calls import Sort
 from flywheel.cli.option_values import parse_bounds, parse_tags
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, errors, show, show_all, show_list
 from flywheel.cli.version_argument import Version
@@ -21,7 +22,7 @@ FullName = Annotated[str, typer.Argument(help="Full name of a model, a version o
 def search(
     *,
     metric: Annotated[
-        list[str] | None, typer.Option(help="`auc>=0.8` or `log_loss<=0.4`; repeat for more")
+        list[str] | None, typer.Option(help="`auc>=0.8`, `log_loss<0.4`; repeat for more")
     ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="`key=value`; repeat for more")] = None,
     stage: Annotated[list[str] | None, typer.Option(help="e.g. PRODUCTION; repeat for more")] = None,
@@ -30,8 +31,9 @@ def search(
         list[str] | None,
         typer.Option(help="Full name of a run, training set, feature set, version, alert it was made from"),
     ] = None,
-    order_by: Annotated[str, typer.Option(help="Metric; default: the newest first")] = "",
-    descending: Annotated[bool, typer.Option(help="Largest metric first")] = False,
+    order_by: Annotated[str, typer.Option(help="Metric to order by; default: see --sort")] = "",
+    sort: Annotated[Sort, typer.Option(help="Order without a metric")] = "newest",
+    descending: Annotated[bool, typer.Option(help="Largest metric, or last name, first")] = False,
     limit: Limit = DEFAULT_LIMIT,
 ) -> None:
     """Find versions of all models of the project."""
@@ -44,6 +46,7 @@ def search(
             stages=[name.upper() for name in stage or ()],
             sources=source or (),
             order_by=order_by,
+            sort=sort,
             descending=descending,
             limit=limit,
         )

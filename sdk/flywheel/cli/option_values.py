@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 
 from flywheel.catalog_calls import Bounds
 
+_BOUND = re.compile(r"(?P<metric>[^<>]+)(?P<sign>>=|<=|>|<)(?P<limit>[^<>=]+)")
+
 
 def parse_bounds(texts: Sequence[str]) -> dict[str, Bounds]:
-    """The bounds of `auc>=0.8` and `log_loss<=0.4`. Raises ValueError."""
+    """The inclusive bounds of `auc>=0.8`, `auc>0.8`, `log_loss<=0.4` and `log_loss<0.4`, which must all hold.
+
+    A strict bound is the next number above or below. Raises ValueError.
+    """
     found: dict[str, Bounds] = {}
     for text in texts:
-        metric, sign, limit = text.partition(">=" if ">=" in text else "<=")
+        parts = _BOUND.fullmatch(text)
         try:
-            value = float(limit)
+            value = float(parts["limit"]) if parts else math.nan
         except ValueError:
-            sign = ""
-        if not (metric and sign):
-            raise ValueError(f"{text!r} is neither `metric>=number` nor `metric<=number`.")
-        low, high = found.get(metric, (None, None))
-        found[metric] = (value, high) if sign == ">=" else (low, value)
+            value = math.nan
+        if parts is None or math.isnan(value):
+            raise ValueError(f"{text!r} is neither `metric>=number`, `metric>number`, `<=` nor `<`.")
+        low, high = found.get(parts["metric"], (None, None))
+        if parts["sign"][0] == ">":
+            value = value if parts["sign"] == ">=" else math.nextafter(value, math.inf)
+            low = value if low is None else max(low, value)
+        else:
+            value = value if parts["sign"] == "<=" else math.nextafter(value, -math.inf)
+            high = value if high is None else min(high, value)
+        found[parts["metric"]] = (low, high)
     return found
 
 
