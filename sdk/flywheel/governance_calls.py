@@ -50,7 +50,7 @@ class GovernanceCalls(StageCalls):
         """Creates a webhook for the changes of one model, or of all models of the project.
 
         `events` are `STAGE_CHANGED` and `ROLLOUT_CHANGED`, by default both, or `ROLLOUT_ALERT`: only rollouts
-        that ended by themselves without a promotion, or have stalled for an hour.
+        that ended by themselves without a promotion, have stalled for an hour, or have been paused for a day.
         """
         request = webhook_pb2.CreateWebhookRequest(
             parent=self.parent,

@@ -46,7 +46,7 @@ def webhook(
     event: Annotated[
         list[str] | None,
         typer.Option(
-            help="STAGE_CHANGED, ROLLOUT_CHANGED or ROLLOUT_ALERT (ended without a promotion, or stalled); "
+            help="STAGE_CHANGED, ROLLOUT_CHANGED or ROLLOUT_ALERT (ended unpromoted, stalled, long paused); "
             "default: all changes; repeat for more"
         ),
     ] = None,

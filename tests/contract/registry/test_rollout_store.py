@@ -94,15 +94,20 @@ async def test_a_paused_rollout_is_active_but_not_undecided(store: Store[Rollout
     async with store.reading() as records:
         assert [] == await records.undecided_rollouts()
         active = await records.active_rollout(MODEL)
-        at = [CREATED_AT - timedelta(seconds=1), CREATED_AT]
-        assert [0, 1] == [await records.paused_rollouts(time) for time in at]
+        assert [] == await records.paused_rollouts(CREATED_AT - timedelta(seconds=1))
+        assert [active] == await records.paused_rollouts(CREATED_AT)
     assert active is not None and paused.progress == active.progress
+    reported = replace(active, alerted_at=CREATED_AT + timedelta(days=1))
+    await in_transaction(store, lambda r: r.note_alert(reported))
+    async with store.reading() as records:
+        assert [reported] == await records.paused_rollouts(CREATED_AT)
     resumed = replace(paused, progress=Progress(RolloutState.SHADOW, 0.0, 2))
     await in_transaction(
         store, lambda r: r.change_rollout(resumed, RolloutStep("SHADOW", 0.0, CREATED_AT, "go on"))
     )
     async with store.reading() as records:
-        assert 0 == await records.paused_rollouts(CREATED_AT)
+        assert [] == await records.paused_rollouts(CREATED_AT)
+        assert [None] == [r.alerted_at for r in await records.undecided_rollouts()]
 
 
 async def test_routing_is_the_one_set_last(store: Store[RolloutRecords]) -> None:

@@ -69,9 +69,13 @@ class Simulation:
         self.gateways = MemoryGateways(self.clock)
         self.lifecycle = RolloutLifecycle(self.clock)
         self.start = RolloutStart(self.clock)
-        self.ticker = Ticker(self.store, self.lifecycle, self.monitor, self.gateways, self.clock, 1.0)
         self.loaded: set[str] = set()
         self.failures: dict[str, str] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Replace the ticker, as a restart or another replica does."""
+        self.ticker = Ticker(self.store, self.lifecycle, self.monitor, self.gateways, self.clock, 1.0)
 
     async def create(
         self, *, gate: GatePolicy | None = None, policy: RolloutPolicy | None = None, champion: bool = True

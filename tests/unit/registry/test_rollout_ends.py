@@ -148,6 +148,30 @@ async def test_a_pause_beyond_every_limit_stops_the_clock(state: RolloutState) -
     assert RolloutState.PROMOTED is (await simulation.rollout(rollout.number)).progress.state
 
 
+async def test_each_pause_of_a_day_is_reported_once_also_after_a_restart() -> None:
+    simulation, rollout = await in_shadow()
+
+    async def pause_for_two_days() -> list[RolloutChanged]:
+        before = len(alerts(simulation))
+        await simulation.change("pause", rollout.number)
+        await simulation.ticks(0.9 * DAY, every=HOUR)
+        assert before == len(alerts(simulation))
+        await simulation.ticks(0.2 * DAY, every=HOUR)
+        simulation.restart()
+        await simulation.ticks(DAY, every=HOUR)
+        return alerts(simulation)[before:]
+
+    (alert,) = await pause_for_two_days()
+    assert ("PAUSED", rollout.number) == (alert.state, alert.rollout)
+    assert "Paused for 1 day, 0:00:00: why" == alert.reason
+    await simulation.change("resume", rollout.number)
+    (again,) = await pause_for_two_days()
+    assert alert == again
+    await simulation.change("abort", rollout.number)
+    await simulation.ticks(2 * DAY, every=HOUR)
+    assert [alert, again] == alerts(simulation)
+
+
 async def test_a_skip_late_in_a_bake_gives_the_next_step_no_time_or_evidence() -> None:
     simulation, shadow = await in_shadow()
     simulation.monitor.steps[LATE, shadow.generation] = GOOD

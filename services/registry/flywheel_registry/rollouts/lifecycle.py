@@ -100,11 +100,17 @@ class RolloutLifecycle:
         return await self._withdraw(records, journal, rollout, verdict, evidence)
 
     async def alert(self, records: RolloutRecords, judged: Rollout, reason: str) -> None:
-        """Report a rollout that does not come on by an event with `alert`, unless it has changed since."""
+        """Report a rollout that does not come on by an event with `alert`.
+
+        Nothing happens when it has changed, or was reported, since it was judged.
+        """
         await lock_model(records, judged.model)
         rollout = await records.rollout(judged.model, judged.number)
-        if rollout is not None and rollout.progress == judged.progress:
-            await records.emit(rollout.changed(reason, alert=True), self._clock.now())
+        if rollout is None or (rollout.progress, rollout.alerted_at) != (judged.progress, judged.alerted_at):
+            return
+        now = self._clock.now()
+        await records.note_alert(replace(rollout, alerted_at=now))
+        await records.emit(rollout.changed(reason, alert=True), now)
 
     async def _advance(
         self,
@@ -295,6 +301,7 @@ class RolloutLifecycle:
             step_entered_at=journal.at,
             step_ran_seconds=rollout.step_seconds(journal.at) if same_step else 0.0,
             step_started_at=rollout.step_started_at if same_step or not after.active else None,
+            alerted_at=None,
             last_decision=decision or rollout.last_decision,
             reason=reason,
             ended_at=None if after.active else journal.at,

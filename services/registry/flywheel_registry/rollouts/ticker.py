@@ -36,6 +36,7 @@ MAX_CONCURRENT = 8
 REPORTED_PAUSE = timedelta(days=1)
 """A pause stops the clock of its rollout, so that the rollout does not expire: a long one is reported."""
 STALLED = f"No new evidence for {duration_text(STALL_SECONDS)}"
+LONG_PAUSE = f"Paused for {duration_text(REPORTED_PAUSE.total_seconds())}"
 
 ended_total = Counter("flywheel_rollouts_ended", "Rollouts ended by the ticker", ["state"])
 stalled = Gauge("flywheel_rollouts_stalled", "Active rollouts whose evidence has not grown for an hour")
@@ -79,10 +80,13 @@ class Ticker:
                 await asyncio.sleep(self._interval)
 
     async def start_ticks(self, ticks: asyncio.TaskGroup) -> None:
-        """Begin a tick of every rollout that is active, not paused, and not being ticked."""
+        """Begin a tick of every rollout that is undecided or paused for long without a report, unless it is
+        being ticked."""
         async with self._store.reading() as records:
-            active = await records.undecided_rollouts()
-            paused.set(await records.paused_rollouts(self._clock.now() - REPORTED_PAUSE))
+            undecided = await records.undecided_rollouts()
+            long_paused = await records.paused_rollouts(self._clock.now() - REPORTED_PAUSE)
+        paused.set(len(long_paused))
+        active = [*undecided, *(rollout for rollout in long_paused if rollout.alerted_at is None)]
         names = {rollout.name for rollout in active}
         self._stalls.keep(names)
         self._errors = {name: text for name, text in self._errors.items() if name in names}
@@ -115,7 +119,14 @@ class Ticker:
         )
 
     async def tick(self, rollout: Rollout) -> None:
-        """Fetch the evidence of a rollout's current step, decide, and apply the verdict."""
+        """Fetch the evidence of a rollout's current step, decide, and apply the verdict.
+
+        A paused rollout is reported.
+        """
+        if rollout.progress.state is RolloutState.PAUSED:
+            log.error("rollout paused for long", rollout=rollout.name, reason=rollout.reason)
+            await self._alert(rollout, f"{LONG_PAUSE}: {rollout.reason}")
+            return
         waited = rollout.step_seconds(self._clock.now())
         comparison: Comparison | None = None
         if rollout.progress.state is RolloutState.PENDING_LOAD:
@@ -128,8 +139,7 @@ class Ticker:
             grown = comparison.challenger.predictions if comparison else 0
             if self._stalls.note(rollout, grown, self._clock.monotonic()):
                 log.error("rollout stalled: no new evidence", rollout=rollout.name, reason=verdict.reason)
-                async with self._slots, self._store.transaction() as records:
-                    await self._lifecycle.alert(records, rollout, f"{STALLED}: {verdict.reason}")
+                await self._alert(rollout, f"{STALLED}: {verdict.reason}")
             async with self._slots, self._store.reading() as records:
                 await self._lifecycle.apply_verdict(records, rollout, verdict, comparison, ACTOR)
             return
@@ -148,3 +158,7 @@ class Ticker:
         )
         if not changed.progress.active:
             ended_total.labels(changed.progress.state.value).inc()
+
+    async def _alert(self, rollout: Rollout, reason: str) -> None:
+        async with self._slots, self._store.transaction() as records:
+            await self._lifecycle.alert(records, rollout, reason)
