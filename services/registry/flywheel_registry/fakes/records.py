@@ -309,6 +309,8 @@ class MemoryRecords(MemoryLifetimes, MemoryWebhooks):
             step_entered_at=rollout.step_entered_at,
             step_ran_seconds=rollout.step_ran_seconds,
             alerted_at=rollout.alerted_at,
+            evidence_count=rollout.evidence_count,
+            evidence_grew_at=rollout.evidence_grew_at,
             last_decision=rollout.last_decision,
             reason=rollout.reason,
             ended_at=rollout.ended_at,
@@ -327,6 +329,9 @@ class MemoryRecords(MemoryLifetimes, MemoryWebhooks):
                 last_decision=Decision.HOLD,
                 reason=rollout.reason,
                 step_started_at=rollout.step_started_at,
+                alerted_at=rollout.alerted_at,
+                evidence_count=rollout.evidence_count,
+                evidence_grew_at=rollout.evidence_grew_at,
             )
 
     async def routing(self, model: str) -> Routing:

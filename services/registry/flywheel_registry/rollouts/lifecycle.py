@@ -25,6 +25,7 @@ from flywheel_registry.rollouts.names import RolloutName
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.rollouts.rollout import Rollout, RolloutStep
 from flywheel_registry.rollouts.routing import apply_routing
+from flywheel_registry.rollouts.stalls import with_evidence
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
 from flywheel_registry.rollouts.verdict import Decision, Verdict
 from flywheel_registry.serving.champion import replace_champion
@@ -70,6 +71,8 @@ class RolloutLifecycle:
             held = replace(
                 judged, reason=verdict.reason, step_started_at=started, last_decision=Decision.HOLD
             )
+            if comparison is not None:
+                held = with_evidence(held, comparison.challenger.predictions, self._clock.now())
             if held != judged:
                 await records.note_hold(held, judged.progress)
             return held
@@ -302,6 +305,8 @@ class RolloutLifecycle:
             step_ran_seconds=rollout.step_seconds(journal.at) if same_step else 0.0,
             step_started_at=rollout.step_started_at if same_step or not after.active else None,
             alerted_at=None,
+            evidence_count=0,
+            evidence_grew_at=None,
             last_decision=decision or rollout.last_decision,
             reason=reason,
             ended_at=None if after.active else journal.at,

@@ -48,7 +48,8 @@ class RolloutRecords(ServingRecords, WebhookRecords, Protocol):
         ...
 
     async def note_hold(self, rollout: Rollout, progress: Progress) -> None:
-        """Store `reason` and `step_started_at` of a hold, unless the rollout has left that step."""
+        """Store what a hold changes, unless the rollout has left that step: `reason`, `step_started_at`,
+        `alerted_at` and the evidence."""
         ...
 
 

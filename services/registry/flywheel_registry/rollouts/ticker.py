@@ -22,7 +22,7 @@ from flywheel_registry.rollouts.lifecycle import RolloutLifecycle
 from flywheel_registry.rollouts.loading import GATEWAY_SECONDS, decide_load
 from flywheel_registry.rollouts.ports import Monitor, RolloutRecords
 from flywheel_registry.rollouts.rollout import Rollout
-from flywheel_registry.rollouts.stalls import STALL_SECONDS, Stalls
+from flywheel_registry.rollouts.stalls import STALL_SECONDS, is_stalled
 from flywheel_registry.rollouts.state_machine import RolloutState
 from flywheel_registry.rollouts.verdict import Decision, duration_text
 from flywheel_registry.serving.ports import Gateways
@@ -65,7 +65,6 @@ class Ticker:
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
         self._busy: set[str] = set()
         self._errors: dict[str, str] = {}
-        self._stalls = Stalls()
 
     async def run(self) -> None:
         """Tick until cancelled."""
@@ -86,11 +85,10 @@ class Ticker:
             undecided = await records.undecided_rollouts()
             long_paused = await records.paused_rollouts(self._clock.now() - REPORTED_PAUSE)
         paused.set(len(long_paused))
+        stalled.set(sum(is_stalled(rollout, self._clock.now()) for rollout in undecided))
         active = [*undecided, *(rollout for rollout in long_paused if rollout.alerted_at is None)]
         names = {rollout.name for rollout in active}
-        self._stalls.keep(names)
         self._errors = {name: text for name, text in self._errors.items() if name in names}
-        stalled.set(self._stalls.count(self._clock.monotonic()))
         for rollout in active:
             if rollout.name not in self._busy:
                 self._busy.add(rollout.name)
@@ -136,12 +134,11 @@ class Ticker:
             comparison = await self._monitor.compare(rollout)
             verdict = decide(comparison, rollout.policy, rollout.progress, waited)
         if verdict.decision is Decision.HOLD:
-            grown = comparison.challenger.predictions if comparison else 0
-            if self._stalls.note(rollout, grown, self._clock.monotonic()):
-                log.error("rollout stalled: no new evidence", rollout=rollout.name, reason=verdict.reason)
-                await self._alert(rollout, f"{STALLED}: {verdict.reason}")
             async with self._slots, self._store.reading() as records:
-                await self._lifecycle.apply_verdict(records, rollout, verdict, comparison, ACTOR)
+                held = await self._lifecycle.apply_verdict(records, rollout, verdict, comparison, ACTOR)
+            if held is not None and held.alerted_at is None and is_stalled(held, self._clock.now()):
+                log.error("rollout stalled: no new evidence", rollout=rollout.name, reason=verdict.reason)
+                await self._alert(held, f"{STALLED}: {verdict.reason}")
             return
         async with self._slots, self._store.transaction() as records:
             changed = await self._lifecycle.apply_verdict(records, rollout, verdict, comparison, ACTOR)

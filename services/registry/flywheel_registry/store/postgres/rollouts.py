@@ -91,6 +91,8 @@ class PostgresRollouts(PostgresModels):
             rollout.step_entered_at,
             rollout.step_ran_seconds,
             rollout.alerted_at,
+            rollout.evidence_count,
+            rollout.evidence_grew_at,
         )
         await self._add_step(rollout, step)
 
@@ -105,4 +107,7 @@ class PostgresRollouts(PostgresModels):
             progress.step,
             rollout.reason,
             rollout.step_started_at,
+            rollout.alerted_at,
+            rollout.evidence_count,
+            rollout.evidence_grew_at,
         )

@@ -179,19 +179,20 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb, $10, $11, $12, $13, $14
 UPDATE_ROLLOUT = """
 UPDATE rollout SET state = $3, resume_to = $4, step = $5, challenger_percent = $6, step_started_at = $7,
   last_decision = $8, reason = $9, ended_at = $10, generation = $11, step_entered_at = $12,
-  step_ran_seconds = $13, alerted_at = $14
+  step_ran_seconds = $13, alerted_at = $14, evidence_count = $15, evidence_grew_at = $16
 WHERE model = $1 AND number = $2
 """
 NOTE_ALERT = "UPDATE rollout SET alerted_at = $3 WHERE model = $1 AND number = $2"
 NOTE_HOLD = """
-UPDATE rollout SET last_decision = 'HOLD', reason = $4, step_started_at = $5
+UPDATE rollout SET last_decision = 'HOLD', reason = $4, step_started_at = $5, alerted_at = $6,
+  evidence_count = $7, evidence_grew_at = $8
 WHERE model = $1 AND number = $2 AND step = $3 AND ended_at IS NULL
 """
 _ROLLOUT = """
 SELECT o.model, o.number, o.champion, o.challenger, r.version AS challenger_version, o.state, o.resume_to,
        o.step, o.challenger_percent, o.policy::text AS policy, o.step_started_at, o.last_decision, o.reason,
-       o.generation, o.step_entered_at, o.step_ran_seconds, o.alerted_at, o.created_at, o.created_by,
-       o.ended_at,
+       o.generation, o.step_entered_at, o.step_ran_seconds, o.alerted_at, o.evidence_count,
+       o.evidence_grew_at, o.created_at, o.created_by, o.ended_at,
        (SELECT coalesce(json_agg(
           json_build_array(h.state, h.challenger_percent, h.entered_at, h.reason, h.evidence) ORDER BY h.step
         ), '[]')::text
