@@ -12,8 +12,8 @@ from typing import Any
 
 import grpc
 
-from flywheel.connection import Connection
 from flywheel.errors import FlywheelError
+from flywheel.version_references import VersionReferences
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_protos.registry.v1 import artifact_pb2, model_pb2, registry_pb2
 
@@ -38,7 +38,7 @@ class Collected:
     purged_versions: int = 0
 
 
-class ArtifactCalls(Connection):
+class ArtifactCalls(VersionReferences):
     """Calls of the registry about files. A version is given by its full name."""
 
     async def upload_artifact(
@@ -103,10 +103,11 @@ class ArtifactCalls(Connection):
                     raise
 
     async def download_artifact(self, version: str, artifact: str, to: Path) -> Path:
-        """Downloads a file to the path `to` and checks its digest.
+        """Downloads a file of a version to the path `to` and checks its digest.
 
         A connection that breaks is opened again where it was. Raises ValueError when the bytes differ.
         """
+        version = await self.resolve_version(version)
         request = registry_pb2.GetModelVersionRequest(name=version)
         found = (await self.registry.GetModelVersion(request)).model_version
         declared = next((a for a in found.artifacts if a.name == artifact), None)

@@ -13,6 +13,12 @@ from flywheel_protos.registry.v1 import artifact_pb2, model_pb2, registry_pb2, s
 Bounds = tuple[float | None, float | None]
 """Inclusive (min, max) of a metric; None: no bound."""
 Kind = Literal["models", "versions", "releases"]
+Sort = Literal["newest", "oldest", "name"]
+ORDERS = {
+    "newest": search_pb2.SEARCH_ORDER_UNSPECIFIED,
+    "oldest": search_pb2.SEARCH_ORDER_OLDEST_FIRST,
+    "name": search_pb2.SEARCH_ORDER_NAME,
+}
 
 
 class CatalogCalls(StageCalls):
@@ -27,13 +33,15 @@ class CatalogCalls(StageCalls):
         stages: Sequence[str] = (),
         sources: Sequence[str] = (),
         order_by: str = "",
+        sort: Sort = "newest",
         descending: bool = False,
         limit: int | None = 100,
     ) -> Listing:
         """Finds versions of all models of the project that meet all conditions, without golden rows.
 
         `sources` are full names of things that a version was made from. `order_by` is a metric; without one
-        the newest come first.
+        `sort` counts. `descending` is for a metric and for names. Bounds are inclusive; for a strict one use
+        `math.nextafter`.
         """
         request = search_pb2.SearchModelVersionsRequest(
             parent=self.parent,
@@ -46,13 +54,17 @@ class CatalogCalls(StageCalls):
             stages=[f"STAGE_{stage}" for stage in stages],
             sources=sources,
             order_by_metric=order_by,
+            order=ORDERS[sort],
             descending=descending,
         )
         return await list_items(self.registry.SearchModelVersions, request, "model_versions", limit)
 
     async def model_lineage(self, resource: str) -> search_pb2.GetLineageResponse:
-        """What a resource was made from, and what was made from it; `model/3` is a version."""
-        name = resource if resource.startswith("projects/") else self.version_name(resource)
+        """What a resource was made from, and what was made from it.
+
+        `resource` is a full name, or a version as in `resolve_version`.
+        """
+        name = await self.resolve_version(resource)
         return await self.registry.GetLineage(search_pb2.GetLineageRequest(resource=name))
 
     # aliases and tags
@@ -60,8 +72,8 @@ class CatalogCalls(StageCalls):
     async def set_alias(
         self, alias: str, version: str, *, protected: bool | None = None, reason: str = ""
     ) -> search_pb2.ModelAlias:
-        """Lets `alias` name a version (`model/3` or a full name); creates it or moves it."""
-        name = self.version_name(version)
+        """Lets `alias` name a version; creates it or moves it."""
+        name = await self.resolve_version(version)
         request = search_pb2.SetModelAliasRequest(
             parent=name.rpartition("/versions/")[0],
             alias_id=alias,
@@ -81,18 +93,15 @@ class CatalogCalls(StageCalls):
 
     async def version_of_alias(self, model: str, alias: str) -> model_pb2.ModelVersion:
         """The version that an alias names."""
-        request = search_pb2.GetModelAliasRequest(name=f"{self.path('models', model)}/aliases/{alias}")
-        name = (await self.registry.GetModelAlias(request)).alias.model_version
-        return (
-            await self.registry.GetModelVersion(registry_pb2.GetModelVersionRequest(name=name))
-        ).model_version
+        request = registry_pb2.GetModelVersionRequest(name=await self.resolve_version(f"{model}@{alias}"))
+        return (await self.registry.GetModelVersion(request)).model_version
 
     async def tag(
         self, version: str, tags: Mapping[str, str] | None = None, *, remove: Sequence[str] = ()
     ) -> model_pb2.ModelVersion:
         """Adds or replaces tags of a version, and removes others."""
         request = search_pb2.TagModelVersionRequest(
-            name=self.version_name(version), set=tags, remove=remove, request_id=request_id()
+            name=await self.resolve_version(version), set=tags, remove=remove, request_id=request_id()
         )
         return (await self.registry.TagModelVersion(request)).model_version
 

@@ -21,9 +21,9 @@ class GovernanceCalls(StageCalls):
     """Calls of the registry about who decided what, and who is told."""
 
     async def approve(self, version: str, reason: str) -> list[approval_pb2.Approval]:
-        """Approves a version (`model/3` or a full name) for production; returns all its approvals."""
+        """Approves a version for production; returns all its approvals."""
         request = approval_pb2.ApproveModelVersionRequest(
-            name=self.version_name(version), reason=reason, request_id=request_id()
+            name=await self.resolve_version(version), reason=reason, request_id=request_id()
         )
         return list((await self.registry.ApproveModelVersion(request)).approvals)
 
@@ -50,7 +50,7 @@ class GovernanceCalls(StageCalls):
         """Creates a webhook for the changes of one model, or of all models of the project.
 
         `events` are `STAGE_CHANGED` and `ROLLOUT_CHANGED`, by default both, or `ROLLOUT_ALERT`: only rollouts
-        that ended by themselves without a promotion, or have stalled for an hour.
+        that ended by themselves without a promotion, have stalled for an hour, or have been paused for a day.
         """
         request = webhook_pb2.CreateWebhookRequest(
             parent=self.parent,

@@ -16,6 +16,7 @@ from flywheel.connection import request_id
 from flywheel.errors import PipelineError
 from flywheel.model_calls import ModelCalls
 from flywheel.pipeline_builder import Pipeline, compile_pipeline
+from flywheel.version_references import VersionReferences
 from flywheel_protos.trainer.v1 import origin_pb2, pipeline_graph_pb2, trainer_pb2
 from flywheel_protos.types.v1 import job_pb2
 
@@ -24,7 +25,7 @@ RUNS_PER_PAGE = 100
 UNSUCCESSFUL = (job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED, job_pb2.JOB_STATE_LOST)
 
 
-class PipelineCalls(ModelCalls):
+class PipelineCalls(ModelCalls, VersionReferences):
     """Calls of the trainer about stored pipelines and their runs."""
 
     async def apply_pipeline(self, definition: Pipeline) -> pipeline_graph_pb2.ApplyPipelineResponse:
@@ -76,10 +77,9 @@ class PipelineCalls(ModelCalls):
         )
         return (await self.trainer.ApprovePipelineStep(request)).pipeline_run
 
-    async def explain_version(self, model: str, version: int) -> origin_pb2.OriginNode:
-        """Where a model version comes from: policy, event, pipeline, run, training set, views and sources."""
-        name = f"{self.path('models', model)}/versions/{version}"
-        request = origin_pb2.ExplainModelVersionRequest(name=name)
+    async def explain_version(self, version: str) -> origin_pb2.OriginNode:
+        """Where a version comes from: policy, event, pipeline, run, training set, views and sources."""
+        request = origin_pb2.ExplainModelVersionRequest(name=await self.resolve_version(version))
         return (await self.trainer.ExplainModelVersion(request)).origin
 
     async def backfill(

@@ -97,6 +97,8 @@ class RegistrationCalls(ArtifactCalls):
     async def _features(self, feature_set: str, vocabularies: Mapping[str, Sequence[str]]) -> list[Feature]:
         request = feature_pb2.GetFeatureSetRequest(name=self.path("featureSets", feature_set))
         found = (await self.feature.GetFeatureSet(request)).feature_set
+        if unknown := vocabularies.keys() - {f.name for f in found.schema}:
+            raise ValueError(f"{min(unknown)} is no feature of {found.name}, so it has no vocabulary.")
         return [
             Feature(f.name, int(f.data_type), f.vector_size, tuple(vocabularies.get(f.name, ())))
             for f in found.schema

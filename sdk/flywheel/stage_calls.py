@@ -4,34 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from flywheel.connection import Connection, request_id
+from flywheel.connection import request_id
 from flywheel.release_serving import ReleaseServing
+from flywheel.version_references import VersionReferences
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 
 StageName = Literal["STAGING", "CANDIDATE", "PRODUCTION"]
 
 
-class StageCalls(Connection):
-    """Calls of the registry about stages and releases.
-
-    A version or release is a full name, or `model/3`: number 3 of a model of this project.
-    """
-
-    def version_name(self, version: str) -> str:
-        """`projects/{project}/models/{model}/versions/{n}`; a full name is returned unchanged."""
-        return self._numbered(version, "versions")
-
-    def release_name(self, release: str) -> str:
-        """`projects/{project}/models/{model}/releases/{n}`; a full name is returned unchanged."""
-        return self._numbered(release, "releases")
-
-    def _numbered(self, name: str, collection: str) -> str:
-        if name.startswith("projects/"):
-            return name
-        model, slash, number = name.partition("/")
-        if not (slash and model and number.isdigit()):
-            raise ValueError(f"{name!r} is neither a full name nor `model/number`.")
-        return f"{self.path('models', model)}/{collection}/{number}"
+class StageCalls(VersionReferences):
+    """Calls of the registry about stages and releases. Versions are named as in `resolve_version`."""
 
     async def promote(
         self, version: str, *, to: StageName | None = None, reason: str = "", override: bool = False
@@ -42,7 +24,7 @@ class StageCalls(Connection):
         `override` moves it although a gate fails; it needs a reason.
         """
         request = registry_pb2.PromoteModelVersionRequest(
-            name=self.version_name(version),
+            name=await self.resolve_version(version),
             to_stage=f"STAGE_{to or 'UNSPECIFIED'}",
             reason=reason,
             override=override,
@@ -53,7 +35,7 @@ class StageCalls(Connection):
     async def reject(self, version: str, reason: str) -> model_pb2.ModelVersion:
         """Moves a version that does not serve to REJECTED, which is final."""
         request = registry_pb2.RejectModelVersionRequest(
-            name=self.version_name(version), reason=reason, request_id=request_id()
+            name=await self.resolve_version(version), reason=reason, request_id=request_id()
         )
         return (await self.registry.RejectModelVersion(request)).model_version
 
@@ -72,7 +54,7 @@ class StageCalls(Connection):
             wanted.CopyFrom(release)
         if serving is not None:
             serving.apply_to(wanted)
-        wanted.model_version = self.version_name(version)
+        wanted.model_version = await self.resolve_version(version)
         request = registry_pb2.CreateReleaseRequest(
             parent=wanted.model_version.rpartition("/versions/")[0], release=wanted, request_id=request_id()
         )

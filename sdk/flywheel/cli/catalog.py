@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
-from flywheel.catalog_calls import Bounds
+from flywheel.catalog_calls import Sort
+from flywheel.cli.option_values import parse_bounds, parse_tags
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, errors, show, show_all, show_list
+from flywheel.cli.version_argument import Version
 from flywheel.client import Client
 from flywheel_protos.registry.v1 import search_pb2
 
@@ -20,7 +22,7 @@ FullName = Annotated[str, typer.Argument(help="Full name of a model, a version o
 def search(
     *,
     metric: Annotated[
-        list[str] | None, typer.Option(help="`auc>=0.8` or `log_loss<=0.4`; repeat for more")
+        list[str] | None, typer.Option(help="`auc>=0.8`, `log_loss<0.4`; repeat for more")
     ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="`key=value`; repeat for more")] = None,
     stage: Annotated[list[str] | None, typer.Option(help="e.g. PRODUCTION; repeat for more")] = None,
@@ -29,8 +31,9 @@ def search(
         list[str] | None,
         typer.Option(help="Full name of a run, training set, feature set, version, alert it was made from"),
     ] = None,
-    order_by: Annotated[str, typer.Option(help="Metric; default: the newest first")] = "",
-    descending: Annotated[bool, typer.Option(help="Largest metric first")] = False,
+    order_by: Annotated[str, typer.Option(help="Metric to order by; default: see --sort")] = "",
+    sort: Annotated[Sort, typer.Option(help="Order without a metric")] = "newest",
+    descending: Annotated[bool, typer.Option(help="Largest metric, or last name, first")] = False,
     limit: Limit = DEFAULT_LIMIT,
 ) -> None:
     """Find versions of all models of the project."""
@@ -43,6 +46,7 @@ def search(
             stages=[name.upper() for name in stage or ()],
             sources=source or (),
             order_by=order_by,
+            sort=sort,
             descending=descending,
             limit=limit,
         )
@@ -54,7 +58,7 @@ def search(
 
 
 def lineage(
-    resource: Annotated[str, typer.Argument(help="`model/3`, or the full name of any resource")],
+    resource: Annotated[str, typer.Argument(help="`model/3`, `model@alias`, or the full name of a resource")],
 ) -> None:
     """Show what a resource was made from, and what was made from it."""
 
@@ -81,7 +85,7 @@ def aliases(model: str, limit: Limit = DEFAULT_LIMIT) -> None:
 
 
 def alias(
-    version: Annotated[str, typer.Argument(help="`model/3`; with --delete only `model`")],
+    version: Annotated[str, typer.Argument(help="`model/3`, `model@alias`; with --delete only `model`")],
     alias_: Annotated[str, typer.Argument(metavar="ALIAS", help="e.g. `champion-eu`")],
     protected: Annotated[
         bool | None, typer.Option(help="Only promoters may move it; default: as it is")
@@ -102,7 +106,7 @@ def alias(
 
 
 def tag(
-    version: Annotated[str, typer.Argument(help="`model/3`, or the full name of a version")],
+    version: Version,
     tags: Annotated[list[str] | None, typer.Argument(help="`key=value` to add or replace")] = None,
     remove: Annotated[list[str] | None, typer.Option(help="Key to remove; repeat for more")] = None,
 ) -> None:
@@ -139,14 +143,14 @@ def restore(name: FullName, reason: Reason = "") -> None:
 
 
 def download(
-    version: Annotated[str, typer.Argument(help="`model/3`, or the full name of a version")],
+    version: Version,
     to: Annotated[Path, typer.Argument(help="File to write")],
     artifact: Annotated[str, typer.Option(help="File of the version")] = "model.onnx",
 ) -> None:
     """Download a file of a version and check its digest."""
 
     async def work(client: Client) -> None:
-        await client.download_artifact(client.version_name(version), artifact, to)
+        await client.download_artifact(version, artifact, to)
         console.print(f"written to {to}", highlight=False)
 
     call(work)
@@ -168,33 +172,6 @@ def collect(
         )
 
     call(work)
-
-
-def parse_bounds(texts: list[str] | tuple[str, ...]) -> dict[str, Bounds]:
-    """The bounds of `auc>=0.8` and `log_loss<=0.4`. Raises ValueError."""
-    found: dict[str, Bounds] = {}
-    for text in texts:
-        metric, sign, limit = text.partition(">=" if ">=" in text else "<=")
-        try:
-            value = float(limit)
-        except ValueError:
-            sign = ""
-        if not (metric and sign):
-            raise ValueError(f"{text!r} is neither `metric>=number` nor `metric<=number`.")
-        low, high = found.get(metric, (None, None))
-        found[metric] = (value, high) if sign == ">=" else (low, value)
-    return found
-
-
-def parse_tags(texts: list[str] | tuple[str, ...]) -> dict[str, str]:
-    """The tags of `key=value`. Raises ValueError."""
-    found = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not (key and equals):
-            raise ValueError(f"{text!r} is not `key=value`.")
-        found[key] = value
-    return found
 
 
 def add_commands(models: typer.Typer) -> None:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flywheel.cli.output import call, console, show, state
+from flywheel.cli.version_argument import ModelOrVersion
 from flywheel.client import Client
 from flywheel.connection import timestamp
 from flywheel.monitor_report.explanation import EQUAL_IMPORTANCE, HEADER, explanation_rows
@@ -17,7 +18,7 @@ from flywheel_protos.monitor.v1 import explanation_pb2 as pb
 
 
 def explain(
-    model: Annotated[str, typer.Argument(help="A model, or a version of one: late/versions/3")],
+    model: ModelOrVersion,
     start: Annotated[datetime | None, typer.Option(help="UTC; default: the newest evaluated window")] = None,
     end: Annotated[datetime | None, typer.Option(help="UTC")] = None,
     segment: Annotated[str, typer.Option(help="Only this segment")] = "",
@@ -26,7 +27,7 @@ def explain(
 
     async def work(client: Client) -> None:
         request = pb.ExplainDriftRequest(
-            name=client.path("models", model),
+            name=await client.resolve_served(model),
             start_time=timestamp(start) if start else None,
             end_time=timestamp(end) if end else None,
             segment=segment,

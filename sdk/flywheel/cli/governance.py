@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show, show_all, show_list
+from flywheel.cli.version_argument import Version
 from flywheel.client import Client
 from flywheel_protos.registry.v1 import webhook_pb2
 
 
 def approve(
-    version: Annotated[str, typer.Argument(help="`model/3`, or the full name of a version")],
+    version: Version,
     reason: Annotated[str, typer.Option(help="What you have looked at; written to the audit log")],
 ) -> None:
     """Approve a version of another person for production."""
@@ -45,7 +46,7 @@ def webhook(
     event: Annotated[
         list[str] | None,
         typer.Option(
-            help="STAGE_CHANGED, ROLLOUT_CHANGED or ROLLOUT_ALERT (ended without a promotion, or stalled); "
+            help="STAGE_CHANGED, ROLLOUT_CHANGED or ROLLOUT_ALERT (ended unpromoted, stalled, long paused); "
             "default: all changes; repeat for more"
         ),
     ] = None,

@@ -11,9 +11,11 @@ import numpy as np
 import typer
 
 from flywheel.cli import archives, catalog, governance, stages
+from flywheel.cli.option_values import parse_metrics, parse_tags, parse_vocabularies
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show, show_list
 from flywheel.cli.rollouts import rollout
 from flywheel.cli.variants import variants
+from flywheel.cli.version_argument import Version
 from flywheel.client import Client
 from flywheel.model_watch import ModelWatch
 from flywheel.report import alerts_table, versions_table
@@ -105,6 +107,14 @@ def register(
     class_name: Annotated[list[str] | None, typer.Option(help="Repeat per class, in order")] = None,
     unit: Annotated[str, typer.Option(help="Unit of a regression")] = "",
     size: Annotated[int, typer.Option(help="Elements of a vector")] = 0,
+    vocabularies: Annotated[
+        Path | None,
+        typer.Option(help="JSON file: text feature that the model gets as a number → its values, in order"),
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="`auc=0.8`; repeat for more")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="`key=value`; repeat for more")] = None,
+    description: Annotated[str, typer.Option(help="What the version is")] = "",
+    training_run: Annotated[str, typer.Option(help="Run that made the file: its id or full name")] = "",
 ) -> None:
     """Register an ONNX file as a new version; the registry checks it."""
     if signature != "auto":
@@ -126,6 +136,11 @@ def register(
                 class_names=class_name or (),
                 unit=unit,
                 size=size,
+                vocabularies={} if vocabularies is None else parse_vocabularies(vocabularies.read_text()),
+                metrics=parse_metrics(metric or ()),
+                tags=parse_tags(tag or ()),
+                description=description,
+                training_run=training_run,
             )
         )
 
@@ -133,11 +148,12 @@ def register(
 
 
 @models.command("check")
-def check(version: str) -> None:
+def check(version: Version) -> None:
     """Repeat the check of a version, e.g. after its feature set was applied."""
 
     async def work(client: Client) -> None:
-        request = registry_pb2.CheckModelVersionRequest(name=version)
+        name = await client.resolve_version(version)
+        request = registry_pb2.CheckModelVersionRequest(name=name)
         show((await client.registry.CheckModelVersion(request, timeout=120.0)).model_version)
 
     call(work)

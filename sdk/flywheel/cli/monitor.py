@@ -10,6 +10,7 @@ import typer
 
 from flywheel.cli.explain_drift import explain
 from flywheel.cli.output import call, console
+from flywheel.cli.version_argument import ModelOrVersion
 from flywheel.client import Client
 from flywheel.connection import timestamp
 from flywheel.monitor_report import read_report, report_page
@@ -21,7 +22,7 @@ monitor.command()(explain)
 
 @monitor.command("report")
 def report(
-    model: Annotated[str, typer.Argument(help="A model, or a version of one: late/versions/3")],
+    model: ModelOrVersion,
     out: Annotated[Path, typer.Option(help="File to write")] = Path("report.html"),
     start: Annotated[datetime | None, typer.Option(help="UTC; default: the newest evaluated window")] = None,
     end: Annotated[datetime | None, typer.Option(help="UTC")] = None,

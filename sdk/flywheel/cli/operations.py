@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show, show_all, show_list
+from flywheel.cli.version_argument import ModelOrVersion, Version
 from flywheel.client import Client
 from flywheel.connection import request_id
 from flywheel_protos.monitor.v1 import monitor_pb2
@@ -95,11 +96,11 @@ def resolve(alert: str, reason: Annotated[str, typer.Option(help="Stored with th
 
 
 @alerts.command("drift")
-def drift(model: str) -> None:
+def drift(model: ModelOrVersion) -> None:
     """Compare the last closed window of a model with its reference."""
 
     async def work(client: Client) -> None:
-        request = monitor_pb2.GetDriftReportRequest(name=client.path("models", model))
+        request = monitor_pb2.GetDriftReportRequest(name=await client.resolve_served(model))
         report = (await client.monitor.GetDriftReport(request)).report
         window = f"{report.window_start.ToDatetime()} – {report.window_end.ToDatetime()}"
         console.print(f"{report.model_version} {window}: {report.reason}")
@@ -121,11 +122,11 @@ def drift(model: str) -> None:
 
 
 @alerts.command("performance")
-def performance(model_version: str) -> None:
+def performance(version: Version) -> None:
     """Show the quality of the labelled predictions of a version, by its kind of output, and its latency."""
 
     async def work(client: Client) -> None:
-        request = monitor_pb2.GetPerformanceRequest(model_version=client.path("models", model_version))
+        request = monitor_pb2.GetPerformanceRequest(model_version=await client.resolve_version(version))
         show((await client.monitor.GetPerformance(request)).performance)
 
     call(work)

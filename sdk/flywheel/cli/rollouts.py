@@ -73,7 +73,7 @@ def resume(name: str, reason: Reason) -> None:
 
 @rollout.command("skip")
 def skip(name: str, reason: Reason) -> None:
-    """Move to the next step without waiting for evidence."""
+    """Move to the next step without evidence; a gateway must have loaded the release."""
     _changed(lambda client: client.skip_rollout_step(name, reason))
 
 

@@ -9,12 +9,12 @@ import typer
 from google.protobuf import json_format
 
 from flywheel.cli.output import call, console, show
+from flywheel.cli.version_argument import Version
 from flywheel.client import Client
 from flywheel.release_serving import ReleaseServing
 from flywheel.stage_calls import StageName
 from flywheel_protos.registry.v1 import model_pb2
 
-Version = Annotated[str, typer.Argument(help="`model/3`, or the full name of a version")]
 Reason = Annotated[str, typer.Option(help="Written to the audit log")]
 
 

@@ -1,27 +1,21 @@
-"""The command `flywheel models why MODEL/VERSION`."""
+"""The command `flywheel models why VERSION`."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
 from rich.markup import escape
 from rich.tree import Tree
 
 from flywheel.cli.output import call, console, show, state
+from flywheel.cli.version_argument import Version
 from flywheel.client import Client
 from flywheel_protos.trainer.v1 import origin_pb2
 
 
-def why(version: Annotated[str, typer.Argument(help="MODEL/VERSION, such as late-arrival/3")]) -> None:
+def why(version: Version) -> None:
     """Show where a version comes from: policy, event, pipeline, run, training set, views, sources."""
-    model, _, number = version.removesuffix("/").rpartition("/")
-    model = model.removesuffix("/versions")
-    if not model or not number.isdigit():
-        raise typer.BadParameter("give MODEL/VERSION, such as late-arrival/3")
 
     async def work(client: Client) -> None:
-        found = await client.explain_version(model, int(number))
+        found = await client.explain_version(version)
         if state["json"]:
             show(found)
         else:

@@ -52,7 +52,7 @@ async def read_report(
     NotFound when the model has made no predictions, or has no reference.
     """
     monitor = client.monitor
-    name = client.path("models", model)
+    name = await client.resolve_served(model)
     first, last = timestamp(start) if start else None, timestamp(end) if end else None
     series: Sequence[monitor_pb2.DriftReport] = ()
     if window_seconds is not None:

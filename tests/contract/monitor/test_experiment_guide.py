@@ -23,7 +23,7 @@ from flywheel_monitor.experiments.counting import count_events_once
 from flywheel_protos.monitor.v1 import experiment_pb2 as pb
 from flywheel_registry.fakes.store import MemoryStore
 from tests.support.builders.monitor import CHALLENGER, START_US, outcomes, predictions
-from tests.support.builders.registry import ModelClient
+from tests.support.builders.registry import ModelClient, gateway_with
 from tests.support.servers.monitor import LocalMonitor, listening, memory_monitor
 from tests.support.servers.registry import running_memory_registry
 
@@ -112,8 +112,11 @@ async def play(monitor: LocalMonitor, sources: tuple[str, str], generation: int)
 async def test_the_guide_leads_to_a_verdict(platform: Platform) -> None:
     start, create, listed, show, conclude, variants = COMMANDS
     await platform.run(start)
-    async with fw.Client(**platform.addresses) as client:
-        rollout = await client.skip_rollout_step(f"{MODEL}/rollouts/2", "no gateway here")
+    async with (
+        fw.Client(**platform.addresses) as client,
+        gateway_with(client.registry, f"{MODEL}/releases/2"),
+    ):
+        rollout = await client.skip_rollout_step(f"{MODEL}/rollouts/2", "no evidence here")
     await platform.run(create)
     assert NAME in await platform.run(listed)
     assert "0 of 100 subjects" in await platform.run(show)
@@ -142,7 +145,8 @@ async def test_named_variants_are_arms_with_their_shares(platform: Platform) -> 
     async with fw.Client(
         **platform.addresses
     ) as client:  # Only a version that has answered may be a variant.
-        await client.skip_rollout_step(f"{MODEL}/rollouts/2", "no gateway here")
+        async with gateway_with(client.registry, f"{MODEL}/releases/2"):
+            await client.skip_rollout_step(f"{MODEL}/rollouts/2", "no evidence here")
         await client.abort_rollout(f"{MODEL}/rollouts/2", "variants instead")
     await platform.run(COMMANDS[-1])
     declared: Any = {"name": "price", "model": "late", "primary": [fw.Metric("conversion", "purchase")]}

@@ -144,7 +144,7 @@ async def test_a_model_has_one_active_rollout_with_its_history(
     assert [2] == numbers([rollout])
     assert rollout == await client.rollout(rollout.name)
     for _ in range(2):
-        await client.stub.SkipRolloutStep(pb.SkipRolloutStepRequest(name=rollout.name, reason="known"))
+        await client.skip(rollout.name, "known")
     await client.stub.AbortRollout(pb.AbortRolloutRequest(name=rollout.name, reason="enough"))
     ended = await client.rollout(rollout.name)
     assert [

@@ -87,7 +87,7 @@ async def test_watchers_receive_a_snapshot_and_then_every_change(client: ModelCl
             serving.challenger_percent,
         )
         for expected in ((4, 100, 0), (5, 0, 5)):
-            await client.stub.SkipRolloutStep(pb.SkipRolloutStepRequest(name=rollout.name, reason="known"))
+            await client.skip(rollout.name, "known")
             serving = (await next_state()).models[0]
             assert expected == (serving.generation, serving.shadow_percent, serving.challenger_percent)
         async with watching(client, "projects/default") as late:

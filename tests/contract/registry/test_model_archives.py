@@ -61,7 +61,7 @@ async def model(client: ModelClient) -> None:
 
 
 async def version(client: fw.Client, number: int) -> model_pb2.ModelVersion:
-    request = registry_pb2.GetModelVersionRequest(name=client.version_name(f"late/{number}"))
+    request = registry_pb2.GetModelVersionRequest(name=f"projects/default/models/late/versions/{number}")
     found: model_pb2.ModelVersion = (await client.registry.GetModelVersion(request)).model_version
     return found
 

@@ -22,7 +22,7 @@ from flywheel_registry.models.errors import (
     ConcurrentStageChange,
 )
 from flywheel_registry.models.model import Model
-from flywheel_registry.models.search import MetricBounds, VersionQuery
+from flywheel_registry.models.search import MetricBounds, Order, VersionQuery
 from flywheel_registry.models.version import Artifact, FeatureUse, GoldenRows, ModelVersion
 from flywheel_registry.policies.gate_policy import (
     ExperimentRequirement,
@@ -447,6 +447,13 @@ async def test_versions_are_found_by_metric_tag_stage_and_source(store: Store[Ro
         order_by="auc", descending=True
     )
     assert [(late, 2), (late, 3), (other, 2)] == await found(order_by="loss")
+    assert [(late, 1), (other, 1), (late, 2), (other, 2), (late, 3)] == await found(order=Order.OLDEST)
+    by_name = [(late, 1), (late, 2), (late, 3), (other, 1), (other, 2)]
+    assert by_name == await found(order=Order.NAME)
+    assert by_name[::-1] == await found(order=Order.NAME, descending=True)
+    assert [(late, 2), (late, 3)] == await found(
+        order=Order.NAME, models=[late], metrics=(MetricBounds("auc", 0.6),)
+    )
     assert [(other, 2), (other, 1)] == await found(models=[other])
     bounds = (MetricBounds("auc", 0.7, 0.8), MetricBounds("loss", high=1.0))
     assert [(late, 3), (other, 2)] == await found(metrics=bounds)

@@ -301,16 +301,28 @@ class RolloutMachine(RuleBasedStateMachine):
             self.reject(self.oracle.version_of[former[-1 - choice % len(former)]] - 1)
             self.roll_back(None)
 
-    @rule(command=st.sampled_from(["pause", "resume", "skip", "abort"]))
-    def command(self, command: str) -> None:
+    @rule(command=st.sampled_from(["pause", "resume", "skip", "abort"]), loaded=st.booleans())
+    def command(self, command: str, loaded: bool) -> None:
+        async def change(number: int) -> None:
+            if command == "skip":
+                self.simulation.loaded = set()
+                await self.simulation.heartbeat()
+                await self.simulation.skip(number, loaded=loaded)
+            else:
+                await self.simulation.change(command, number)
+
         run = self.oracle.running
         if run is None:
             if self.oracle.rollouts:
                 expected = "NOT_PAUSED" if command == "resume" else "ROLLOUT_ENDED"
-                assert expected == self.reason_of(self.simulation.change(command, self.oracle.rollouts))
+                assert expected == self.reason_of(change(self.oracle.rollouts))
             return
         expected = "NOT_PAUSED" if command == "resume" and not run.paused else None
-        assert expected == self.reason_of(self.simulation.change(command, run.number))
+        if command == "skip" and run.position == 0 and not loaded:
+            expected = "NOT_LOADED"
+        assert expected == self.reason_of(change(run.number))
+        if expected == "NOT_LOADED":
+            return
         if command == "skip":
             self.oracle.advance()
         elif command == "abort":

@@ -75,13 +75,29 @@ async def test_a_model_has_one_active_rollout_and_keeps_its_history(observed: An
 async def test_a_hold_is_stored_only_for_the_current_step(store: Store[RolloutRecords]) -> None:
     await add_model(store)
     rollout = await in_transaction(store, lambda r: r.add_rollout(ROLLOUT))
-    waiting = replace(rollout, reason="too few labels", step_started_at=CREATED_AT)
+    waiting = replace(
+        rollout,
+        reason="too few labels",
+        step_started_at=CREATED_AT,
+        evidence_count=2**40,
+        evidence_grew_at=CREATED_AT + timedelta(hours=1),
+    )
     await in_transaction(store, lambda r: r.note_hold(waiting, Progress(step=1)))
     async with store.reading() as records:
         assert rollout == await records.rollout(MODEL, 1)
     await in_transaction(store, lambda r: r.note_hold(waiting, rollout.progress))
     async with store.reading() as records:
         assert replace(waiting, last_decision=Decision.HOLD) == await records.rollout(MODEL, 1)
+    await in_transaction(store, lambda r: r.note_alert(replace(rollout, alerted_at=CREATED_AT)))
+    await in_transaction(store, lambda r: r.note_hold(waiting, rollout.progress))
+    moved = replace(rollout, progress=Progress(RolloutState.CANARY, 10.0, 1), reason="passed")
+    step = RolloutStep("CANARY", 10.0, CREATED_AT, "passed")
+    async with store.reading() as records:
+        assert [None] == [r.alerted_at for r in await records.undecided_rollouts()]
+    await in_transaction(store, lambda r: r.change_rollout(moved, step))
+    async with store.reading() as records:
+        (found,) = await records.undecided_rollouts()
+    assert (0, None) == (found.evidence_count, found.evidence_grew_at)
 
 
 async def test_a_paused_rollout_is_active_but_not_undecided(store: Store[RolloutRecords]) -> None:
@@ -94,15 +110,20 @@ async def test_a_paused_rollout_is_active_but_not_undecided(store: Store[Rollout
     async with store.reading() as records:
         assert [] == await records.undecided_rollouts()
         active = await records.active_rollout(MODEL)
-        at = [CREATED_AT - timedelta(seconds=1), CREATED_AT]
-        assert [0, 1] == [await records.paused_rollouts(time) for time in at]
+        assert [] == await records.paused_rollouts(CREATED_AT - timedelta(seconds=1))
+        assert [active] == await records.paused_rollouts(CREATED_AT)
     assert active is not None and paused.progress == active.progress
+    reported = replace(active, alerted_at=CREATED_AT + timedelta(days=1))
+    await in_transaction(store, lambda r: r.note_alert(reported))
+    async with store.reading() as records:
+        assert [reported] == await records.paused_rollouts(CREATED_AT)
     resumed = replace(paused, progress=Progress(RolloutState.SHADOW, 0.0, 2))
     await in_transaction(
         store, lambda r: r.change_rollout(resumed, RolloutStep("SHADOW", 0.0, CREATED_AT, "go on"))
     )
     async with store.reading() as records:
-        assert 0 == await records.paused_rollouts(CREATED_AT)
+        assert [] == await records.paused_rollouts(CREATED_AT)
+        assert [None] == [r.alerted_at for r in await records.undecided_rollouts()]
 
 
 async def test_routing_is_the_one_set_last(store: Store[RolloutRecords]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 import flywheel as fw
-from flywheel.cli.catalog import parse_bounds, parse_tags
+from flywheel.cli.option_values import parse_bounds, parse_tags
 from flywheel_protos.registry.v1 import artifact_pb2, model_pb2, registry_pb2, search_pb2
 from tests.support.builders.onnx_models import constant_half
 from tests.support.builders.registry import ModelClient
@@ -54,6 +55,46 @@ async def test_versions_of_all_models_are_searched(client: ModelClient, sdk: fw.
 
 
 @pytest.mark.parametrize(
+    ("metric", "found"),
+    [("auc>0.5", [2, 3]), ("auc>=0.5", [1, 2, 3]), ("auc<0.7", [1]), ("auc<=0.7", [1, 2]), ("auc>0.9", [])],
+)
+async def test_strict_bounds_leave_out_the_limit(client: ModelClient, metric: str, found: list[int]) -> None:
+    await client.create()
+    for auc in (0.5, 0.7, 0.9):
+        await client.version(auc=auc)
+    command = ["--json", "models", "search", "--metric", metric, "--sort", "oldest"]
+    shown = await flywheel(*command, registry=client.stub.address)
+    assert 0 == shown.exit_code, shown.output
+    assert list(map(str, found)) == re.findall(r'"name": "[^"]+/versions/(\d+)"', shown.output)
+
+
+async def test_versions_are_listed_by_name_and_oldest_first(client: ModelClient, sdk: fw.Client) -> None:
+    other = ModelClient(client.stub, "early")
+    await client.create()
+    await other.create()
+    late = [(await client.version()).name for _ in range(2)]
+    early = (await other.version()).name
+
+    async def names(**order: Any) -> list[str]:
+        return [v.name for v in (await sdk.search_versions(**order)).items]
+
+    assert [early, *late[::-1]] == await names()
+    assert [*late, early] == await names(sort="oldest")
+    assert [early, *late] == await names(sort="name")
+    assert [*late[::-1], early] == await names(sort="name", descending=True)
+    request = search_pb2.SearchModelVersionsRequest(
+        parent="projects/default", order=search_pb2.SEARCH_ORDER_NAME, page_size=2
+    )
+    page = await client.stub.SearchModelVersions(request)
+    request.page_token = page.next_page_token
+    rest = await client.stub.SearchModelVersions(request)
+    assert [early, *late] == [v.name for v in (*page.model_versions, *rest.model_versions)]
+    request.order = search_pb2.SEARCH_ORDER_OLDEST_FIRST
+    with refused("INVALID_ARGUMENT", "INVALID_PAGE_TOKEN"):
+        await client.stub.SearchModelVersions(request)
+
+
+@pytest.mark.parametrize(
     "condition",
     [
         {"metrics": [search_pb2.MetricBounds(metric="auc", min=2, max=1)]},
@@ -62,6 +103,8 @@ async def test_versions_of_all_models_are_searched(client: ModelClient, sdk: fw.
         {"metrics": [search_pb2.MetricBounds(metric="auc")] * 21},
         {"sources": [""]},
         {"descending": True},
+        {"descending": True, "order": search_pb2.SEARCH_ORDER_OLDEST_FIRST},
+        {"order_by_metric": "auc", "order": search_pb2.SEARCH_ORDER_NAME},
     ],
 )
 async def test_a_search_that_cannot_be_met_is_refused(client: ModelClient, condition: Any) -> None:
@@ -236,6 +279,7 @@ def numbers_of(model: model_pb2.ServingModel) -> list[int]:
 def test_conditions_of_the_command_are_parsed() -> None:
     assert {"auc": (0.5, 0.75), "loss": (None, 1.0)} == parse_bounds(["auc>=0.5", "auc<=0.75", "loss<=1"])
     assert {"a": "b=c"} == parse_tags(["a=b=c"])
-    for text in ("auc", "auc>=x", ">=1", "auc>1"):
+    assert {"auc": (0.75, 0.8)} == parse_bounds(["auc>=0.5", "auc>=0.75", "auc<=0.8", "auc<=0.9"])
+    for text in ("auc", "auc>=x", ">=1", "auc=1", "auc>nan"):
         with pytest.raises(ValueError, match="neither"):
             parse_bounds([text])

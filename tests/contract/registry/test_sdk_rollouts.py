@@ -12,7 +12,7 @@ import pytest
 import flywheel as fw
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.registry.v1 import registry_pb2 as pb
-from tests.support.builders.registry import ModelClient
+from tests.support.builders.registry import ModelClient, gateway_with
 from tests.support.commands import flywheel
 
 State = model_pb2.RolloutState
@@ -45,7 +45,8 @@ async def test_the_sdk_starts_changes_and_watches_a_rollout(client: ModelClient,
     async def watch() -> list[int]:
         return [found.state async for found in sdk.watch_rollout(rollout.name)]
 
-    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+    loaded = gateway_with(client.stub, releases[1])
+    async with loaded, asyncio.timeout(20), asyncio.TaskGroup() as group:
         watching = group.create_task(watch())
         for change, state in (
             (sdk.pause_rollout, "PAUSED"),
@@ -61,7 +62,7 @@ async def test_the_sdk_starts_changes_and_watches_a_rollout(client: ModelClient,
 async def test_an_ab_test_is_concluded_by_the_sdk(client: ModelClient, sdk: fw.Client) -> None:
     releases = await two_releases(client)
     rollout = await sdk.start_rollout("late", releases[1], policy=AB_TEST, reason="conversion")
-    await sdk.skip_rollout_step(rollout.name, "no gateway here")
+    await client.skip(rollout.name)
     done = await sdk.conclude_rollout(rollout.name, "SHIP", "conversion +2 %")
     assert State.ROLLOUT_STATE_PROMOTED == done.state
     back = await sdk.rollback("late", "worse at night", to="1")
@@ -78,15 +79,22 @@ async def test_the_command_line_runs_a_rollout(client: ModelClient, tmp_path: An
     started = await cli(client, *start, "--reason", "conversion")
     assert 0 == started.exit_code, started.output
     name = f"{client.model}/rollouts/2"
-    for command, words in (
-        (["pause"], "PAUSED"),
-        (["resume"], "PENDING_LOAD"),
-        (["skip"], "CANARY"),
-        (["conclude", "ROLL_BACK"], "ROLLED_BACK"),
-    ):
+
+    async def change(*command: str) -> Any:
         verb, *verdict = command
-        answer = await cli(client, "models", "rollout", verb, name, *verdict, "--reason", "why")
-        assert (0, True) == (answer.exit_code, words in answer.output), answer.output
+        return await cli(client, "models", "rollout", verb, name, *verdict, "--reason", "why")
+
+    early = await change("skip")
+    assert (1, True) == (early.exit_code, "NOT_LOADED" in early.output), early.output
+    async with gateway_with(client.stub, f"{client.model}/releases/2"):
+        for command, words in (
+            (["pause"], "PAUSED"),
+            (["resume"], "PENDING_LOAD"),
+            (["skip"], "CANARY"),
+            (["conclude", "ROLL_BACK"], "ROLLED_BACK"),
+        ):
+            answer = await change(*command)
+            assert (0, True) == (answer.exit_code, words in answer.output), answer.output
     watched = await cli(client, "models", "rollout", "watch", name)
     assert (1, True) == (watched.exit_code, "ROLLED_BACK" in watched.output)
 

@@ -70,12 +70,6 @@ async def test_a_version_is_rejected_with_a_reason(client: ModelClient, sdk: fw.
     assert model_pb2.STAGE_REJECTED == rejected.stage
 
 
-@pytest.mark.parametrize("name", ["late", "late/x", "/1"])
-def test_a_malformed_version_is_refused_before_the_call(name: str) -> None:
-    with pytest.raises(ValueError, match="neither"):
-        fw.Client().version_name(name)
-
-
 SERVING = {
     "cached_max_age": "3600s",
     "feature_policies": [

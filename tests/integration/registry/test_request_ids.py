@@ -16,7 +16,7 @@ from flywheel_protos.registry.v1 import (
 )
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.config import RegistrySettings
-from tests.support.builders.registry import ModelClient
+from tests.support.builders.registry import ModelClient, gateway_with
 from tests.support.row_counts import row_digests
 from tests.support.servers.registry import NO_TICKS, refused, running_registry
 
@@ -113,7 +113,8 @@ async def test_every_mutation_is_idempotent_by_its_request_id(
         rollout = (await client.start((await client.release(second.name)).name)).name
         await once("PauseRollout", pb.PauseRolloutRequest(name=rollout, reason="a"), reason="b")
         await once("ResumeRollout", pb.ResumeRolloutRequest(name=rollout, reason="a"), reason="b")
-        await once("SkipRolloutStep", pb.SkipRolloutStepRequest(name=rollout, reason="a"), reason="b")
+        async with gateway_with(stub, (await client.rollout(rollout)).challenger_release):
+            await once("SkipRolloutStep", pb.SkipRolloutStepRequest(name=rollout, reason="a"), reason="b")
         await once("AbortRollout", pb.AbortRolloutRequest(name=rollout, reason="a"), reason="b")
 
         holdback = model_pb2.Variant(name="hold", release=champion.name, percent=1)
@@ -123,7 +124,7 @@ async def test_every_mutation_is_idempotent_by_its_request_id(
         ab_test = model_pb2.RolloutPolicy(canary_percents=[50], until_verdict=True)
         start = (await client.release(second.name)).name
         rollout = (await client.start(start, policy=ab_test, reason="a")).name
-        await stub.SkipRolloutStep(pb.SkipRolloutStepRequest(name=rollout, reason="a"))
+        await client.skip(rollout)
         verdict = pb.ConcludeRolloutRequest(name=rollout, verdict=pb.EXPERIMENT_VERDICT_ROLL_BACK, reason="a")
         await once("ConcludeRollout", verdict, reason="b")
 

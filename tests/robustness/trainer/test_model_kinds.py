@@ -25,6 +25,7 @@ from flywheel_registry.fakes.checks import MemoryFeatureSets
 from flywheel_registry.fakes.store import MemoryStore
 from flywheel_registry.server import wire
 from flywheel_registry.store.onnxruntime.graphs import OnnxGraphs
+from tests.support.builders.registry import gateway_with
 from tests.support.builders.trainer import learnable_rows
 from tests.support.eventually import eventually
 from tests.support.peers.trainer import FEATURE_SET, MODEL, TRAINING_SET, Peers
@@ -126,8 +127,9 @@ async def test_a_regression_passes_the_standard_pipeline_and_is_compared(
     assert (release.calibration.WhichOneof("kind"), release.threshold) == (None, 0.0)
     assert release.fallback.default_score == -12.5
 
-    skip = registry_pb2.SkipRolloutStepRequest(name=run.rollout, reason="no gateway in this test")
-    await registry.SkipRolloutStep(skip)
+    skip = registry_pb2.SkipRolloutStepRequest(name=run.rollout, reason="no ticker in this test")
+    async with gateway_with(registry, run.release):
+        await registry.SkipRolloutStep(skip)
     again = await finished(client, started, "second")
     challenger = (
         await registry.GetModelVersion(registry_pb2.GetModelVersionRequest(name=again.model_version))

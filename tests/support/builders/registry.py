@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+import grpc
 import numpy as np
 
+from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.postgres.transactions import Store
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_registry.models.model import Model
@@ -117,10 +121,14 @@ class ModelClient:
         request = registry_pb2.StartRolloutRequest(parent=self.model, challenger_release=release, **fields)
         return (await self.stub.StartRollout(request)).rollout
 
-    async def skip(self, rollout: str, reason: str = "no gateway in this test") -> model_pb2.Rollout:
-        """Move a rollout to its next step without evidence; a first release is promoted."""
+    async def skip(self, rollout: str, reason: str = "no evidence in this test") -> model_pb2.Rollout:
+        """Move a rollout to its next step without evidence; a first release is promoted.
+
+        A gateway that has loaded the release reports meanwhile.
+        """
         request = registry_pb2.SkipRolloutStepRequest(name=rollout, reason=reason)
-        return (await self.stub.SkipRolloutStep(request)).rollout
+        async with gateway_with(self.stub, (await self.rollout(rollout)).challenger_release):
+            return (await self.stub.SkipRolloutStep(request)).rollout
 
     async def rollout(self, name: str) -> model_pb2.Rollout:
         return (await self.stub.GetRollout(registry_pb2.GetRolloutRequest(name=name))).rollout
@@ -128,13 +136,43 @@ class ModelClient:
     async def champion(self, label: str = "first") -> tuple[model_pb2.ModelVersion, model_pb2.Release]:
         """Return the model's first version and release, which serve."""
         version, release = await self.staged(label)
-        await self.skip((await self.start(release.name)).name)
+        rollout = await self.start(release.name)
+        try:
+            await self.skip(rollout.name)
+        except grpc.RpcError as error:
+            if from_rpc_error(error).reason != "ROLLOUT_ENDED":  # the ticker saw the gateway first
+                raise
         return version, release
 
     async def audit(self) -> list[model_pb2.AuditEntry]:
         """Return up to 1000 audit entries, oldest first."""
         request = registry_pb2.ListAuditEntriesRequest(parent=self.model, page_size=1000)
         return list(reversed((await self.stub.ListAuditEntries(request)).entries))
+
+
+@asynccontextmanager
+async def gateway_with(stub: Any, release: str) -> AsyncIterator[None]:
+    """A gateway that has loaded a release and reports until it leaves at the end."""
+    model = release.partition("/releases/")[0]
+    loaded = model_pb2.ObservedModel(model=model, generation=1, ready_releases=[release])
+    report = registry_pb2.ReportServingRequest(gateway_id="gateway-with-release", models=[loaded])
+
+    async def repeat() -> None:
+        while True:
+            await asyncio.sleep(0.2)
+            await stub.ReportServing(report)
+
+    await stub.ReportServing(report)
+    repeated = asyncio.create_task(repeat())
+    try:
+        yield
+    finally:
+        repeated.cancel()
+        with suppress(asyncio.CancelledError):
+            await repeated
+        await stub.ReportServing(
+            registry_pb2.ReportServingRequest(gateway_id="gateway-with-release", leaving=True)
+        )
 
 
 def numbers(resources: Any) -> list[int]:

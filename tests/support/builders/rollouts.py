@@ -22,6 +22,7 @@ from flywheel_registry.releases.names import ReleaseName
 from flywheel_registry.releases.release import Release
 from flywheel_registry.rollouts.comparison import Comparison
 from flywheel_registry.rollouts.lifecycle import RolloutLifecycle
+from flywheel_registry.rollouts.loading import GATEWAY_SECONDS
 from flywheel_registry.rollouts.names import RolloutName
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.rollouts.rollout import Rollout
@@ -68,9 +69,13 @@ class Simulation:
         self.gateways = MemoryGateways(self.clock)
         self.lifecycle = RolloutLifecycle(self.clock)
         self.start = RolloutStart(self.clock)
-        self.ticker = Ticker(self.store, self.lifecycle, self.monitor, self.gateways, self.clock, 1.0)
         self.loaded: set[str] = set()
         self.failures: dict[str, str] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Replace the ticker, as a restart or another replica does."""
+        self.ticker = Ticker(self.store, self.lifecycle, self.monitor, self.gateways, self.clock, 1.0)
 
     async def create(
         self, *, gate: GatePolicy | None = None, policy: RolloutPolicy | None = None, champion: bool = True
@@ -83,7 +88,7 @@ class Simulation:
             await records.add_model(model)
         if champion:
             rollout = await self.begin(await self.release(auc=0.7))
-            await self.change("skip", rollout.number)
+            await self.skip(rollout.number, loaded=True)
 
     async def release(self, *, stage: Stage | None = Stage.STAGING, **metrics: float) -> int:
         """Add a version with a release and promote it to `stage`; return the release's number."""
@@ -137,6 +142,15 @@ class Simulation:
             name = RolloutName.numbered(self.model, number)
             result: Rollout = await getattr(self.lifecycle, what)(records, name, *arguments, "why", "ann")
             return result
+
+    async def skip(self, number: int, *, loaded: bool = False) -> Rollout:
+        """Skip the step of a rollout; `loaded`: a gateway, which then leaves, has loaded its challenger."""
+        if loaded:
+            challenger = f"{self.model}/releases/{(await self.rollout(number)).challenger}"
+            await self.gateways.heartbeat("other", [ObservedModel(self.model, 1, (challenger,))])
+        gateways = await self.gateways.recent(GATEWAY_SECONDS)
+        await self.gateways.remove("other")
+        return await self.change("skip", number, gateways)
 
     async def heartbeat(self) -> None:
         """Report one live gateway, with what it has loaded and what failed."""

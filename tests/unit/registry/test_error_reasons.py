@@ -36,6 +36,7 @@ REASONS = {
         "NOTHING_TO_ROLL_BACK_TO",
         "NOT_AN_EXPERIMENT",
         "NOT_DECLARED",
+        "NOT_LOADED",
         "NOT_PAUSED",
         "NOT_STAGED",
         "NO_RELEASE",

@@ -19,14 +19,22 @@ from flywheel_registry.rollback.errors import NothingToRollBackTo
 from flywheel_registry.rollback.rollback import Rollbacks
 from flywheel_registry.rollouts.lifecycle import RolloutLifecycle
 from flywheel_registry.rollouts.names import RolloutName
+from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.rollouts.start import RolloutStart
 from flywheel_registry.rollouts.state_machine import RolloutState
+from flywheel_registry.serving.gateways import Gateway, ObservedModel
 from flywheel_registry.stages.transitions import Stage
 
 LATE = "projects/p/models/late"
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 CLOCK = ManualClock(AT)
 LIFECYCLE = RolloutLifecycle(CLOCK)
+
+
+def loaded_by_a_gateway(rollout: Rollout) -> list[Gateway]:
+    """One live gateway that has loaded the challenger."""
+    ready = (f"{LATE}/releases/{rollout.challenger}",)
+    return [Gateway("g", AT, live=True, observed=(ObservedModel(LATE, 1, ready),))]
 
 
 async def served(*versions: int) -> MemoryStore:
@@ -88,7 +96,7 @@ async def test_a_rollback_in_canary_ends_the_rollout_and_keeps_the_champion() ->
         rollout = await RolloutStart(CLOCK).start(records, ReleaseName.parse(release.name), None, "go", "ann")
         name = RolloutName.parse(rollout.name)
         while not (await records.routing(LATE)).challenger_percent:
-            await LIFECYCLE.skip(records, name, "known", "ann")
+            await LIFECYCLE.skip(records, name, loaded_by_a_gateway(rollout), "known", "ann")
     assert 2 == await roll_back(store)
     async with store.reading() as records:
         ended = await records.rollout(LATE, rollout.number)
@@ -127,7 +135,7 @@ async def test_a_rollback_between_releases_of_one_version_has_event_and_entry() 
         )
         name = RolloutName.parse(rollout.name)
         while await records.active_rollout(LATE) is not None:
-            await LIFECYCLE.skip(records, name, "known", "ann")
+            await LIFECYCLE.skip(records, name, loaded_by_a_gateway(rollout), "known", "ann")
         assert second.number == (await records.routing(LATE)).champion
     before = len(store.events)
     assert first.number == await roll_back(store)

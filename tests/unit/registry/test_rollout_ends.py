@@ -16,9 +16,8 @@ from flywheel_registry.fakes.store import MemoryStore
 from flywheel_registry.policies.rollout_policy import RolloutPolicy, StepOverride
 from flywheel_registry.rollouts.errors import NotAnExperiment
 from flywheel_registry.rollouts.rollout import Rollout
-from flywheel_registry.rollouts.stalls import Stalls
 from flywheel_registry.rollouts.state_machine import RolloutState
-from flywheel_registry.rollouts.ticker import MAX_CONCURRENT, paused
+from flywheel_registry.rollouts.ticker import MAX_CONCURRENT, paused, stalled
 from flywheel_registry.rollouts.verdict import Decision
 from flywheel_registry.stages.transitions import Stage
 from tests.support.builders.rollouts import AT, LATE, Simulation
@@ -148,11 +147,35 @@ async def test_a_pause_beyond_every_limit_stops_the_clock(state: RolloutState) -
     assert RolloutState.PROMOTED is (await simulation.rollout(rollout.number)).progress.state
 
 
+async def test_each_pause_of_a_day_is_reported_once_also_after_a_restart() -> None:
+    simulation, rollout = await in_shadow()
+
+    async def pause_for_two_days() -> list[RolloutChanged]:
+        before = len(alerts(simulation))
+        await simulation.change("pause", rollout.number)
+        await simulation.ticks(0.9 * DAY, every=HOUR)
+        assert before == len(alerts(simulation))
+        await simulation.ticks(0.2 * DAY, every=HOUR)
+        simulation.restart()
+        await simulation.ticks(DAY, every=HOUR)
+        return alerts(simulation)[before:]
+
+    (alert,) = await pause_for_two_days()
+    assert ("PAUSED", rollout.number) == (alert.state, alert.rollout)
+    assert "Paused for 1 day, 0:00:00: why" == alert.reason
+    await simulation.change("resume", rollout.number)
+    (again,) = await pause_for_two_days()
+    assert alert == again
+    await simulation.change("abort", rollout.number)
+    await simulation.ticks(2 * DAY, every=HOUR)
+    assert [alert, again] == alerts(simulation)
+
+
 async def test_a_skip_late_in_a_bake_gives_the_next_step_no_time_or_evidence() -> None:
     simulation, shadow = await in_shadow()
     simulation.monitor.steps[LATE, shadow.generation] = GOOD
     await simulation.ticks(0.95 * DAY, every=HOUR)
-    skipped = await simulation.change("skip", shadow.number)
+    skipped = await simulation.skip(shadow.number)
     assert skipped.generation > shadow.generation
     assert (0.0, None) == (skipped.step_seconds(simulation.clock.now()), skipped.step_started_at)
     await simulation.ticks(4 * DAY, every=HOUR)
@@ -181,21 +204,44 @@ async def test_errors_in_canary_end_the_rollout_only() -> None:
 async def test_a_stalled_gateway_is_reported_and_the_rollout_expires() -> None:
     simulation, rollout = await in_shadow()
     simulation.monitor.default = NOTHING
-    stalls = Stalls()
-    assert not stalls.note(rollout, 5, 0.0)
-    assert not stalls.note(rollout, 5, 3599.0)
-    assert stalls.note(rollout, 5, 3600.0)
-    assert (1, False) == (stalls.count(3601.0), stalls.note(rollout, 5, 3601.0)), "reported once"
-    assert (False, 0) == (stalls.note(rollout, 6, 3602.0), stalls.count(3603.0))
     await simulation.ticks(0.9 * HOUR)
     assert not alerts(simulation)
     await simulation.ticks(2 * HOUR)
-    assert 1 == simulation.ticker._stalls.count(simulation.clock.monotonic())
+    assert 1 == stalled._value.get()
     (alert,) = alerts(simulation)
     assert ("SHADOW", rollout.number) == (alert.state, alert.rollout)
     assert alert.reason.startswith("No new evidence for 1:00:00: Evidence is missing: 0 of 100 rows labelled")
     await simulation.ticks(5 * DAY, every=HOUR)
     await assert_ended(simulation, rollout, RolloutState.EXPIRED, "0 of 100 rows labelled")
+
+
+async def test_restarts_neither_delay_nor_repeat_the_report_of_a_stall() -> None:
+    simulation, _ = await in_shadow()
+    simulation.monitor.default = replace(NOTHING, predictions=5)
+    for _ in range(6):  # each run is shorter than an hour
+        await simulation.ticks(0.4 * HOUR)
+        simulation.restart()
+    assert ["No new evidence for 1:00:00"] == [alert.reason[:27] for alert in alerts(simulation)]
+    assert 1 == stalled._value.get()
+
+
+async def test_new_evidence_restarts_the_clock_of_a_stall() -> None:
+    simulation, _ = await in_shadow()
+    for predictions in (5, 6):
+        simulation.monitor.default = replace(NOTHING, predictions=predictions)
+        await simulation.ticks(0.9 * HOUR)
+        assert 0 == stalled._value.get()
+    assert not alerts(simulation)
+    await simulation.ticks(0.2 * HOUR)
+    assert 1 == len(alerts(simulation))
+    simulation.monitor.default = None  # an answer that is missing is no new evidence
+    await simulation.ticks(2 * HOUR)
+    assert 1 == len(alerts(simulation))
+    simulation.monitor.default = replace(NOTHING, predictions=7)
+    await simulation.ticks(0.1 * HOUR)
+    assert 0 == stalled._value.get()
+    await simulation.ticks(HOUR)
+    assert 2 == len(alerts(simulation)), "another stall is another report"
 
 
 async def test_a_monitor_that_never_answers_expires_the_rollout() -> None:
@@ -294,7 +340,7 @@ async def test_rollouts_whose_evidence_is_slow_delay_no_other() -> None:
         )
         await slow.create(policy=POLICY)
         started = await slow.begin(await slow.release())
-        await slow.change("skip", started.number)
+        await slow.skip(started.number, loaded=True)
         simulation.monitor.hangs.add(started.name)
     await other.heartbeat()
     other.ticker._interval = 0.01

@@ -11,8 +11,10 @@ from flywheel_registry.models.names import VersionName
 from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
 from flywheel_registry.policies.rollout_policy import RolloutPolicy
 from flywheel_registry.promotion.promotion import Promotions
+from flywheel_registry.rollouts.errors import NotLoaded
 from flywheel_registry.rollouts.state_machine import RolloutState
 from flywheel_registry.serving.desired_state import ServedRelease, load_serving_model
+from flywheel_registry.serving.gateways import ObservedModel
 from flywheel_registry.stages.transitions import Stage
 from tests.support.builders.rollouts import LATE, Simulation
 
@@ -129,3 +131,42 @@ async def test_a_first_release_that_no_gateway_can_load_expires_and_may_be_rejec
         name = VersionName.numbered(LATE, 1)
         rejected = await Promotions(simulation.clock).reject(records, name, "never loaded", "ann")
     assert Stage.REJECTED is rejected.stage
+
+
+@pytest.mark.parametrize("pause", [False, True])
+async def test_skipping_promotes_no_first_release_that_no_gateway_has_loaded(pause: bool) -> None:
+    simulation = Simulation()
+    await simulation.create(champion=False)
+    rollout = await simulation.begin(await simulation.release(auc=0.7))
+    if pause:
+        await simulation.change("pause", rollout.number)
+    with pytest.raises(NotLoaded, match=f"{LATE}/releases/1"):
+        await simulation.skip(rollout.number)
+    await simulation.gateways.heartbeat("failed", [ObservedModel(LATE, 1, (), {f"{LATE}/releases/1": "no"})])
+    await simulation.gateways.heartbeat("old", [ObservedModel(LATE, 1, (f"{LATE}/releases/2",))])
+    await simulation.gateways.heartbeat("elsewhere", [ObservedModel(LATE, 1, (f"{LATE}/releases/1",))])
+    await simulation.gateways.set_project("elsewhere", "q")
+    with pytest.raises(NotLoaded):
+        await simulation.skip(rollout.number)
+    simulation.loaded = {f"{LATE}/releases/1"}
+    await simulation.heartbeat()
+    simulation.clock.advance(2.0)
+    with pytest.raises(NotLoaded):
+        await simulation.skip(rollout.number)
+    assert Stage.STAGING is await simulation.stage(1)
+    async with simulation.store.reading() as records:
+        assert (await records.routing(LATE)).champion is None
+    await simulation.heartbeat()
+    skipped = await simulation.skip(rollout.number)
+    assert (RolloutState.PROMOTED, Stage.PRODUCTION) == (skipped.progress.state, await simulation.stage(1))
+
+
+@pytest.mark.parametrize("until_verdict", [False, True])
+async def test_skips_lead_no_challenger_to_production_that_never_loaded(until_verdict: bool) -> None:
+    simulation = Simulation()
+    percents = (50.0,) if until_verdict else (50.0, 100.0)
+    await simulation.create(policy=RolloutPolicy(canary_percents=percents, until_verdict=until_verdict))
+    rollout = await simulation.begin(await simulation.release(auc=0.8))
+    with pytest.raises(NotLoaded):
+        await simulation.skip(rollout.number)
+    assert rollout.progress == (await simulation.rollout(rollout.number)).progress

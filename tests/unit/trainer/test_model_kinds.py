@@ -52,6 +52,7 @@ from flywheel_trainer.runs.use_cases import Runs
 from flywheel_trainer.store.grpc.models import RegisteredModels
 from flywheel_trainer.store.grpc.registry import GrpcRegistry
 from tests.support.builders import trainer as build
+from tests.support.builders.registry import gateway_with
 from tests.support.builders.trainer import AT, EXPERIMENT, TRAINING_SET
 from tests.support.servers.registry import NO_TICKS, memory_ports, registry_settings, running
 from tests.support.step_jobs import LocalEvaluations
@@ -194,9 +195,10 @@ async def test_a_challenger_is_compared_with_a_champion_of_its_kind(platform: Pl
     first = (await platform.compared(run)).outputs["metrics"]
     version, release = await platform.released(run, first)
     rollout = await platform.step(RolloutStep(platform.registry), "rollout", release=release)
-    # The first release is promoted as soon as a gateway has loaded it; here is none.
-    skip = registry_pb2.SkipRolloutStepRequest(name=rollout.outputs["rollout"], reason="no gateway")
-    await platform.stub.SkipRolloutStep(skip)
+    # The first release is promoted as soon as a gateway has loaded it; here is no ticker.
+    skip = registry_pb2.SkipRolloutStepRequest(name=rollout.outputs["rollout"], reason="no ticker")
+    async with gateway_with(platform.stub, release):
+        await platform.stub.SkipRolloutStep(skip)
     champion = await platform.registry.champion(MODEL)
     assert champion is not None and champion.version == version
     again = await platform.compared(await platform.train("run-2", "sklearn", task))

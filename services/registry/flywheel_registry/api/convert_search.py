@@ -11,8 +11,9 @@ from flywheel_registry.api.convert import to_timestamp
 from flywheel_registry.api.convert_models import stage
 from flywheel_registry.lineage.lineage import Edge
 from flywheel_registry.models.alias import Alias
+from flywheel_registry.models.errors import InvalidSearch
 from flywheel_registry.models.names import ModelName, VersionName
-from flywheel_registry.models.search import MetricBounds, VersionQuery
+from flywheel_registry.models.search import MetricBounds, Order, VersionQuery
 from flywheel_registry.stages.transitions import Stage
 
 
@@ -42,12 +43,24 @@ def version_query(request: pb.SearchModelVersionsRequest) -> VersionQuery:
         stages=_stages(request.stages),
         sources=list(request.sources),
         order_by=request.order_by_metric,
+        order=_order(request.order),
         descending=request.descending,
     )
 
 
 def _stages(numbers: Iterable[model_pb2.Stage]) -> list[Stage]:
     return [found for number in numbers if (found := stage(number)) is not None]
+
+
+def _order(number: pb.SearchOrder) -> Order:
+    match number:
+        case pb.SEARCH_ORDER_UNSPECIFIED:
+            return Order.NEWEST
+        case pb.SEARCH_ORDER_OLDEST_FIRST:
+            return Order.OLDEST
+        case pb.SEARCH_ORDER_NAME:
+            return Order.NAME
+    raise InvalidSearch(f"The order {number} is not supported.")
 
 
 def edge_to_proto(value: Edge) -> pb.LineageEdge:

@@ -19,11 +19,13 @@ from flywheel_registry.releases.lookups import find_release
 from flywheel_registry.releases.names import ReleaseName
 from flywheel_registry.releases.ports import ReleaseRecords
 from flywheel_registry.rollouts.lifecycle import RolloutLifecycle
+from flywheel_registry.rollouts.loading import GATEWAY_SECONDS
 from flywheel_registry.rollouts.lookups import find_rollout
 from flywheel_registry.rollouts.names import RolloutName
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.rollouts.start import RolloutStart
+from flywheel_registry.serving.ports import Gateways
 
 RolloutChange = Callable[[RolloutRecords, RolloutName, str, str], Awaitable[Rollout]]
 """A use case called with (records, rollout, reason, actor)."""
@@ -37,6 +39,7 @@ class RolloutMethods(Mutations):
     _experiment_verdicts: ExperimentVerdicts
     _rollout_start: RolloutStart
     _rollout_lifecycle: RolloutLifecycle
+    _gateways: Gateways
 
     # ---------------------------------------------------------------------------------------------- releases
 
@@ -115,7 +118,13 @@ class RolloutMethods(Mutations):
     async def SkipRolloutStep(
         self, request: pb.SkipRolloutStepRequest, context: Any
     ) -> pb.SkipRolloutStepResponse:
-        return await self._change(request, pb.SkipRolloutStepResponse, self._rollout_lifecycle.skip)
+        # Before the transaction, because it is read by another connection.
+        gateways = await self._gateways.recent(GATEWAY_SECONDS)
+
+        async def skip(records: RolloutRecords, name: RolloutName, reason: str, by: str) -> Rollout:
+            return await self._rollout_lifecycle.skip(records, name, gateways, reason, by)
+
+        return await self._change(request, pb.SkipRolloutStepResponse, skip)
 
     async def ConcludeRollout(
         self, request: pb.ConcludeRolloutRequest, context: Any

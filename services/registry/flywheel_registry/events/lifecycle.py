@@ -24,7 +24,8 @@ class StageChanged:
 class RolloutChanged:
     """A rollout changed its state or the challenger's share of the traffic.
 
-    `alert` means that a person should look at it: it ended by itself without a promotion, or stalls.
+    `alert` means that a person should look at it: it ended by itself without a promotion, stalls, or has
+    been paused for a day.
     """
 
     model: str

@@ -64,11 +64,10 @@ class MemoryLifetimes:
             position = query.position(version)
             return position.value, position.model, position.number
 
-        backwards = query.descending or not query.order_by
-        found.sort(key=place, reverse=backwards)
+        found.sort(key=place, reverse=query.backwards)
         if (after := query.after) is not None:
             key = (after.value, after.model, after.number)
-            found = [v for v in found if (place(v) < key if backwards else place(v) > key)]
+            found = [v for v in found if (place(v) < key if query.backwards else place(v) > key)]
         return [without_golden_rows(v) for v in found[:limit]]
 
     async def change_tags(self, version: ModelVersion, tags: Mapping[str, str]) -> None:

@@ -286,11 +286,10 @@ class MemoryRecords(MemoryLifetimes, MemoryWebhooks):
     async def rollouts(self, model: str, before: int, limit: int) -> list[Rollout]:
         return _newest_first(self._data.rollouts, model, before)[:limit]
 
-    async def paused_rollouts(self, at: datetime) -> int:
-        return sum(
-            rollout.progress.state is RolloutState.PAUSED and rollout.history[-1].entered_at <= at
-            for rollout in self._data.rollouts.values()
-        )
+    async def paused_rollouts(self, at: datetime) -> list[Rollout]:
+        stored = [self._data.rollouts[key] for key in sorted(self._data.rollouts)]
+        paused = [rollout for rollout in stored if rollout.progress.state is RolloutState.PAUSED]
+        return [rollout for rollout in paused if rollout.history[-1].entered_at <= at]
 
     async def undecided_rollouts(self) -> list[Rollout]:
         return [
@@ -309,11 +308,18 @@ class MemoryRecords(MemoryLifetimes, MemoryWebhooks):
             step_started_at=rollout.step_started_at,
             step_entered_at=rollout.step_entered_at,
             step_ran_seconds=rollout.step_ran_seconds,
+            alerted_at=rollout.alerted_at,
+            evidence_count=rollout.evidence_count,
+            evidence_grew_at=rollout.evidence_grew_at,
             last_decision=rollout.last_decision,
             reason=rollout.reason,
             ended_at=rollout.ended_at,
             history=(*stored.history, step),
         )
+
+    async def note_alert(self, rollout: Rollout) -> None:
+        key = rollout.model, rollout.number
+        self._data.rollouts[key] = replace(self._data.rollouts[key], alerted_at=rollout.alerted_at)
 
     async def note_hold(self, rollout: Rollout, progress: Progress) -> None:
         stored = self._data.rollouts[rollout.model, rollout.number]
@@ -323,6 +329,9 @@ class MemoryRecords(MemoryLifetimes, MemoryWebhooks):
                 last_decision=Decision.HOLD,
                 reason=rollout.reason,
                 step_started_at=rollout.step_started_at,
+                alerted_at=rollout.alerted_at,
+                evidence_count=rollout.evidence_count,
+                evidence_grew_at=rollout.evidence_grew_at,
             )
 
     async def routing(self, model: str) -> Routing:

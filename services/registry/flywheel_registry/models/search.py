@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 
 from flywheel_registry.models.errors import InvalidSearch
 from flywheel_registry.models.version import ModelVersion
@@ -33,9 +34,17 @@ class MetricBounds:
         )
 
 
+class Order(StrEnum):
+    """An order that needs no metric: by time of registration, or by model and number."""
+
+    NEWEST = "NEWEST"
+    OLDEST = "OLDEST"
+    NAME = "NAME"
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The last version of a page: a search continues after it. `value` is its metric or time."""
+    """The last version of a page: a search continues after it. `value` is its metric or time; 0 by name."""
 
     value: float | datetime
     model: str
@@ -46,8 +55,8 @@ class Position:
 class VersionQuery:
     """Conditions that a version must all meet, and the order of the answer.
 
-    `sources` are full names of things that a version was made from. `order_by` is a metric; without one the
-    newest come first. Equal values are ordered by model and number, in the same direction.
+    `sources` are full names of things that a version was made from. `order_by` is a metric; without one
+    `order` counts. Equal values are ordered by model and number, in the same direction.
     """
 
     project: str
@@ -57,6 +66,7 @@ class VersionQuery:
     stages: Sequence[Stage] = ()
     sources: Sequence[str] = ()
     order_by: str = ""
+    order: Order = Order.NEWEST
     descending: bool = False
     after: Position | None = None
 
@@ -75,8 +85,15 @@ class VersionQuery:
                 raise InvalidSearch(f"{bounds.metric}: min {limits[0]} is above max {limits[1]}.")
         if "" in self.sources:
             raise InvalidSearch("A source is the full name of a resource, it cannot be empty.")
-        if self.descending and not self.order_by:
-            raise InvalidSearch("`descending` needs `order_by_metric`.")
+        if self.order_by and self.order is not Order.NEWEST:
+            raise InvalidSearch("A search has `order_by_metric` or `order`, not both.")
+        if self.descending and not (self.order_by or self.order is Order.NAME):
+            raise InvalidSearch("`descending` needs `order_by_metric`, or the order by name.")
+
+    @property
+    def backwards(self) -> bool:
+        """Whether the largest value comes first."""
+        return self.descending or (self.order is Order.NEWEST and not self.order_by)
 
     def matches(self, version: ModelVersion) -> bool:
         """Return whether a version meets all conditions, `after` left aside."""
@@ -92,9 +109,12 @@ class VersionQuery:
 
     def position(self, version: ModelVersion) -> Position:
         """Return where a version stands in the order."""
-        value = version.metrics[self.order_by] if self.order_by else version.registered_at
-        assert value is not None, "registered versions have a time"
-        return Position(value, version.model, version.number)
+        if self.order_by:
+            return Position(version.metrics[self.order_by], version.model, version.number)
+        if self.order is Order.NAME:
+            return Position(0.0, version.model, version.number)
+        assert version.registered_at is not None, "registered versions have a time"
+        return Position(version.registered_at, version.model, version.number)
 
 
 def sources_of(version: ModelVersion) -> dict[str, str]:

@@ -33,6 +33,13 @@ class NotPaused(FailedPrecondition):
     remedy = "Resume only a rollout in state PAUSED."
 
 
+class NotLoaded(FailedPrecondition):
+    """No live gateway has loaded the challenger, so the rollout stays in PENDING_LOAD."""
+
+    reason = "NOT_LOADED"
+    remedy = "Wait until a gateway has loaded the release, or abort the rollout."
+
+
 class NotAnExperiment(FailedPrecondition):
     """The rollout is no A/B test at its split, so no verdict of an experiment ends it."""
 

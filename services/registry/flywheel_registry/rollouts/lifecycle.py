@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from flywheel_common.clock import Clock
@@ -18,14 +19,17 @@ from flywheel_registry.releases.names import ReleaseName
 from flywheel_registry.rollouts import state_machine
 from flywheel_registry.rollouts.comparison import Comparison
 from flywheel_registry.rollouts.errors import NotAnExperiment
+from flywheel_registry.rollouts.loading import require_loaded
 from flywheel_registry.rollouts.lookups import find_rollout
 from flywheel_registry.rollouts.names import RolloutName
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.rollouts.rollout import Rollout, RolloutStep
 from flywheel_registry.rollouts.routing import apply_routing
+from flywheel_registry.rollouts.stalls import with_evidence
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
 from flywheel_registry.rollouts.verdict import Decision, Verdict
 from flywheel_registry.serving.champion import replace_champion
+from flywheel_registry.serving.gateways import Gateway
 from flywheel_registry.stages.transitions import Stage
 
 EVIDENCE_KINDS = {
@@ -67,6 +71,8 @@ class RolloutLifecycle:
             held = replace(
                 judged, reason=verdict.reason, step_started_at=started, last_decision=Decision.HOLD
             )
+            if comparison is not None:
+                held = with_evidence(held, comparison.challenger.predictions, self._clock.now())
             if held != judged:
                 await records.note_hold(held, judged.progress)
             return held
@@ -97,11 +103,17 @@ class RolloutLifecycle:
         return await self._withdraw(records, journal, rollout, verdict, evidence)
 
     async def alert(self, records: RolloutRecords, judged: Rollout, reason: str) -> None:
-        """Report a rollout that does not come on by an event with `alert`, unless it has changed since."""
+        """Report a rollout that does not come on by an event with `alert`.
+
+        Nothing happens when it has changed, or was reported, since it was judged.
+        """
         await lock_model(records, judged.model)
         rollout = await records.rollout(judged.model, judged.number)
-        if rollout is not None and rollout.progress == judged.progress:
-            await records.emit(rollout.changed(reason, alert=True), self._clock.now())
+        if rollout is None or (rollout.progress, rollout.alerted_at) != (judged.progress, judged.alerted_at):
+            return
+        now = self._clock.now()
+        await records.note_alert(replace(rollout, alerted_at=now))
+        await records.emit(rollout.changed(reason, alert=True), now)
 
     async def _advance(
         self,
@@ -243,13 +255,23 @@ class RolloutLifecycle:
             records, journal, rollout, after, action="ROLL_BACK", reason=reason, decision=Decision.ROLL_BACK
         )
 
-    async def skip(self, records: RolloutRecords, name: RolloutName, reason: str, by: str) -> Rollout:
+    async def skip(
+        self,
+        records: RolloutRecords,
+        name: RolloutName,
+        gateways: Sequence[Gateway],
+        reason: str,
+        by: str,
+    ) -> Rollout:
         """Move to the next step without evidence. The next step begins with its own clock and evidence.
 
-        Raises RolloutEnded, ReasonRequired.
+        `gateways` are those of the last `GATEWAY_SECONDS`: PENDING_LOAD is only skipped when one of them has
+        loaded the challenger. Raises RolloutEnded, NotLoaded, ReasonRequired.
         """
         require_reason(reason, "Skipping a step")
         rollout = await self._lock(records, name)
+        if state_machine.running_state(rollout.progress) is RolloutState.PENDING_LOAD:
+            require_loaded(gateways, rollout.model, rollout.challenger)
         journal = self._journal(records, rollout, by)
         return await self._advance(records, journal, rollout, reason=f"skipped: {reason}", action="SKIP")
 
@@ -282,6 +304,9 @@ class RolloutLifecycle:
             step_entered_at=journal.at,
             step_ran_seconds=rollout.step_seconds(journal.at) if same_step else 0.0,
             step_started_at=rollout.step_started_at if same_step or not after.active else None,
+            alerted_at=None,
+            evidence_count=0,
+            evidence_grew_at=None,
             last_decision=decision or rollout.last_decision,
             reason=reason,
             ended_at=None if after.active else journal.at,

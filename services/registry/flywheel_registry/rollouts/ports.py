@@ -35,16 +35,21 @@ class RolloutRecords(ServingRecords, WebhookRecords, Protocol):
         """Return the rollouts of all models that the ticker may change: active and not paused."""
         ...
 
-    async def paused_rollouts(self, at: datetime) -> int:
-        """Return how many rollouts are paused and have been since `at` or longer."""
+    async def paused_rollouts(self, at: datetime) -> list[Rollout]:
+        """Return the rollouts of all models that are paused and have been since `at` or longer."""
         ...
 
     async def change_rollout(self, rollout: Rollout, step: RolloutStep) -> None:
         """Store the new progress and append `step` to the history."""
         ...
 
+    async def note_alert(self, rollout: Rollout) -> None:
+        """Store `alerted_at`. The transaction holds the model's lock."""
+        ...
+
     async def note_hold(self, rollout: Rollout, progress: Progress) -> None:
-        """Store `reason` and `step_started_at` of a hold, unless the rollout has left that step."""
+        """Store what a hold changes, unless the rollout has left that step: `reason`, `step_started_at`,
+        `alerted_at` and the evidence."""
         ...
 
 

@@ -30,7 +30,10 @@ class Rollout:
     `champion` and `challenger` are release numbers. `generation` is that of the routing since the present
     step began: predictions of this generation are the step's evidence. `step_started_at` is the event time at
     which that evidence begins, None until it is known. `step_entered_at` is the wall time since which the
-    step's clock runs, `step_ran_seconds` what had run before: a pause stops the clock.
+    step's clock runs, `step_ran_seconds` what had run before: a pause stops the clock. `alerted_at` is when
+    the present step, or pause, was reported to people, None before. `evidence_count` is how many predictions
+    of the challenger the step had when it was judged last, `evidence_grew_at` the wall time at which that
+    number changed last, None while it is 0.
     """
 
     model: str
@@ -44,6 +47,9 @@ class Rollout:
     step_started_at: datetime | None = None
     step_entered_at: datetime | None = None
     step_ran_seconds: float = 0.0
+    alerted_at: datetime | None = None
+    evidence_count: int = 0
+    evidence_grew_at: datetime | None = None
     last_decision: Decision | None = None
     reason: str = ""
     history: Sequence[RolloutStep] = ()

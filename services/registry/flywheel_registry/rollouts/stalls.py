@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import replace
+from datetime import datetime
 
 from flywheel_registry.rollouts.rollout import Rollout
 
@@ -11,35 +11,14 @@ STALL_SECONDS = 3600.0
 """Wall time without new evidence after which a rollout counts as stalled and is reported."""
 
 
-@dataclass(slots=True)
-class _Growth:
-    step: int
-    count: int
-    since: float
-    reported: bool = False
+def with_evidence(rollout: Rollout, count: int, now: datetime) -> Rollout:
+    """Return the rollout with `count` predictions in its step; a new count restarts the stall's clock."""
+    if count == rollout.evidence_count:
+        return rollout
+    return replace(rollout, evidence_count=count, evidence_grew_at=now, alerted_at=None)
 
 
-class Stalls:
-    """How long the evidence of each rollout's step has not grown. Times are monotonic seconds."""
-
-    def __init__(self) -> None:
-        self._growth: dict[str, _Growth] = {}
-
-    def note(self, rollout: Rollout, count: int, now: float) -> bool:
-        """Note how much evidence a step has; return True once when it is found stalled."""
-        known, step = self._growth.get(rollout.name), rollout.progress.step
-        if known is None or (known.step, known.count) != (step, count):
-            self._growth[rollout.name] = _Growth(step, count, now)
-            return False
-        if known.reported or now - known.since < STALL_SECONDS:
-            return False
-        known.reported = True
-        return True
-
-    def keep(self, active: Collection[str]) -> None:
-        """Forget the rollouts that are not in `active`."""
-        self._growth = {name: growth for name, growth in self._growth.items() if name in active}
-
-    def count(self, now: float) -> int:
-        """Return how many rollouts are stalled."""
-        return sum(now - growth.since >= STALL_SECONDS for growth in self._growth.values())
+def is_stalled(rollout: Rollout, now: datetime) -> bool:
+    """Return whether the step of an undecided rollout has got no new evidence for `STALL_SECONDS`."""
+    since = rollout.evidence_grew_at or rollout.step_entered_at
+    return since is not None and (now - since).total_seconds() >= STALL_SECONDS

@@ -60,7 +60,8 @@ class Progress:
 def advance(progress: Progress, policy: RolloutPolicy, *, has_champion: bool = True) -> Progress:
     """Return the next step: shadow, the next canary percent, or PROMOTED. Raises RolloutEnded.
 
-    An A/B test has no shadow and one split. Without a champion a loaded release is promoted.
+    An A/B test has no shadow and one split. Without a champion a release that was loaded is promoted:
+    the caller makes sure that it was.
     """
     running = running_state(progress)
     if not has_champion:

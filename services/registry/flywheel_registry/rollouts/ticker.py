@@ -19,10 +19,10 @@ from flywheel_common.telemetry.logs import get_logger
 from flywheel_registry.rollouts.comparison import Comparison
 from flywheel_registry.rollouts.decision import decide
 from flywheel_registry.rollouts.lifecycle import RolloutLifecycle
-from flywheel_registry.rollouts.loading import decide_load
+from flywheel_registry.rollouts.loading import GATEWAY_SECONDS, decide_load
 from flywheel_registry.rollouts.ports import Monitor, RolloutRecords
 from flywheel_registry.rollouts.rollout import Rollout
-from flywheel_registry.rollouts.stalls import STALL_SECONDS, Stalls
+from flywheel_registry.rollouts.stalls import STALL_SECONDS, is_stalled
 from flywheel_registry.rollouts.state_machine import RolloutState
 from flywheel_registry.rollouts.verdict import Decision, duration_text
 from flywheel_registry.serving.ports import Gateways
@@ -36,8 +36,7 @@ MAX_CONCURRENT = 8
 REPORTED_PAUSE = timedelta(days=1)
 """A pause stops the clock of its rollout, so that the rollout does not expire: a long one is reported."""
 STALLED = f"No new evidence for {duration_text(STALL_SECONDS)}"
-GATEWAY_SECONDS = 60.0
-"""How long a gateway may be silent to be read at all; only live ones count."""
+LONG_PAUSE = f"Paused for {duration_text(REPORTED_PAUSE.total_seconds())}"
 
 ended_total = Counter("flywheel_rollouts_ended", "Rollouts ended by the ticker", ["state"])
 stalled = Gauge("flywheel_rollouts_stalled", "Active rollouts whose evidence has not grown for an hour")
@@ -66,7 +65,6 @@ class Ticker:
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
         self._busy: set[str] = set()
         self._errors: dict[str, str] = {}
-        self._stalls = Stalls()
 
     async def run(self) -> None:
         """Tick until cancelled."""
@@ -81,14 +79,16 @@ class Ticker:
                 await asyncio.sleep(self._interval)
 
     async def start_ticks(self, ticks: asyncio.TaskGroup) -> None:
-        """Begin a tick of every rollout that is active, not paused, and not being ticked."""
+        """Begin a tick of every rollout that is undecided or paused for long without a report, unless it is
+        being ticked."""
         async with self._store.reading() as records:
-            active = await records.undecided_rollouts()
-            paused.set(await records.paused_rollouts(self._clock.now() - REPORTED_PAUSE))
+            undecided = await records.undecided_rollouts()
+            long_paused = await records.paused_rollouts(self._clock.now() - REPORTED_PAUSE)
+        paused.set(len(long_paused))
+        stalled.set(sum(is_stalled(rollout, self._clock.now()) for rollout in undecided))
+        active = [*undecided, *(rollout for rollout in long_paused if rollout.alerted_at is None)]
         names = {rollout.name for rollout in active}
-        self._stalls.keep(names)
         self._errors = {name: text for name, text in self._errors.items() if name in names}
-        stalled.set(self._stalls.count(self._clock.monotonic()))
         for rollout in active:
             if rollout.name not in self._busy:
                 self._busy.add(rollout.name)
@@ -117,7 +117,14 @@ class Ticker:
         )
 
     async def tick(self, rollout: Rollout) -> None:
-        """Fetch the evidence of a rollout's current step, decide, and apply the verdict."""
+        """Fetch the evidence of a rollout's current step, decide, and apply the verdict.
+
+        A paused rollout is reported.
+        """
+        if rollout.progress.state is RolloutState.PAUSED:
+            log.error("rollout paused for long", rollout=rollout.name, reason=rollout.reason)
+            await self._alert(rollout, f"{LONG_PAUSE}: {rollout.reason}")
+            return
         waited = rollout.step_seconds(self._clock.now())
         comparison: Comparison | None = None
         if rollout.progress.state is RolloutState.PENDING_LOAD:
@@ -127,13 +134,11 @@ class Ticker:
             comparison = await self._monitor.compare(rollout)
             verdict = decide(comparison, rollout.policy, rollout.progress, waited)
         if verdict.decision is Decision.HOLD:
-            grown = comparison.challenger.predictions if comparison else 0
-            if self._stalls.note(rollout, grown, self._clock.monotonic()):
-                log.error("rollout stalled: no new evidence", rollout=rollout.name, reason=verdict.reason)
-                async with self._slots, self._store.transaction() as records:
-                    await self._lifecycle.alert(records, rollout, f"{STALLED}: {verdict.reason}")
             async with self._slots, self._store.reading() as records:
-                await self._lifecycle.apply_verdict(records, rollout, verdict, comparison, ACTOR)
+                held = await self._lifecycle.apply_verdict(records, rollout, verdict, comparison, ACTOR)
+            if held is not None and held.alerted_at is None and is_stalled(held, self._clock.now()):
+                log.error("rollout stalled: no new evidence", rollout=rollout.name, reason=verdict.reason)
+                await self._alert(held, f"{STALLED}: {verdict.reason}")
             return
         async with self._slots, self._store.transaction() as records:
             changed = await self._lifecycle.apply_verdict(records, rollout, verdict, comparison, ACTOR)
@@ -150,3 +155,7 @@ class Ticker:
         )
         if not changed.progress.active:
             ended_total.labels(changed.progress.state.value).inc()
+
+    async def _alert(self, rollout: Rollout, reason: str) -> None:
+        async with self._slots, self._store.transaction() as records:
+            await self._lifecycle.alert(records, rollout, reason)

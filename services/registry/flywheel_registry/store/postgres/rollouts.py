@@ -67,9 +67,8 @@ class PostgresRollouts(PostgresModels):
     async def rollouts(self, model: str, before: int, limit: int) -> list[Rollout]:
         return [rows.rollout(row) for row in await self._conn.fetch(sql.LIST_ROLLOUTS, model, before, limit)]
 
-    async def paused_rollouts(self, at: datetime) -> int:
-        count: int = await self._conn.fetchval(sql.COUNT_PAUSED_ROLLOUTS, at)
-        return count
+    async def paused_rollouts(self, at: datetime) -> list[Rollout]:
+        return [rows.rollout(row) for row in await self._conn.fetch(sql.LIST_PAUSED_ROLLOUTS, at)]
 
     async def undecided_rollouts(self) -> list[Rollout]:
         return [rows.rollout(row) for row in await self._conn.fetch(sql.LIST_UNDECIDED_ROLLOUTS)]
@@ -91,8 +90,14 @@ class PostgresRollouts(PostgresModels):
             rollout.generation,
             rollout.step_entered_at,
             rollout.step_ran_seconds,
+            rollout.alerted_at,
+            rollout.evidence_count,
+            rollout.evidence_grew_at,
         )
         await self._add_step(rollout, step)
+
+    async def note_alert(self, rollout: Rollout) -> None:
+        await self._conn.execute(sql.NOTE_ALERT, rollout.model, rollout.number, rollout.alerted_at)
 
     async def note_hold(self, rollout: Rollout, progress: Progress) -> None:
         await self._conn.execute(
@@ -102,4 +107,7 @@ class PostgresRollouts(PostgresModels):
             progress.step,
             rollout.reason,
             rollout.step_started_at,
+            rollout.alerted_at,
+            rollout.evidence_count,
+            rollout.evidence_grew_at,
         )

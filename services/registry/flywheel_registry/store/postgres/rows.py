@@ -268,6 +268,9 @@ def rollout(row: Row) -> Rollout:
         step_started_at=row["step_started_at"],
         step_entered_at=row["step_entered_at"],
         step_ran_seconds=row["step_ran_seconds"],
+        alerted_at=row["alerted_at"],
+        evidence_count=row["evidence_count"],
+        evidence_grew_at=row["evidence_grew_at"],
         last_decision=Decision(row["last_decision"]) if row["last_decision"] else None,
         reason=row["reason"],
         history=tuple(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from flywheel_common.postgres.pool import Connection
 from flywheel_registry.models.alias import Alias
-from flywheel_registry.models.search import VersionQuery
+from flywheel_registry.models.search import Order, VersionQuery
 from flywheel_registry.models.version import ModelVersion
 from flywheel_registry.store.postgres import rows
 from flywheel_registry.store.postgres.statements import LISTED_COLUMNS
@@ -40,12 +40,30 @@ _DOWN = (
     "ORDER BY m.value DESC, m.model DESC, m.version DESC LIMIT $12"
 )
 BY_METRIC = {False: _BY_METRIC + _UP, True: _BY_METRIC + _DOWN}
-NEWEST = f"""
-SELECT {LISTED_COLUMNS} FROM model_version v
-WHERE {_CONDITIONS}
+_FROM = f"SELECT {LISTED_COLUMNS} FROM model_version v WHERE {_CONDITIONS} "
+NEWEST = (
+    _FROM
+    + """
   AND (v.registered_at, v.model, v.number) < (coalesce($9::timestamptz, 'infinity'), $10::text, $11::bigint)
 ORDER BY v.registered_at DESC, v.model DESC, v.number DESC LIMIT $12
 """
+)
+OLDEST = (
+    _FROM
+    + """
+  AND (v.registered_at, v.model, v.number) > (coalesce($9::timestamptz, '-infinity'), $10::text, $11::bigint)
+ORDER BY v.registered_at, v.model, v.number LIMIT $12
+"""
+)
+BY_TIME = {True: NEWEST, False: OLDEST}
+BY_NAME = {
+    False: _FROM + "AND (v.model, v.number) > ($9::text, $10::bigint) ORDER BY v.model, v.number LIMIT $11",
+    True: _FROM
+    + """
+  AND ($9::text = '' OR (v.model, v.number) < ($9::text, $10::bigint))
+ORDER BY v.model DESC, v.number DESC LIMIT $11
+""",
+}
 CHANGE_TAGS = "UPDATE model_version SET tags = $3::text::jsonb WHERE model = $1 AND number = $2"
 _ALIAS = """
 SELECT a.model, a.alias, a.version, a.protected, a.set_at, a.set_by FROM model_alias a WHERE a.model = $1
@@ -93,9 +111,11 @@ class PostgresSearch:
             found = await self._conn.fetch(
                 statement, *arguments, value, *place, limit, query.order_by, lowest, highest
             )
+        elif query.order is Order.NAME:
+            found = await self._conn.fetch(BY_NAME[query.backwards], *arguments, *place, limit)
         else:
             time = None if after is None else after.value
-            found = await self._conn.fetch(NEWEST, *arguments, time, *place, limit)
+            found = await self._conn.fetch(BY_TIME[query.backwards], *arguments, time, *place, limit)
         return [rows.version(row) for row in found]
 
     async def change_tags(self, version: ModelVersion, tags: Mapping[str, str]) -> None:

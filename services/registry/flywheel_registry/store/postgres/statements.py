@@ -179,17 +179,20 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb, $10, $11, $12, $13, $14
 UPDATE_ROLLOUT = """
 UPDATE rollout SET state = $3, resume_to = $4, step = $5, challenger_percent = $6, step_started_at = $7,
   last_decision = $8, reason = $9, ended_at = $10, generation = $11, step_entered_at = $12,
-  step_ran_seconds = $13
+  step_ran_seconds = $13, alerted_at = $14, evidence_count = $15, evidence_grew_at = $16
 WHERE model = $1 AND number = $2
 """
+NOTE_ALERT = "UPDATE rollout SET alerted_at = $3 WHERE model = $1 AND number = $2"
 NOTE_HOLD = """
-UPDATE rollout SET last_decision = 'HOLD', reason = $4, step_started_at = $5
+UPDATE rollout SET last_decision = 'HOLD', reason = $4, step_started_at = $5, alerted_at = $6,
+  evidence_count = $7, evidence_grew_at = $8
 WHERE model = $1 AND number = $2 AND step = $3 AND ended_at IS NULL
 """
 _ROLLOUT = """
 SELECT o.model, o.number, o.champion, o.challenger, r.version AS challenger_version, o.state, o.resume_to,
        o.step, o.challenger_percent, o.policy::text AS policy, o.step_started_at, o.last_decision, o.reason,
-       o.generation, o.step_entered_at, o.step_ran_seconds, o.created_at, o.created_by, o.ended_at,
+       o.generation, o.step_entered_at, o.step_ran_seconds, o.alerted_at, o.evidence_count,
+       o.evidence_grew_at, o.created_at, o.created_by, o.ended_at,
        (SELECT coalesce(json_agg(
           json_build_array(h.state, h.challenger_percent, h.entered_at, h.reason, h.evidence) ORDER BY h.step
         ), '[]')::text
@@ -199,12 +202,15 @@ FROM rollout o JOIN release r ON r.model = o.model AND r.number = o.challenger
 SELECT_ROLLOUT = _ROLLOUT + "WHERE o.model = $1 AND o.number = $2"
 SELECT_ACTIVE_ROLLOUT = _ROLLOUT + "WHERE o.model = $1 AND o.ended_at IS NULL"
 LIST_UNDECIDED_ROLLOUTS = _ROLLOUT + "WHERE o.ended_at IS NULL AND o.state <> 'PAUSED' ORDER BY o.model"
-COUNT_PAUSED_ROLLOUTS = """
-SELECT count(*) FROM rollout o
+LIST_PAUSED_ROLLOUTS = (
+    _ROLLOUT
+    + """
 WHERE o.ended_at IS NULL AND o.state = 'PAUSED' AND NOT EXISTS (
     SELECT FROM rollout_step h WHERE h.model = o.model AND h.rollout = o.number AND h.entered_at > $1
   )
+ORDER BY o.model
 """
+)
 LIST_ROLLOUTS = _ROLLOUT + "WHERE o.model = $1 AND o.number < $2 ORDER BY o.number DESC LIMIT $3"
 INSERT_ROLLOUT_STEP = """
 INSERT INTO rollout_step (model, rollout, step, state, challenger_percent, entered_at, reason, evidence)
