@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from flywheel_common.storage.whole_files import parquet_bytes, write_whole
+
 
 def storage() -> fs.S3FileSystem:
     """The S3 file system of FLYWHEEL_S3_ENDPOINT, FLYWHEEL_S3_ACCESS_KEY and FLYWHEEL_S3_SECRET_KEY, or else
@@ -33,4 +35,4 @@ def read_table(uri: str) -> pa.Table:
 
 def write_table(uri: str, table: pa.Table) -> None:
     """Writes one Parquet file to `s3://bucket/key`; replaces an existing one."""
-    pq.write_table(table, uri.removeprefix("s3://"), filesystem=storage())
+    write_whole(storage(), uri.removeprefix("s3://"), parquet_bytes(table))

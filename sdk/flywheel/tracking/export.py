@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 from flywheel.tracking.run_calls import RunCalls
 from flywheel.tracking.tensorboard import write_events
+from flywheel_common.storage.whole_files import parquet_bytes, whole_file, write_whole
 from flywheel_protos.trainer.v1 import trainer_pb2
 
 _TEXTS, _NUMBERS = pa.map_(pa.string(), pa.string()), pa.map_(pa.string(), pa.float64())
@@ -51,8 +53,12 @@ async def export_parquet(client: RunCalls, runs: Sequence[trainer_pb2.Run], fold
     """
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     rows = pa.Table.from_pylist([_row(run) for run in runs], RUNS_SCHEMA)
-    pq.write_table(rows, folder / "runs.parquet")
-    with pq.ParquetWriter(folder / "points.parquet", POINTS_SCHEMA) as writer:
+    disk = fs.LocalFileSystem()
+    write_whole(disk, str(folder / "runs.parquet"), parquet_bytes(rows))
+    with (
+        whole_file(disk, str(folder / "points.parquet")) as stream,
+        pq.ParquetWriter(stream, POINTS_SCHEMA) as writer,
+    ):
         for run in runs:
             for curve in await client.run_curves(run.name):
                 size = len(curve.steps)

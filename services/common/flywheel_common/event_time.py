@@ -8,12 +8,11 @@ history is replayed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 
 from flywheel_common.arrays import Ints, Mask
 from flywheel_common.clock import Clock
 from flywheel_common.errors import EventTimeOutOfRange
-from flywheel_common.value import EPOCH, micros
+from flywheel_common.value import from_micros, micros
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +64,6 @@ def unset_time(what: str) -> EventTimeOutOfRange:
 def _text(time: int) -> str:
     """RFC 3339, or the number of microseconds for years that a datetime cannot hold."""
     try:
-        return (EPOCH + timedelta(microseconds=time)).isoformat().replace("+00:00", "Z")
+        return from_micros(time).isoformat().replace("+00:00", "Z")
     except OverflowError:
         return f"{time} µs since 1970"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from math import isinf, isnan
 from typing import Any
 
@@ -68,6 +68,14 @@ def micros(moment: datetime) -> int:
     """Microseconds since 1970 UTC; a naive datetime is UTC."""
     delta = as_utc(moment) - EPOCH
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def from_micros(time: int) -> datetime:
+    """The UTC datetime of microseconds since 1970 UTC; the inverse of `micros`.
+
+    Raises OverflowError outside of the years 1 to 9999.
+    """
+    return EPOCH + timedelta(microseconds=time)
 
 
 def coerce(value: Value, data_type: int, field: str) -> Any:

@@ -13,6 +13,7 @@ import pytest
 import flywheel as fw
 from flywheel.tables import to_dict, to_table
 from flywheel_common.errors import InvalidArgument
+from flywheel_common.value import from_micros
 from flywheel_feature.api import convert_definitions
 from flywheel_feature.definitions.model import (
     DataType,
@@ -30,11 +31,6 @@ from tests.contract.feature.conftest import StreamWorkers
 from tests.support.builders.tiles import AGGREGATIONS, TILE, event_time, event_value, windows_of_events
 
 T0 = datetime(2013, 3, 1, tzinfo=UTC)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def moment(micros: int) -> datetime:
-    return EPOCH + timedelta(microseconds=micros)
 
 
 async def test_rows_are_returned_in_the_order_of_the_request(client: fw.Client) -> None:
@@ -137,7 +133,7 @@ async def test_pushes_in_any_order_give_the_windows_of_all_events(
     async def push(entity: bytes, numbers: list[int], minutes: list[int], prefix: str) -> None:
         rows = {
             "k": [entity] * len(numbers),
-            "at": [moment(event_time(minutes[i])) for i in numbers],
+            "at": [from_micros(event_time(minutes[i])) for i in numbers],
             "x": [event_value(i) for i in numbers],
         }
         schema = {"k": fw.BYTES, "at": fw.TIMESTAMP, "x": fw.FLOAT64}
@@ -148,7 +144,7 @@ async def test_pushes_in_any_order_give_the_windows_of_all_events(
         request = pb.GetOnlineFeaturesRequest(
             feature_set="projects/default/featureSets/windows",
             entities=to_table({"k": [entity]}, {"k": fw.BYTES}),
-            as_of=moment(event_time(minute)),
+            as_of=from_micros(event_time(minute)),
         )
         answer = await client.feature.GetOnlineFeatures(request)
         flat: list[Any] = []

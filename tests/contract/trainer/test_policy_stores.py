@@ -15,6 +15,7 @@ from flywheel_common.postgres.errors import RequestIdReused
 from flywheel_protos.feature.v1.training_set_pb2 import Spine
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.pipelines.pipeline_run import PipelineRunName
+from flywheel_trainer.pipelines.rerun import rerun
 from flywheel_trainer.policies.decision import Decision, Reason, Trigger
 from flywheel_trainer.policies.policy import PolicyName
 from flywheel_trainer.policies.ports import TimedPolicy
@@ -240,3 +241,55 @@ async def test_a_failed_run_does_not_consume_the_cooldown(stores: Any) -> None:
     await stores.decide(drift("a3", WINDOW_END + timedelta(hours=2)), AT)
     found = {d.alert.rsplit("/", 1)[1]: d.reason for d in await decisions(stores)}
     assert {"a1": Reason.STARTED, "a2": Reason.STARTED, "a3": Reason.BUDGET} == found
+
+
+async def rerun_of(stores: Any, run: str, state: JobState, trained: bool = False) -> str:
+    """Rerun a pipeline run by hand and end the rerun with a state."""
+    former = await stores.pipelines.get(PipelineRunName.parse(run))
+    again = rerun(former, PipelineRunName("p", f"{former.name.run}-again"), "")
+    await stores.pipelines.create(again, f"rerun of {run}", run.encode(), AT)
+    if trained:
+        await stores.pipelines.set_fields(again.name, {"run": "projects/p/runs/again"})
+    await stores.pipelines.finish(again.name, state, "", "", AT)
+    return str(again.name)
+
+
+@pytest.mark.parametrize(
+    ("ends", "reason"),
+    [
+        ((JobState.SUCCEEDED,), Reason.COOLDOWN),
+        ((JobState.FAILED, JobState.CANCELLED, JobState.SUCCEEDED), Reason.COOLDOWN),
+        ((JobState.SUCCEEDED, JobState.FAILED), Reason.COOLDOWN),
+        ((JobState.FAILED, JobState.LOST), Reason.STARTED),
+        ((JobState.CANCELLED,), Reason.STARTED),
+    ],
+    ids=lambda value: None if isinstance(value, Reason) else "-".join(value).lower(),
+)
+async def test_a_rerun_that_succeeds_starts_the_cooldown_of_its_run(
+    stores: Any, ends: tuple[JobState, ...], reason: Reason
+) -> None:
+    await stores.policies.set(policy(cooldown=timedelta(days=7), daily_budget=2), "", b"", AT)
+    await stores.decide(drift("a1"), AT)
+    (run,) = (await stores.pipelines.list("p", (), 9, "")).items
+    await stores.pipelines.finish(run.name, JobState.FAILED, "TRAINING_SET_FAILED", "", AT)
+    newest = str(run.name)
+    for state in ends:
+        newest = await rerun_of(stores, newest, state)
+    await stores.decide(drift("a2", WINDOW_END + timedelta(hours=1)), AT)
+    found = {d.alert.rsplit("/", 1)[1]: d.reason for d in await decisions(stores)}
+    assert {"a1": Reason.STARTED, "a2": reason} == found, "a run and its reruns are one run of the budget"
+
+
+async def test_a_window_that_a_rerun_trained_on_does_not_count_again(stores: Any) -> None:
+    day = WINDOW_END.replace(hour=0)
+    await stores.policies.set(
+        policy(continuous=Continuous(timedelta(hours=1), daily_budget=2, new_rows=50)), "", b"", AT
+    )
+    window = Due(day + timedelta(hours=1))
+    first = await stores.policies.decide_time(NAME, Trigger.CONTINUOUS, window, AT)
+    await stores.pipelines.finish(PipelineRunName.parse(first.pipeline_run), JobState.FAILED, "X", "", AT)
+    await rerun_of(stores, first.pipeline_run, JobState.SUCCEEDED, trained=True)
+    second = await stores.policies.decide_time(NAME, Trigger.CONTINUOUS, Due(day + timedelta(hours=2)), AT)
+    run = await stores.pipelines.get(PipelineRunName.parse(second.pipeline_run))
+    source = ParseDict(dict(run.graph.step("new_rows").spec["spine"]), Spine()).source
+    assert window.time == source.start_time.ToDatetime(UTC)

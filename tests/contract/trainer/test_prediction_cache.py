@@ -12,6 +12,7 @@ from redis import Redis
 
 from flywheel_common.scoring.cached_prediction import CachedPrediction, decode, key_of
 from flywheel_common.signature import OutputKind, OutputSpec
+from flywheel_common.value import from_micros
 from flywheel_job.batch_scoring import cache
 from flywheel_job.batch_scoring.cache import PredictionCache
 from flywheel_job.errors import CacheUnavailable
@@ -83,9 +84,7 @@ def test_a_time_that_has_not_come_counts_as_now(redis_url: str) -> None:
     fill(redis_url, BINARY, ("UA", 7, 0.1, datetime(2200, 1, 1, tzinfo=UTC)))
     cached = read(redis_url, "UA|7")
     assert cached is not None
-    assert abs(datetime.fromtimestamp(cached.scored_at_micros / 1e6, UTC) - datetime.now(UTC)) < timedelta(
-        minutes=5
-    )
+    assert abs(from_micros(cached.scored_at_micros) - datetime.now(UTC)) < timedelta(minutes=5)
 
 
 def test_more_rows_than_one_call_takes_are_all_cached(redis_url: str) -> None:

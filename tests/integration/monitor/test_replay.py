@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from flywheel.cli.main import app
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.value import from_micros
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
 from flywheel_protos.monitor.v1 import replay_pb2
 from tests.support.builders.monitor import HOUR_US, START_US
@@ -94,7 +95,7 @@ async def test_the_command_prints_the_result_and_ends_with_its_status(world: Mon
     await judged(world)
 
     async def run(*arguments: str) -> tuple[int, str]:
-        begin = datetime.fromtimestamp(START_US / 1e6, UTC)
+        begin = from_micros(START_US)
         ends = [f"{begin + timedelta(hours=h):%Y-%m-%dT%H:%M:%S}" for h in (0, 12)]
         command = [
             "--project",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
 from flywheel_common.clock import SystemClock
+from flywheel_common.value import from_micros
 from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import (
     BatchView,
@@ -220,5 +221,5 @@ def plain_value(data_type: DataType, value: Any) -> Any:
     if data_type.is_list or data_type.is_vector:
         return [plain_value(data_type.element, v) for v in value]
     if data_type == DataType.TIMESTAMP:
-        return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=int(value))
+        return from_micros(int(value))
     return value.item() if hasattr(value, "item") else value

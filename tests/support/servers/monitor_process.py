@@ -9,7 +9,6 @@ import sys
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from flywheel_common.grpc.channel import channel
 from flywheel_common.kafka import topics
 from flywheel_common.kafka.envelope import build_event
 from flywheel_common.kafka.producer import Producer
+from flywheel_common.value import from_micros
 from flywheel_local.kafka import Kafka
 from flywheel_local.s3 import S3
 from flywheel_protos.events.v1 import prediction_pb2
@@ -250,9 +250,7 @@ class MonitoredModel:
                 await self.send(topics.OUTCOME_RECORDED, batch, partition)
 
     async def send(self, topic: str, payload: Any, partition: int) -> None:
-        event = build_event(
-            payload, source="test", key=str(partition), event_time=datetime.fromtimestamp(START_US / 1e6, UTC)
-        )
+        event = build_event(payload, source="test", key=str(partition), event_time=from_micros(START_US))
         await self.producer.send(topic, event, partition=partition)
 
     async def status(self) -> pb.GetIngestStatusResponse:

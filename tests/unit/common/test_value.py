@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flywheel_common.errors import InvalidArgument
-from flywheel_common.value import coerce, from_python, micros, to_python
+from flywheel_common.value import coerce, from_micros, from_python, micros, to_python
 from flywheel_protos.types.v1 import value_pb2
 
 
@@ -81,6 +81,21 @@ def test_wrong_types_are_refused_with_the_field(value: Any, kind: int) -> None:
 def test_micros_are_exact_in_any_zone() -> None:
     assert micros(datetime(2013, 1, 1, 1, tzinfo=timezone(timedelta(hours=1)))) == MICROS
     assert micros(datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)) == -1
+
+
+@pytest.mark.parametrize("time", [0, -1, MICROS + 1, micros(datetime.min), micros(datetime.max)])
+def test_a_datetime_of_micros_is_exact(time: int) -> None:
+    moment = from_micros(time)
+    assert (UTC, time) == (moment.tzinfo, micros(moment))
+
+
+def test_a_datetime_of_micros_has_the_zone_utc() -> None:
+    assert datetime(2013, 1, 1, 0, 0, 0, 1, UTC) == from_micros(MICROS + 1)
+
+
+def test_micros_beyond_the_years_of_a_datetime_are_refused() -> None:
+    with pytest.raises(OverflowError):
+        from_micros(micros(datetime.max) + 1)
 
 
 @pytest.mark.parametrize("kind", [value_pb2.DATA_TYPE_FLOAT64, value_pb2.DATA_TYPE_INT64])

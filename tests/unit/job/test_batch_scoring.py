@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pyarrow import fs
 
 from flywheel_job import objects
 from flywheel_job.batch_scoring.output import Output
-from flywheel_job.batch_scoring.partitions import partitions_of
+from flywheel_job.batch_scoring.partitions import Partition, partitions_of
 from flywheel_job.batch_scoring.prefetch import prefetched
 from flywheel_job.worker import call
 from flywheel_protos.registry.v1 import model_pb2
@@ -176,6 +177,22 @@ def test_a_partition_without_its_marker_is_written_again(store: fs.FileSystem) -
     outcome = run_here(spec_of(store), store)
     assert outcome.succeeded, outcome.error_message
     assert [row["score"] for row in read_predictions(store)] == pytest.approx(minutes([1], [2]))
+
+
+def test_an_interrupted_partition_leaves_the_one_of_another_attempt(store: fs.FileSystem) -> None:
+    """An attempt can be ended after the next one has finished the same partition."""
+    output, partition = Output(store, PREDICTIONS), Partition(0, "t", 0, 1, 3)
+    batch = pa.record_batch({"score": [1.0, 2.0, 3.0]})
+
+    def interrupted() -> Iterator[pa.RecordBatch]:
+        yield batch.slice(0, 1)
+        raise SystemExit
+
+    output.write(partition, batch.schema, [batch])
+    with pytest.raises(SystemExit):
+        output.write(partition, batch.schema, interrupted())
+    assert batch.to_pylist() == read_predictions(store)
+    assert [0] == list(output.finished())
 
 
 def test_a_repeated_job_changes_no_committed_prediction(store: fs.FileSystem) -> None:

@@ -10,11 +10,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
+import pyarrow as pa
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from pyarrow import fs
 
+from flywheel_common.granted.filesystem import GrantedFiles
 from flywheel_common.granted.requests import SignedRequests
 from flywheel_common.granted.streams import PART_BYTES, WINDOW_BYTES, Reader, Uploads, Writer
+from flywheel_job.batch_scoring.output import Output
+from flywheel_job.batch_scoring.partitions import Partition
 from flywheel_job.granted import TRAINER
 from flywheel_protos.trainer.v1 import object_access_pb2, trainer_pb2_grpc
 from flywheel_protos.types.v1 import object_access_pb2 as pb
@@ -180,6 +185,10 @@ def upload(world: World, write: Callable[[Writer], None]) -> list[str]:
     """The methods that a write needs, by name."""
     writer = Writer(world.requests, Uploads(world.requests), URI)
     write(writer)
+    return methods_of(world)
+
+
+def methods_of(world: World) -> list[str]:
     return [pb.ObjectMethod.Name(one.method).removeprefix("OBJECT_METHOD_") for one in world.signed]
 
 
@@ -241,6 +250,29 @@ def test_a_file_whose_write_failed_or_that_is_dropped_does_not_appear(world: Wor
     assert [] == upload(world, fail)
     assert [] == upload(world, lambda writer: writer.write(b"begin"))
     assert [] == world.bodies
+
+
+def test_a_dropped_upload_removes_its_parts(world: World) -> None:
+    world.answers = [(200, CREATED)]
+    upload(world, lambda writer: writer.write(bytes(PART_BYTES + 1)))
+    assert ["CREATE_UPLOAD", "UPLOAD_PART", "ABORT_UPLOAD"] == methods_of(world)
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_predictions_that_end_too_early_do_not_appear(world: World, error: type[BaseException]) -> None:
+    output = Output(fs.PyFileSystem(GrantedFiles(world.requests)), "s3://b/own/")
+    batch = pa.record_batch({"n": range(1 << 17)})
+
+    def ends() -> Iterator[pa.RecordBatch]:
+        yield batch
+        raise error
+
+    def write() -> None:
+        with pytest.raises(error):
+            output.write(Partition(0, "t", 0, 1, 1), batch.schema, ends())
+
+    write()
+    assert [] == methods_of(world)
 
 
 def test_an_upload_whose_completion_fails_in_the_body_is_an_error(world: World) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from flywheel_common.columns import from_lists, from_numpy, from_texts, to_table
 from flywheel_common.errors import InvalidArgument
 from flywheel_common.ids import uuid7
 from flywheel_common.kafka.envelope import build_event, parse_event, payload_of
+from flywheel_common.value import from_micros
 from flywheel_monitor.archive.parquet import batch_table
 from flywheel_monitor.ingest.batches import PredictionColumns
 from flywheel_monitor.ingest.decode import prediction_columns
@@ -79,7 +79,7 @@ def record(
         score_width=max(classes, 1),
         class_names=[f"c{k}" for k in range(classes)],
     )
-    time = datetime.fromtimestamp(int(at[-1]) / 1e6, UTC)
+    time = from_micros(int(at[-1]))
     return build_event(batch, source="gateway", key="0", event_time=time).SerializeToString()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 import pytest
@@ -19,10 +19,12 @@ from typer.testing import CliRunner
 
 import flywheel as fw
 from flywheel.cli.main import app
-from flywheel.errors import NotFound
+from flywheel.errors import NotFound, Unavailable
 from flywheel.tracking.curves import Curve, Series, svg_plot, terminal_plot
+from flywheel.tracking.export import export_parquet
 from flywheel.tracking.image import write_png
 from flywheel.tracking.tensorboard import Event, crc32c, write_events
+from flywheel_protos.trainer.v1 import trainer_pb2
 from flywheel_trainer.runs.run import RunName
 from tests.support.servers.restarted_trainer import RestartedTrainer
 
@@ -198,6 +200,24 @@ def test_runs_are_exported_to_parquet(trainer: RestartedTrainer, names: list[str
     auc = [(p["step"], p["value"]) for p in points if (p["run"], p["key"]) == (names[2], "val/auc")]
     assert [(0, 2.0), (1, 2.1), (2, 2.2)] == auc
     assert any(math.isnan(p["value"]) for p in points if p["key"] == "odd")
+
+
+async def test_an_export_that_fails_leaves_the_former_points(tmp_path: Path) -> None:
+    class Trainer:
+        def __init__(self, *answers: list[Curve]) -> None:
+            self.answers = list(answers)
+
+        async def run_curves(self, run: str) -> list[Curve]:
+            if not self.answers:
+                raise Unavailable(f"The trainer does not answer for {run}.")
+            return self.answers.pop(0)
+
+    runs = [trainer_pb2.Run(name=f"projects/p/runs/{n}") for n in range(2)]
+    curve = Curve("loss", [1], [0.5], [1_700_000_000_000_000])
+    await export_parquet(cast("Any", Trainer([curve], [curve])), runs, tmp_path)
+    with pytest.raises(Unavailable):
+        await export_parquet(cast("Any", Trainer([])), runs, tmp_path)
+    assert [run.name for run in runs] == pq.read_table(tmp_path / "points.parquet")["run"].to_pylist()
 
 
 def test_event_files_have_the_format_of_tensorboard(tmp_path: Path) -> None:

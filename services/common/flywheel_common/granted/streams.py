@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import re
@@ -206,15 +207,23 @@ class Writer(io.RawIOBase):
             number = len(self._etags) + 1
             self._etags.append(self._uploads.part(self._uri, self._upload, number, data))
         except BaseException:
-            if self._upload:
-                self._uploads.abort(self._uri, self._upload)
+            self._give_up()
             raise
+
+    def _give_up(self) -> None:
+        """Remove the parts that were sent."""
+        upload, self._upload = self._upload, ""
+        if upload:
+            # ValueError: the process ends, and its channel to the service is closed.
+            with contextlib.suppress(OSError, ValueError):
+                self._uploads.abort(self._uri, upload)
 
     def close(self) -> None:
         if self.closed:
             return
         try:
             if self._failed:
+                self._give_up()
                 return
             if not self._upload:
                 request = pb.ObjectRequest(method=pb.OBJECT_METHOD_PUT, uri=self._uri)

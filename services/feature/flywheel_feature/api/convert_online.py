@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 from google.protobuf import json_format
 
 from flywheel_common.errors import FlywheelError
-from flywheel_common.value import from_python
+from flywheel_common.value import from_micros, from_python
 from flywheel_feature.api.errors import MissingJoinKey, MissingRequestField, TooManyRows
 from flywheel_feature.definitions.model import DataType, Field
 from flywheel_feature.encoding.frames import Columns
@@ -36,7 +35,6 @@ from flywheel_feature.windows.applied_offsets import AppliedOffsets, applied_nam
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.types.v1 import column_pb2
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ALL_VALID = np.ones(MAXIMUM_ROWS, np.bool_)
 _ALL_VALID.flags.writeable = False
 
@@ -155,9 +153,9 @@ def answer_to_proto(answer: Answer, plan: ReadPlan, layout: int) -> pb.GetOnline
 def _readable(value: Any, data_type: DataType) -> Any:
     """A value for people: times as datetime."""
     if data_type == DataType.TIMESTAMP:
-        return _EPOCH + timedelta(microseconds=int(value))
+        return from_micros(int(value))
     if data_type == DataType.TIMESTAMP_LIST:
-        return [_EPOCH + timedelta(microseconds=int(v)) for v in value]
+        return [from_micros(int(v)) for v in value]
     return value
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from flywheel_common.errors import WrongType
 from flywheel_common.kafka.envelope import build_event, payload_of
 from flywheel_common.kafka.errors import MalformedEvent
-from flywheel_common.value import coerce
+from flywheel_common.value import coerce, from_micros
 from flywheel_feature.definitions.model import DataType, Field, Source
 from flywheel_feature.encoding.frames import Columns, nan_to_null
 from flywheel_feature.encoding.row_checks import check_values, required, wrong_type
@@ -45,7 +44,7 @@ def to_event(source: Source, columns: Columns, event_ids: list[str], partition: 
         SourceEventBatch(source=source.name, rows=table, event_ids=event_ids),
         source=PRODUCER,
         key=str(partition),
-        event_time=datetime.fromtimestamp(newest / 1e6, UTC),
+        event_time=from_micros(newest),
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from flywheel_common.clock import Clock
+from flywheel_common.value import micros
 from flywheel_feature.definitions.catalog import Catalog, CatalogReader
 from flywheel_feature.definitions.model import BatchView, Entity, ParquetSource, Source, StreamView, View
 from flywheel_feature.encoding.keys import key_prefix
@@ -117,7 +118,7 @@ class EraseJob:
     ) -> dict[str, dict[str, int]]:
         """Store the tombstone, wait until every process has it; returns its barriers as JSON."""
         barriers = {s.id: dict(await self._topics.end_offsets(s.project, s.id)) for s in streams}
-        tombstone = Tombstone(int(self._clock.now().timestamp() * 1e6), barriers)
+        tombstone = Tombstone(micros(self._clock.now()), barriers)
         hashed = key_hash(entity, request.name)
         await self._tombstones.put(request.project, request.entity, hashed, tombstone)
         await self._clock.sleep(PROPAGATION_SECONDS)

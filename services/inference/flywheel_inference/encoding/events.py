@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-
 from flywheel_common.kafka.envelope import build_event
+from flywheel_common.value import from_micros
 from flywheel_protos.events.v1 import prediction_pb2 as pb
 
 SOURCE = "flywheel-inference"
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def event_bytes(batch: pb.PredictionBatch | pb.OutcomeBatch, partition: int, event_micros: int) -> bytes:
     """The serialized Event with this payload, keyed by its partition."""
-    when = EPOCH + timedelta(microseconds=event_micros)
+    when = from_micros(event_micros)
     return build_event(batch, source=SOURCE, key=str(partition), event_time=when).SerializeToString()

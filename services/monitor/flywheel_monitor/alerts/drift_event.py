@@ -5,9 +5,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 
 from flywheel_common.kafka.envelope import build_event
+from flywheel_common.value import from_micros
 from flywheel_monitor.alerts.lifecycle import Kind
 from flywheel_monitor.drift.statistics import FeatureDrift
 from flywheel_monitor.windows.span import Span
@@ -41,8 +41,8 @@ def drift_detected(drift: DriftAnnouncement) -> Event:
         alert=drift.alert,
         model=drift.model,
         model_version=drift.model_version,
-        window_start=_at(span.start_us),
-        window_end=_at(span.end_us),
+        window_start=from_micros(span.start_us),
+        window_end=from_micros(span.end_us),
         kind=drift.kind.value,
         data_quality_cause=drift.data_quality_cause,
         features=[
@@ -56,10 +56,6 @@ def drift_detected(drift: DriftAnnouncement) -> Event:
         payload,
         source="flywheel-monitor",
         key=drift.model,
-        event_time=_at(span.end_us),
+        event_time=from_micros(span.end_us),
         event_id=str(uuid.uuid5(_EVENT_IDS, about)),
     )
-
-
-def _at(micros: int) -> datetime:
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+from flywheel_common.value import from_micros
 from flywheel_monitor.alerts.alert import Alert
 from flywheel_monitor.alerts.lifecycle import AlertState
 
@@ -47,9 +48,9 @@ def _webhook(alert: Alert, now: datetime) -> dict[str, Any]:
             "kind": alert.kind.value,
             "state": alert.state.name,
             "reason": alert.reason,
-            "window_start": _micros(alert.span.start_us),
-            "window_end": _micros(alert.span.end_us),
-            "last_window_end": _micros(alert.last_window_end_us),
+            "window_start": from_micros(alert.span.start_us).isoformat(),
+            "window_end": from_micros(alert.span.end_us).isoformat(),
+            "last_window_end": from_micros(alert.last_window_end_us).isoformat(),
             "features": [
                 {"feature": f.feature, "psi": f.psi_corrected, "reason": f.reason, "cause": f.cause}
                 for f in alert.features[:20]
@@ -78,7 +79,3 @@ def _alertmanager(alert: Alert, now: datetime) -> list[dict[str, Any]]:
             "endsAt": (now if alert.state is AlertState.RESOLVED else now + NEVER).isoformat(),
         }
     ]
-
-
-def _micros(value: int) -> str:
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=value)).isoformat()

@@ -58,6 +58,11 @@ class MemoryPipelines:
         """The run with this name."""
         return next((r for r in self._runs.values() if str(r.name) == run), None)
 
+    def reruns_of(self, run: str) -> Sequence[PipelineRun]:
+        """The reruns of the run with this name, and their reruns."""
+        found = [r for r in self._runs.values() if r.rerun_of == run]
+        return [again for r in found for again in (r, *self.reruns_of(str(r.name)))]
+
     async def get(self, name: PipelineRunName) -> PipelineRun | None:
         return self._runs.get(name)
 

@@ -21,6 +21,7 @@ from flywheel_trainer.policies.decision import (
     decide,
     decide_time,
     trained_until,
+    with_reruns,
 )
 from flywheel_trainer.policies.policy import Policy, PolicyName
 from flywheel_trainer.policies.ports import TimedPolicy
@@ -127,10 +128,10 @@ class MemoryPolicies:
         return [d for d in self._decisions if (d.policy, d.trigger) == (name, trigger) and d.started]
 
     def _run_of(self, decision: Decision) -> StartedRun:
-        run = self._pipelines.find_run(decision.pipeline_run)
-        if run is None:
-            return StartedRun(decision.event_time, None)
-        return StartedRun(decision.event_time, run.state, bool(run.run))
+        first = self._pipelines.find_run(decision.pipeline_run)
+        runs = [first, *self._pipelines.reruns_of(decision.pipeline_run)]
+        found = [(run.state, bool(run.run)) if run else (None, False) for run in runs]
+        return with_reruns([StartedRun(decision.event_time, *one) for one in found])
 
     def _newest(self, name: PolicyName) -> dict[Trigger, datetime]:
         found: dict[Trigger, datetime] = {}

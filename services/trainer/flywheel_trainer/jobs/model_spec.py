@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
+from flywheel_common.value import micros
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.limits import Limits, check_limits
 
@@ -75,4 +76,4 @@ def check_model_job(
 
 def microseconds(at: datetime | None) -> int | None:
     """Microseconds since the epoch."""
-    return None if at is None else round(at.timestamp() * 1e6)
+    return None if at is None else micros(at)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from flywheel_common.clock import Clock
 from flywheel_common.errors import FlywheelError, Unavailable
 from flywheel_common.event_time import EventTimeBound
+from flywheel_common.value import from_micros
 from flywheel_job.artifacts import ARTIFACTS
 from flywheel_job.batch_scoring.spec import (
     CACHE_URL,
@@ -199,7 +200,7 @@ def _spine(spec: ScoreSpec, details: Mapping[str, Any]) -> dict[str, Any]:
     spine = {"uri": spec.table_uri}
     if spec.timestamp_field:
         return spine | {"timestamp_field": spec.timestamp_field}
-    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=details["as_of_micros"])
+    moment = from_micros(details["as_of_micros"])
     return spine | {"as_of": moment.isoformat(timespec="microseconds").replace("+00:00", "Z")}
 
 

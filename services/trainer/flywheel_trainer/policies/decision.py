@@ -78,7 +78,7 @@ class Active:
 
 @dataclass(frozen=True)
 class StartedRun:
-    """A run that a trigger started; `event_time` is that of its cause."""
+    """A run that a trigger started, with its reruns; `event_time` is that of its cause."""
 
     event_time: datetime
     state: JobState | None
@@ -97,6 +97,14 @@ class StartedRun:
     @property
     def untrained(self) -> bool:
         return self.state is JobState.SUCCEEDED and not self.tracked
+
+
+def with_reruns(runs: Sequence[StartedRun]) -> StartedRun:
+    """The run of a decision, which comes first, and its reruns as one run.
+
+    A rerun that succeeded replaces the failure of its run: the decision has done its work.
+    """
+    return max(runs, key=lambda run: (run.trained, run.state is JobState.SUCCEEDED))
 
 
 def trained_until(started: Sequence[StartedRun], before: datetime) -> datetime | None:

@@ -12,6 +12,7 @@ from pyarrow import fs
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 
+from flywheel_common.storage.whole_files import whole_file
 from flywheel_job.objects import has_folders
 
 StrPath = str | os.PathLike[str]
@@ -29,7 +30,7 @@ class ArrowFileSystem(FileSystemBase):
             with self._store.open_input_file(str(path)) as stream:
                 yield stream
         else:
-            with self._store.open_output_stream(str(path), compression=None) as stream:
+            with whole_file(self._store, str(path)) as stream:
                 yield stream
 
     def concat_path(self, path: StrPath, suffix: str) -> str:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pyarrow import fs
 
 from flywheel_common.granted.filesystem import GrantedFiles
+from flywheel_common.storage.whole_files import write_whole
 from flywheel_job.artifacts import artifact_key
 from flywheel_job.granted import TOKEN_VARIABLE, TRAINER_VARIABLE, granted_store
 
@@ -58,9 +59,7 @@ def read(store: fs.FileSystem, uri: str) -> bytes:
 
 def write(store: fs.FileSystem, uri: str, data: bytes) -> None:
     create_folder(store, uri.rpartition("/")[0])
-    # By default pyarrow compresses what is written to a name that ends with .gz.
-    with store.open_output_stream(path_of(uri), compression=None) as stream:
-        stream.write(data)
+    write_whole(store, path_of(uri), data)
 
 
 def has_folders(store: fs.FileSystem) -> bool:

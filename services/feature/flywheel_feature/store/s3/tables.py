@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from flywheel_common.config import S3Settings
 from flywheel_common.errors import FlywheelError, NotFound
+from flywheel_common.storage.whole_files import parquet_bytes, write_whole
 from flywheel_feature.definitions.errors import InvalidUri
 from flywheel_feature.definitions.model import TableFormat
 from flywheel_feature.store.s3 import delta, snapshots
@@ -183,9 +184,8 @@ class S3Tables:
 
     def write(self, uri: str, frame: pl.DataFrame) -> None:
         def write() -> None:
-            # The object appears when the stream is closed, so that no reader sees a part of a file.
-            with self._fs.open_output_stream(self._path(uri)) as stream:
-                pq.write_table(frame.to_arrow(), stream, compression="zstd", row_group_size=131_072)
+            content = parquet_bytes(frame.to_arrow(), compression="zstd", row_group_size=131_072)
+            write_whole(self._fs, self._path(uri), content)
 
         self._guard(uri, write)
 

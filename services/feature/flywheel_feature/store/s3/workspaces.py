@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
 from flywheel_common.errors import FlywheelError
+from flywheel_common.storage.whole_files import whole_file, write_whole
 from flywheel_feature.offline.errors import SpillFull
 from flywheel_feature.offline.ports import Workspace
 from flywheel_feature.store.s3.deletion import Deletion
@@ -95,16 +94,11 @@ class FileWorkspace(Workspace):
             if self._deletion is not None:
                 content = pa.BufferOutputStream()
                 write(content)
-                # The object appears when the stream is closed; `with` would do so after an exception, too.
-                stream = self._fs.open_output_stream(path)
-                stream.write(content.getvalue())
-                stream.close()
+                write_whole(self._fs, path, content.getvalue())
                 return
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            unfinished = f"{path}.{uuid.uuid4().hex}.tmp"
-            with self._fs.open_output_stream(unfinished) as stream:
+            with whole_file(self._fs, path) as stream:
                 write(stream)
-            os.replace(unfinished, path)  # noqa: PTH105 - pyarrow's paths are text
         except OSError as error:
             raise _store_error(error) from error
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
 from flywheel_common.errors import Internal
 from flywheel_common.signature import OutputKind
-from flywheel_common.value import EPOCH
+from flywheel_common.value import from_micros
 from flywheel_job.model_evaluation.params import REPORT
 from flywheel_trainer.jobs.evaluate_spec import EvaluateSpec
 from flywheel_trainer.jobs.model_spec import ModelSource
@@ -60,7 +59,7 @@ class CompareStep:
             champion=step.spec["model"],
             kind=found.output.kind.name,
             weight_column=found.report.get("weight_column", ""),
-            start=EPOCH + timedelta(microseconds=int(start_us)),
+            start=from_micros(int(start_us)),
             bootstrap_samples=0,
         )
         job = await self._jobs.submitted(step, spec)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from flywheel_common.paging import Page, cut, decode_token
@@ -23,6 +25,7 @@ from flywheel_trainer.policies.decision import (
     decide,
     decide_time,
     trained_until,
+    with_reruns,
 )
 from flywheel_trainer.policies.policy import Policy, PolicyName
 from flywheel_trainer.policies.ports import TimedPolicy
@@ -62,10 +65,17 @@ SELECT true FROM retraining_decision
 WHERE project = $1 AND policy = $2 AND trigger = $3 AND alert = $4 AND event_time = $5
 """
 _STARTED_AT = """
-SELECT d.event_time, r.state, coalesce(r.run, '') <> '' AS tracked
-FROM retraining_decision d
-LEFT JOIN pipeline_run r ON 'projects/' || r.project || '/pipelineRuns/' || r.id = d.pipeline_run
-WHERE d.project = $1 AND d.policy = $2 AND d.trigger = $3 AND d.started
+WITH RECURSIVE started AS (
+    SELECT id, event_time, pipeline_run AS run, 0 AS depth FROM retraining_decision
+    WHERE project = $1 AND policy = $2 AND trigger = $3 AND started
+    UNION ALL
+    SELECT s.id, s.event_time, 'projects/' || r.project || '/pipelineRuns/' || r.id, s.depth + 1
+    FROM started s JOIN pipeline_run r ON r.rerun_of = s.run AND r.rerun_of <> ''
+)
+SELECT s.id, s.event_time, r.state, coalesce(r.run, '') <> '' AS tracked
+FROM started s
+LEFT JOIN pipeline_run r ON 'projects/' || r.project || '/pipelineRuns/' || r.id = s.run
+ORDER BY s.id, s.depth
 """
 _TIMED = """
 SELECT p.project, p.id, p.body, p.updated_at, (
@@ -231,8 +241,7 @@ class PostgresDecisions:
         """The runs that the trigger has started."""
         rows = await self._conn.fetch(_STARTED_AT, name.project, name.policy, trigger)
         return [
-            StartedRun(row["event_time"], JobState(row["state"]) if row["state"] else None, row["tracked"])
-            for row in rows
+            with_reruns([_started_run(row) for row in runs]) for _, runs in groupby(rows, itemgetter("id"))
         ]
 
     async def _insert(self, decision_id: str, decision: Decision) -> None:
@@ -255,6 +264,10 @@ class PostgresDecisions:
 async def _read_policy(conn: Connection, name: PolicyName) -> Policy | None:
     body: dict[str, Any] | None = await conn.fetchval(_GET, name.project, name.policy)
     return None if body is None else policy_from_json(name, body)
+
+
+def _started_run(row: Any) -> StartedRun:
+    return StartedRun(row["event_time"], JobState(row["state"]) if row["state"] else None, row["tracked"])
 
 
 def _decision(row: Any) -> Decision:

@@ -1,9 +1,9 @@
 """The predictions on the object store.
 
-While a job runs, each partition is a file below `_temporary/`, and is finished when its marker exists: an
-object store shows a file only as a whole, but a process that fails while it writes can leave a part of one.
-`commit` moves all of them below the address of the predictions and then writes `_SUCCESS`. Without `_SUCCESS`
-there are no predictions.
+While a job runs, each partition is a file below `_temporary/`, and is finished when its marker exists: a
+process with a key of S3, without a trainer, can leave a part of a file (`whole_file`). `commit` moves all of
+them below the address of the predictions and then writes `_SUCCESS`. Without `_SUCCESS` there are no
+predictions.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from flywheel_common.storage.whole_files import whole_file
 from flywheel_job import objects
 from flywheel_job.batch_scoring.partitions import Partition
 
@@ -56,7 +57,7 @@ class Output:
         objects.create_folder(self._store, uri.rpartition("/")[0])
         rows = failed = 0
         with (
-            self._store.open_output_stream(objects.path_of(uri), compression=None) as stream,
+            whole_file(self._store, objects.path_of(uri)) as stream,
             pq.ParquetWriter(stream, schema, compression="lz4", use_dictionary=_repeating(schema)) as writer,
         ):
             for group in _groups(batches, schema):

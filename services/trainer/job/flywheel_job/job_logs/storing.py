@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from pyarrow import fs
 
+from flywheel_common.storage.whole_files import write_whole
 from flywheel_job.job_logs.chunks import Chunk, stream_of
 from flywheel_job.job_logs.writing import LogWriter
 
@@ -30,8 +31,7 @@ def stored_log(
     """
 
     def put(name: str, data: bytes) -> None:
-        with store.open_output_stream(f"{folder}/{name}") as stream:
-            stream.write(data)
+        write_whole(store, f"{folder}/{name}", data)
 
     earlier = [chunk for chunk in _chunks_in(store, folder) if chunk.attempt < attempt]
     writer = LogWriter(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from flywheel_common.value import from_micros
 from flywheel_job import objects
 from flywheel_job.errors import UnusableEvaluationSet
 from flywheel_job.launch import TIME
@@ -29,8 +29,8 @@ class TimeRange:
         return self.start is not None or self.end is not None
 
     def __str__(self) -> str:
-        first = "the beginning" if self.start is None else _text(self.start)
-        return f"from {first} to {'the end' if self.end is None else _text(self.end)}"
+        first = "the beginning" if self.start is None else from_micros(self.start).isoformat()
+        return f"from {first} to {'the end' if self.end is None else from_micros(self.end).isoformat()}"
 
 
 def labelled_batches(
@@ -81,7 +81,3 @@ def _selected(frame: pl.DataFrame, label: str, times: TimeRange) -> pl.DataFrame
     if times.start is not None:
         chosen = chosen.filter(at >= times.start)
     return chosen if times.end is None else chosen.filter(at < times.end)
-
-
-def _text(microseconds: int) -> str:
-    return datetime.fromtimestamp(microseconds / 1e6, tz=UTC).isoformat()
