@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -214,10 +215,12 @@ class RolloutMachine(RuleBasedStateMachine):
     """Drives a registry's use cases and the oracle with the same commands."""
 
     runner: asyncio.Runner
-    store: Any
+    open: Callable[[], Any]
+    """Returns the store of an example."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.store = self.open()
         self.oracle = Oracle()
         self.simulation = Simulation(self.store, model=f"projects/p/models/m-{new_id()}")
         self.do(self.simulation.create(policy=POLICY, champion=False))
@@ -395,16 +398,21 @@ class RolloutMachine(RuleBasedStateMachine):
 def test_stages_rollouts_and_rollbacks_follow_the_rules(dsn: str) -> None:
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
-        store: Any = MemoryStore()
+        # The adapter in memory looks through all its rows, so that each example has a store of its own.
+        open_store: Callable[[], Any] = MemoryStore
         if dsn:
 
-            async def open_store() -> Any:
+            async def in_postgres() -> Any:
                 pool = await stack.enter_async_context(create_pool(dsn))
                 await migrate(pool, MIGRATIONS)
                 return PostgresStore(pool, to_event)
 
-            store = runner.run(open_store())
-        machine = type("Machine", (RolloutMachine,), {"runner": runner, "store": store})
+            shared = runner.run(in_postgres())
+
+            def open_store() -> Any:
+                return shared
+
+        machine = type("Machine", (RolloutMachine,), {"runner": runner, "open": staticmethod(open_store)})
         examples = 15 if dsn else 200
         try:
             run_state_machine_as_test(
