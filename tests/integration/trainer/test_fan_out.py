@@ -6,22 +6,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from google.protobuf.timestamp_pb2 import Timestamp
 
 import flywheel as fw
-from flywheel_protos.feature.v1.training_set_pb2 import SourceSpine, Spine
 from flywheel_protos.types.v1 import job_pb2
-from tests.support.peers.trainer import FEATURE_SET
+from tests.support.peers.trainer import FEATURE_SET, landed_spine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-SPINE = Spine(
-    source=SourceSpine(
-        source="projects/default/sources/landed",
-        timestamp_field="scheduled",
-        start_time=Timestamp(seconds=1_357_000_000),
-        end_time=Timestamp(seconds=1_365_000_000),
-    )
-)
+SPINE = landed_spine(label="")
 
 
 @fw.pipeline("by-category")

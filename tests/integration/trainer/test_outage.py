@@ -28,8 +28,7 @@ async def test_calls_fail_before_their_deadline_while_postgres_is_down(
     start_trainer: Any, trainer_settings: dict[str, str], postgres: Postgres
 ) -> None:
     trainer = await start_trainer(trainer_settings)
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
         create = pb.CreateExperimentRequest(parent="projects/p", experiment_id="late", request_id="one")
         created = await stub.CreateExperiment(create, timeout=10)
         read = pb.ListExperimentsRequest(parent="projects/p")
@@ -84,8 +83,7 @@ async def test_hanging_dependencies_are_named_before_the_deadline(
         trainer = await start_trainer(
             trainer_settings | {f"FLYWHEEL_TRAINER_{key.upper()}": value for key, value in settings.items()}
         )
-        connection, stub = trainer.stub()
-        await stack.enter_async_context(connection)
+        stub = await stack.enter_async_context(trainer.stub())
         await stub.CreateExperiment(
             pb.CreateExperimentRequest(parent="projects/default", experiment_id="late")
         )

@@ -61,8 +61,7 @@ async def test_a_repeated_alert_starts_one_run_and_each_alert_is_decided(
 ) -> None:
     trainer = await start_trainer(trainer_settings | with_kafka)
     topic = with_kafka["FLYWHEEL_TRAINER_DRIFT_TOPIC"]
-    connection, stub = trainer.stub()
-    async with connection, Producer(kafka.bootstrap, client_id="test") as producer:
+    async with trainer.stub() as stub, Producer(kafka.bootstrap, client_id="test") as producer:
         await stub.SetRetrainingPolicy(pb.SetRetrainingPolicyRequest(policy=policy(), request_id="p"))
         await producer.send(topic, b"no event at all")
         once = drift("a1", T, event_id="e1")

@@ -53,8 +53,7 @@ async def test_two_workers_train_through_a_restart_of_the_trainer(
     start_trainer: Start,
 ) -> None:
     trainer = await start_trainer(trainer_settings | with_peers | with_ray)
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
         await stub.CreateExperiment(pb.CreateExperimentRequest(parent=PROJECT, experiment_id="late"))
         job = (await stub.SubmitJob(submission("one", epochs=4))).job
         assert (await stub.SubmitJob(submission("one", epochs=4))).job.name == job.name
@@ -65,9 +64,8 @@ async def test_two_workers_train_through_a_restart_of_the_trainer(
         await eventually(running, within=120, every=0.3)
     trainer.kill()
     await trainer.start()
-    connection, stub = trainer.stub()
     log = ""
-    async with connection:
+    async with trainer.stub() as stub:
         async for update in stub.WatchJob(pb.WatchJobRequest(name=job.name)):
             job, log = update.job, log + update.log
         assert job.state == job_pb2.JOB_STATE_SUCCEEDED, (job.error_message, log[-3000:])
@@ -122,8 +120,7 @@ async def test_cancelling_a_job_ends_all_its_processes(
     start_trainer: Start,
 ) -> None:
     trainer = await start_trainer(trainer_settings | with_peers | with_ray)
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
         await stub.CreateExperiment(pb.CreateExperimentRequest(parent=PROJECT, experiment_id="late"))
         job = (await stub.SubmitJob(submission("long", epochs=100_000, workers=1))).job
 
@@ -183,8 +180,7 @@ async def test_a_job_that_cannot_start_fails_with_the_cause(
 ) -> None:
     broken = {"FLYWHEEL_TRAINER_JOB_PYTHON": "/no/such/python"}
     trainer = await start_trainer(trainer_settings | with_peers | with_ray | broken)
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
         await stub.CreateExperiment(pb.CreateExperimentRequest(parent=PROJECT, experiment_id="late"))
         job = (await stub.SubmitJob(submission("broken", epochs=1))).job
 
@@ -212,8 +208,7 @@ async def test_an_unusable_training_set_fails_the_job_with_its_reason(
         await objects.put("sets/two/part-0.parquet", content.getvalue())
     peers.feature.uri = f"s3://{bucket}/sets/two/"
     trainer = await start_trainer(trainer_settings | with_peers | with_ray)
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
         await stub.CreateExperiment(pb.CreateExperimentRequest(parent=PROJECT, experiment_id="late"))
         job = (await stub.SubmitJob(submission("one", epochs=1, workers=1))).job
 

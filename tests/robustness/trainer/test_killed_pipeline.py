@@ -8,24 +8,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
-from google.protobuf.timestamp_pb2 import Timestamp
 
 import flywheel as fw
-from flywheel_protos.feature.v1 import training_set_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from tests.support.eventually import eventually
-from tests.support.peers.trainer import FEATURE_SET, MODEL
+from tests.support.peers.trainer import FEATURE_SET, MODEL, landed_spine
 
-SPINE = training_set_pb2.Spine(
-    source=training_set_pb2.SourceSpine(
-        source="projects/default/sources/landed",
-        timestamp_field="scheduled",
-        label="delay > 15",
-        start_time=Timestamp(seconds=1_357_000_000),
-        end_time=Timestamp(seconds=1_365_000_000),
-    )
-)
+SPINE = landed_spine()
 SPEC = pb.TrainSpec(
     experiment="projects/default/experiments/late",
     tabular=pb.TabularRecipe(epochs=3, hidden_sizes=[16], learning_rate=3e-3),

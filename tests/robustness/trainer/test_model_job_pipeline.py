@@ -10,31 +10,21 @@ from typing import Any
 
 import polars as pl
 import pytest
-from google.protobuf.timestamp_pb2 import Timestamp
 
 import flywheel as fw
 from flywheel_common.config import S3Settings
 from flywheel_common.storage.s3 import object_store
-from flywheel_protos.feature.v1 import training_set_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from tests.support.builders.trainer import learnable_rows
 from tests.support.eventually import eventually
-from tests.support.peers.trainer import FEATURE_SET, MODEL, Peers
+from tests.support.peers.trainer import FEATURE_SET, MODEL, Peers, landed_spine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 Start = Callable[[dict[str, str]], Awaitable[Any]]
 ROWS = 4000
 KINDS = ["TUNE", "EVALUATE", "EXPORT", "SCORE"]
-SPINE = training_set_pb2.Spine(
-    source=training_set_pb2.SourceSpine(
-        source="projects/default/sources/landed",
-        timestamp_field="scheduled",
-        label="delay > 15",
-        start_time=Timestamp(seconds=1_357_000_000),
-        end_time=Timestamp(seconds=1_365_000_000),
-    )
-)
+SPINE = landed_spine()
 TUNE = fw.TuneJob(
     pb.TrainSpec(
         experiment="projects/default/experiments/late", tabular=pb.TabularRecipe(epochs=2, hidden_sizes=[16])

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from google.protobuf.timestamp_pb2 import Timestamp
 
 import flywheel as fw
 from flywheel_common.config import S3Settings
 from flywheel_common.signature import BOOL, FLOAT64, STRING
 from flywheel_common.storage.s3 import object_store
-from flywheel_protos.feature.v1 import training_set_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
@@ -28,21 +26,13 @@ from flywheel_registry.store.onnxruntime.graphs import OnnxGraphs
 from tests.support.builders.registry import gateway_with
 from tests.support.builders.trainer import learnable_rows
 from tests.support.eventually import eventually
-from tests.support.peers.trainer import FEATURE_SET, MODEL, TRAINING_SET, Peers
+from tests.support.peers.trainer import FEATURE_SET, MODEL, TRAINING_SET, Peers, landed_spine
 from tests.support.servers.registry import NO_TICKS, memory_ports, registry_settings, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ESTIMATORS = "flywheel_job.recipes.estimators.training:train"
 FEATURES = {"v__x": FLOAT64, "v__z": FLOAT64, "v__c": STRING, "v__b": BOOL}
-SPINE = training_set_pb2.Spine(
-    source=training_set_pb2.SourceSpine(
-        source="projects/default/sources/landed",
-        timestamp_field="scheduled",
-        label="delay",
-        start_time=Timestamp(seconds=1_357_000_000),
-        end_time=Timestamp(seconds=1_365_000_000),
-    )
-)
+SPINE = landed_spine(label="delay")
 
 
 @pytest.fixture

@@ -9,30 +9,20 @@ import asyncpg
 import numpy as np
 import onnxruntime
 import pytest
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.events.v1.lifecycle_pb2 import TrainingCompleted
-from flywheel_protos.feature.v1 import training_set_pb2
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from tests.support.eventually import eventually
-from tests.support.peers.trainer import FEATURE_SET, MODEL
+from tests.support.peers.trainer import FEATURE_SET, MODEL, landed_spine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(800)]
 
 
 def request(request_id: str, *, epochs: int = 3, warm_start: str = "") -> pb.StartPipelineRunRequest:
-    spine = training_set_pb2.Spine(
-        source=training_set_pb2.SourceSpine(
-            source="projects/default/sources/landed",
-            timestamp_field="scheduled",
-            label="delay > 15",
-            start_time=Timestamp(seconds=1_357_000_000),
-            end_time=Timestamp(seconds=1_365_000_000),
-        )
-    )
+    spine = landed_spine()
     return pb.StartPipelineRunRequest(
         parent="projects/default",
         request_id=request_id,
@@ -64,8 +54,7 @@ async def test_a_pipeline_survives_kills_and_has_each_effect_once(
 ) -> None:
     peers.feature.running_reads = 15
     trainer = await start_trainer(trainer_settings | with_peers | with_ray)
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
         await stub.CreateExperiment(
             pb.CreateExperimentRequest(parent="projects/default", experiment_id="late")
         )
@@ -77,8 +66,7 @@ async def test_a_pipeline_survives_kills_and_has_each_effect_once(
 
     trainer.kill()  # while the training set is being built
     await trainer.start()
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
 
         async def training() -> bool:
             jobs = (await stub.ListJobs(pb.ListJobsRequest(parent="projects/default"))).jobs
@@ -88,8 +76,7 @@ async def test_a_pipeline_survives_kills_and_has_each_effect_once(
 
     trainer.kill()  # while the job is running
     await trainer.start()
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
 
         async def ended() -> pb.PipelineRun | None:
             run = (await stub.GetPipelineRun(pb.GetPipelineRunRequest(name=name))).pipeline_run
@@ -136,8 +123,7 @@ async def test_a_pipeline_survives_kills_and_has_each_effect_once(
 
     # The second run starts from the champion's weights and is compared with it; the gate rejects it.
     peers.registry.gate_passes = False
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
         second = await stub.StartPipelineRun(request("second", epochs=2, warm_start=version.name))
         name = second.pipeline_run.name
         rejected = await eventually(ended, within=400, every=0.5)

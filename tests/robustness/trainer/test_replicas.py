@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import asyncpg
 import pytest
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from flywheel_protos.feature.v1 import training_set_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from tests.support.eventually import eventually
-from tests.support.peers.trainer import FEATURE_SET, MODEL, TRAINING_SET
+from tests.support.peers.trainer import FEATURE_SET, MODEL, TRAINING_SET, landed_spine
 from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.timeout(240)]
@@ -37,8 +33,7 @@ async def replicas(
     second = await start_trainer(
         settings | {"FLYWHEEL_TRAINER_LISTEN": f"127.0.0.1:{free_port()}"},
     )
-    connection, stub = first.stub()
-    async with connection:
+    async with first.stub() as stub:
         await stub.CreateExperiment(pb.CreateExperimentRequest(parent=PARENT, experiment_id="late"))
     return first, second
 
@@ -74,8 +69,7 @@ async def test_the_other_replica_supervises_after_the_death_of_the_first(
     replicas: tuple[Any, Any], database: str
 ) -> None:
     first, second = replicas
-    connection, stub = second.stub()
-    async with connection:
+    async with second.stub() as stub:
         await cancels_a_job(stub, "one")
         holder, token = await supervisor(database)
         first.kill()  # it started first and took the lease
@@ -89,25 +83,19 @@ async def test_a_replica_that_was_stopped_for_a_while_does_not_supervise_again(
 ) -> None:
     first, second = replicas
     holder, token = await supervisor(database)
-    os.kill(first.process.pid, signal.SIGSTOP)
-    try:
-        connection, stub = second.stub()
-        async with connection:
+    async with second.stub() as stub:
+        with first.paused():
             await cancels_a_job(stub, "one")
             successor = await supervisor(database)
-            os.kill(first.process.pid, signal.SIGCONT)
-            await cancels_a_job(stub, "two")
-            assert successor == await supervisor(database)
-    finally:
-        os.kill(first.process.pid, signal.SIGCONT)
+        await cancels_a_job(stub, "two")
+        assert successor == await supervisor(database)
     assert (successor[0] != holder, successor[1] > token) == (True, True)
 
 
 async def waits_for_its_training_set(trainer: Any, peers: Any) -> pb.PipelineRun:
     """A run that this trainer started, in a step that has not ended."""
     peers.feature.running_reads = 10**9
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
         run: pb.PipelineRun = (await stub.StartPipelineRun(pipeline_request())).pipeline_run
         await eventually(lambda: peers.requests.calls["GetJob"] >= 3, within=60, every=0.1)
     return run
@@ -126,8 +114,7 @@ async def test_the_pipeline_of_a_dead_replica_continues_on_another(
     first, second = replicas
     run = await waits_for_its_training_set(first, peers)
     first.kill()
-    second_connection, stub = second.stub()
-    async with second_connection:
+    async with second.stub() as stub:
         # The second replica may have started the run itself: then nothing is left behind by the first.
         await waiting_goes_on(peers)
         peers.feature.failure = ("TOO_LARGE", "too many rows")
@@ -146,17 +133,13 @@ async def test_the_pipeline_of_a_dead_replica_continues_on_another(
 async def test_a_replica_that_lost_its_pipeline_while_stopped_does_not_end_it(
     replicas: tuple[Any, Any], peers: Any
 ) -> None:
-    """SIGSTOP and SIGCONT: for a while both replicas run the same step."""
+    """For a while both replicas run the same step."""
     first, second = replicas
     run = await waits_for_its_training_set(first, peers)
-    os.kill(first.process.pid, signal.SIGSTOP)
-    try:
+    with first.paused():
         await waiting_goes_on(peers)
-    finally:
-        os.kill(first.process.pid, signal.SIGCONT)
     peers.feature.running_reads = 0
-    connection, stub = second.stub()
-    async with connection:
+    async with second.stub() as stub:
 
         async def jobs() -> Any:
             return (await stub.ListJobs(pb.ListJobsRequest(parent=PARENT))).jobs
@@ -179,15 +162,6 @@ async def test_a_replica_that_lost_its_pipeline_while_stopped_does_not_end_it(
 
 
 def pipeline_request() -> pb.StartPipelineRunRequest:
-    source = training_set_pb2.SourceSpine(
-        source=f"{PARENT}/sources/landed",
-        timestamp_field="scheduled",
-        label="delay > 15",
-        start_time=Timestamp(seconds=1_357_000_000),
-        end_time=Timestamp(seconds=1_365_000_000),
-    )
     train = pb.TrainSpec(experiment=f"{PARENT}/experiments/late", workers=1)
-    spec = pb.PipelineSpec(
-        model=MODEL, feature_set=FEATURE_SET, spine=training_set_pb2.Spine(source=source), train=train
-    )
+    spec = pb.PipelineSpec(model=MODEL, feature_set=FEATURE_SET, spine=landed_spine(), train=train)
     return pb.StartPipelineRunRequest(parent=PARENT, spec=spec, request_id="once")

@@ -66,8 +66,7 @@ async def trainer(settings: dict[str, str], start_trainer: Start) -> Any:
 async def started(start_trainer: Start, settings: dict[str, str]) -> Any:
     """A trainer with an experiment."""
     trainer = await start_trainer(settings)
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
         await stub.CreateExperiment(pb.CreateExperimentRequest(parent=PROJECT, experiment_id="late"))
     return trainer
 
@@ -144,8 +143,7 @@ async def nothing_is_left(job: pb.Job) -> None:
 
 @pytest.mark.parametrize("victim", sorted(VICTIMS))
 async def test_a_job_whose_process_is_killed_is_attempted_again(trainer: Any, victim: str) -> None:
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
         job = await submit(stub, epochs=1000)
         await learns(stub, job)
         for process in processes(VICTIMS[victim]):
@@ -167,8 +165,7 @@ async def test_a_job_whose_process_is_killed_is_attempted_again(trainer: Any, vi
 async def test_a_stopped_process_stalls_the_job_and_nothing_is_left(
     trainer: Any, victim: str, epochs: int
 ) -> None:
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
         job = await submit(stub, epochs=epochs, stall_timeout=Duration(seconds=30))
         await learns(stub, job)
         for process in processes(VICTIMS[victim]):
@@ -179,8 +176,7 @@ async def test_a_stopped_process_stalls_the_job_and_nothing_is_left(
 
 
 async def test_a_cancelled_job_leaves_no_process_after_10_seconds(trainer: Any) -> None:
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
         job = await submit(stub, epochs=100_000)
         await learns(stub, job)
         begun = time.monotonic()
@@ -192,8 +188,7 @@ async def test_a_cancelled_job_leaves_no_process_after_10_seconds(trainer: Any) 
 
 
 async def test_a_job_survives_the_loss_of_the_ray_head(trainer: Any, ray: Ray) -> None:
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
         job = await submit(stub, epochs=500)
         await learns(stub, job)
         ray.kill()
@@ -208,8 +203,7 @@ async def test_a_job_survives_the_loss_of_the_ray_head(trainer: Any, ray: Ray) -
 async def test_a_job_goes_on_while_what_runs_it_is_stopped(
     trainer: Any, ray: Ray, stopped: str, seconds: float
 ) -> None:
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
         job = await submit(stub, epochs=300)
         await learns(stub, job)
         victims = head(ray) if stopped == "head" else [psutil.Process(trainer.process.pid)]
@@ -234,8 +228,7 @@ async def test_jobs_survive_a_long_queue_and_an_outage_of_postgres_longer_than_t
     settings: dict[str, str], start_trainer: Start, postgres: Postgres, tmp_path: Path
 ) -> None:
     trainer = await started(start_trainer, settings | {"FLYWHEEL_TRAINER_MAX_RUNNING_JOBS": "1"})
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
         waiting = await submit_code(trainer, tmp_path, "wait", seconds=90)
         await runs(stub, waiting)
         queued = await submit(stub, epochs=50)
@@ -255,10 +248,9 @@ async def test_jobs_survive_a_long_queue_and_an_outage_of_postgres_longer_than_t
 
 
 async def test_a_job_that_prints_a_gigabyte_with_nul_characters(trainer: Any, tmp_path: Path) -> None:
-    connection, stub = trainer.stub()
     process = psutil.Process(trainer.process.pid)
     before = process.memory_info().rss
-    async with connection:
+    async with trainer.stub() as stub:
         job = await submit_code(trainer, tmp_path, "shout", mebibytes=1024)
         received = 0
         watch = stub.WatchJob(pb.WatchJobRequest(name=job.name, log_stream="rank-0"))
@@ -282,8 +274,7 @@ def peak_bytes(pid: int) -> int:
 async def test_a_pipeline_that_is_cancelled_before_a_crash_leaves_no_job_on_ray(
     trainer: Any, ray: Ray
 ) -> None:
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
         run = (await stub.StartPipelineRun(pipeline_request("once", epochs=100_000))).pipeline_run
 
         async def running() -> pb.Job | None:
@@ -294,8 +285,7 @@ async def test_a_pipeline_that_is_cancelled_before_a_crash_leaves_no_job_on_ray(
         await stub.CancelPipelineRun(pb.CancelPipelineRunRequest(name=run.name))
         trainer.kill()
     await trainer.start()
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
         job = await ended(stub, job, within=60)
     assert (job_pb2.JOB_STATE_CANCELLED, run.name) == (job.state, job.pipeline_run)
     async with ray_jobs(ray.jobs_url, ray.token) as jobs:
@@ -304,8 +294,7 @@ async def test_a_pipeline_that_is_cancelled_before_a_crash_leaves_no_job_on_ray(
 
 
 async def test_a_gpu_that_the_cluster_lacks_is_named_at_once(trainer: Any) -> None:
-    connection, stub = trainer.stub()
-    async with connection:
+    async with trainer.stub() as stub:
         train = pb.TrainSpec(experiment="late", training_set=TRAINING_SET, gpus_per_worker=1)
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await stub.SubmitJob(pb.SubmitJobRequest(parent=PROJECT, job=pb.Job(train=train)))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from flywheel_common.errors import FlywheelError, NotFound
@@ -39,6 +40,19 @@ COLUMNS = {
     "v__c": value_pb2.DATA_TYPE_STRING,
     "v__b": value_pb2.DATA_TYPE_BOOL,
 }
+
+
+def landed_spine(label: str = "delay > 15") -> training_set_pb2.Spine:
+    """The landed flights of three months."""
+    return training_set_pb2.Spine(
+        source=training_set_pb2.SourceSpine(
+            source="projects/default/sources/landed",
+            timestamp_field="scheduled",
+            label=label,
+            start_time=Timestamp(seconds=1_357_000_000),
+            end_time=Timestamp(seconds=1_365_000_000),
+        )
+    )
 
 
 @dataclass

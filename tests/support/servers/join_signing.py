@@ -14,13 +14,13 @@ from flywheel_common.granted.access import ObjectAccess
 from flywheel_common.granted.signer import s3_signer
 from flywheel_common.granted.tokens import AttemptTokens
 from flywheel_common.grpc.attempt_tokens import WithAttemptTokens
+from flywheel_common.grpc.object_methods import ObjectMethods
 from flywheel_common.grpc.server import Server
-from flywheel_feature.api.object_methods import ObjectMethods
 from flywheel_feature.fakes.join_access import MemoryJoinAccess
 from flywheel_feature.offline.ports import JoinAccess
 from flywheel_feature.permissions import PERMISSIONS, SERVICE
 from flywheel_local.s3 import S3
-from flywheel_protos.feature.v1 import feature_pb2_grpc
+from flywheel_protos.feature.v1 import feature_pb2_grpc, object_access_pb2
 
 LIFETIME_SECONDS = 900
 
@@ -35,6 +35,8 @@ class JoinSigning:
 
 
 class _Servicer(ObjectMethods, feature_pb2_grpc.FeatureServiceServicer):
+    _sign_response = object_access_pb2.SignObjectRequestsResponse
+
     def __init__(self, access: ObjectAccess) -> None:
         self._object_access = access
 

@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,9 +95,20 @@ class TrainerProcess:
             self.process.kill()
             raise
 
-    def stub(self) -> tuple[grpc.aio.Channel, trainer_pb2_grpc.TrainerServiceStub]:
-        connection = channel(self.address, client_name="test")
-        return connection, trainer_pb2_grpc.TrainerServiceStub(connection)
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The process stands still during the block (SIGSTOP and SIGCONT)."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    @asynccontextmanager
+    async def stub(self) -> AsyncIterator[trainer_pb2_grpc.TrainerServiceStub]:
+        async with channel(self.address, client_name="test") as connection:
+            yield trainer_pb2_grpc.TrainerServiceStub(connection)
 
 
 class IdleWorkflows:

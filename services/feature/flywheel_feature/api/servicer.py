@@ -6,6 +6,7 @@ from typing import Any
 
 from flywheel_common.clock import Clock
 from flywheel_common.granted.access import ObjectAccess
+from flywheel_common.grpc.object_methods import ObjectMethods
 from flywheel_common.ids import Ids
 from flywheel_common.names import parse_project
 from flywheel_common.postgres.idempotency import Idempotency
@@ -14,7 +15,6 @@ from flywheel_feature.api.convert_definitions import FEATURE_SET, FEATURE_SET_VE
 from flywheel_feature.api.definition_methods import DefinitionMethods
 from flywheel_feature.api.errors import InvalidRequest
 from flywheel_feature.api.job_methods import JobMethods
-from flywheel_feature.api.object_methods import ObjectMethods
 from flywheel_feature.api.training_set_methods import TrainingSetMethods
 from flywheel_feature.api.write_methods import WriteMethods
 from flywheel_feature.apply.applied import AppliedDefinitions
@@ -28,7 +28,7 @@ from flywheel_feature.offline.ports import TrainingSets
 from flywheel_feature.online.features import OnlineFeatures
 from flywheel_feature.online.lookup import SharedRead
 from flywheel_protos.feature.v1 import feature_pb2 as pb
-from flywheel_protos.feature.v1 import feature_pb2_grpc
+from flywheel_protos.feature.v1 import feature_pb2_grpc, object_access_pb2
 
 
 def add_to_server(servicer: FeatureServicer, server: Any) -> None:
@@ -63,6 +63,8 @@ class FeatureServicer(
     feature_pb2_grpc.FeatureServiceServicer,
 ):
     """All methods: online reads here, the others in the mixins."""
+
+    _sign_response = object_access_pb2.SignObjectRequestsResponse
 
     def __init__(
         self,

@@ -14,24 +14,12 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from flywheel_common.arrays import Array, Floats, Ints, Mask
-from flywheel_common.signature import OutputKind
-from flywheel_monitor.windows.delays import delay_bins
-from flywheel_monitor.windows.histograms import calibration_bins, latency_bins
-from flywheel_monitor.windows.layout import SOURCES, Extra, Layout, Sums
-from flywheel_monitor.windows.losses import loss_terms
-from flywheel_monitor.windows.numeric_columns import is_number
-from flywheel_monitor.windows.output import CLASS_BINS
+from flywheel_monitor.windows.additions import Additions, Column, of_labels, of_pairs, of_predictions
+from flywheel_monitor.windows.layout import Layout
 from flywheel_monitor.windows.packing import pack, pack_sums, unpack, unpack_sums, version_of
-from flywheel_monitor.windows.projection import PROJECTION_BINS
-from flywheel_monitor.windows.rows import LabelledRows, PairedRows, Rows, Source, usable_scores
+from flywheel_monitor.windows.rows import LabelledRows, PairedRows, Rows
 from flywheel_monitor.windows.sums import EXACT_ROWS, LIMBS, carried, exact_terms, limbs_of
-from flywheel_monitor.windows.vectors import with_projections
 
-_Column: TypeAlias = tuple[int | Ints, Mask | None]
-"""The index that each row counts at (of several columns [columns, n]), and the rows that count or None for
-all."""
-_Sum: TypeAlias = tuple[int | Ints, Floats]
-"""The sum that the values [n] are added to, or sums [sums] and values [sums, n]."""
 _Assigned: TypeAlias = list[tuple[Ints, Mask | None]]
 """(group of each row, mask of the rows to count or None for all)."""
 
@@ -82,146 +70,25 @@ class PaneAccumulator:
         """Count n new predictions, in the segment "" (all) and in their named segment. Features count only
         where the model was called (source MODEL), so that fallbacks do not look like drift."""
         for start in range(0, len(rows.event_times), EXACT_ROWS):
-            self._add_part(rows.part(slice(start, start + EXACT_ROWS)))
-
-    def _add_part(self, rows: Rows) -> None:
-        """`add_rows` of at most EXACT_ROWS rows."""
-        layout = self._layout
-        usable = usable_scores(rows.scores, rows.sources)
-        by_model = rows.sources == Source.MODEL
-        columns, sums = self._features(rows, by_model)
-        scores = np.where(usable, rows.scores, 0.0)
-        answered = by_model | (rows.sources == Source.CACHED)
-        costed = np.isfinite(rows.costs)
-        columns.append((layout.scores + layout.output.score_bins(scores), usable))
-        columns.append((layout.latencies + latency_bins(rows.latencies_ms), None))
-        columns.append((layout.sources + np.clip(rows.sources, 0, SOURCES - 1), None))
-        columns.append((layout.failures, rows.failed))
-        for which, mask in (
-            (Extra.UNUSABLE, answered & ~usable),
-            (Extra.DECISIONS, rows.decisions),
-            (Extra.COSTED, costed),
-        ):
-            columns.append((layout.extras + which, mask))
-        columns += self._class_columns(rows, usable)
-        columns += self._projection_columns(rows, usable)
-        base = layout.common_sums
-        sums.append((base + Sums.SCORE, scores))
-        sums.append((base + Sums.SCORE_SQUARED, scores * scores))
-        sums.append((base + Sums.COST, np.where(costed, rows.costs, 0.0)))
-        assigned = self._assign(rows.event_times, rows.segments)
-        self._add(assigned, columns, sums)
-        for groups, keep in assigned:
-            self._rows.append(groups if keep is None else groups[keep])
-
-    def _features(self, rows: Rows, by_model: Mask) -> tuple[list[_Column], list[_Sum]]:
-        """The columns and the sums of the features, which count where the model was called."""
-        layout, n = self._layout, len(rows.event_times)
-        features = with_projections(rows.features, layout.vector_projections)
-        columns: list[_Column] = []
-        sums: list[_Sum] = []
-        where = None if by_model.all() else by_model
-        numbers = [
-            f.name
-            for f in layout.features
-            if f.numeric and f.name in features and is_number(features[f.name][0])
-        ]
-        if numbers:
-            together = layout.numeric_columns
-            if len(numbers) < len(together.features):
-                together = together.only(numbers)
-            x = np.stack([features[f.name][0] for f in together.features]).astype(np.float64, copy=False)
-            valid = np.stack([features[f.name][1] for f in together.features])
-            bins = together.assign(x, valid)
-            bins += np.array([layout.offsets[f.name] for f in together.features])[:, None]
-            columns.append((bins, where))
-            raw, clipped = together.standardized(x, valid & by_model)
-            number = np.array([layout.numeric[f.name] for f in together.features])
-            at = layout.moments + 2 * number
-            sums += [(number, clipped), (at, raw), (at + 1, raw**2)]
-        for one in layout.features:
-            if one.name not in numbers:
-                values, valid = features.get(one.name, (None, np.zeros(n, np.bool_)))
-                columns.append((layout.offsets[one.name] + one.assign(values, valid, n), where))
-        return columns, sums
-
-    def _class_columns(self, rows: Rows, usable: Mask) -> list[_Column]:
-        """Predicted classes and the bins of the probabilities of a MULTICLASS output."""
-        layout, output = self._layout, self._layout.output
-        if output.kind is not OutputKind.MULTICLASS:
-            return []
-        p = np.where(usable[:, None], rows.outputs, 0.0)
-        columns: list[_Column] = [(layout.predicted + output.counted_class(p.argmax(axis=1)), usable)]
-        for c in range(min(output.width, output.classes)):
-            bins = np.clip(np.floor(p[:, c] * CLASS_BINS), 0, CLASS_BINS - 1).astype(np.int64)
-            columns.append((layout.class_bins + c * CLASS_BINS + bins, usable))
-        return columns
-
-    def _projection_columns(self, rows: Rows, usable: Mask) -> list[_Column]:
-        """The bins of the projections of a VECTOR output."""
-        layout, projections = self._layout, self._layout.output.projections
-        if projections is None:
-            return []
-        bins = projections.bins(np.where(usable[:, None], rows.outputs, 0.0))
-        starts = layout.projections + np.arange(layout.projected) * PROJECTION_BINS
-        return [(starts[k] + bins[:, k], usable) for k in range(layout.projected)]
+            part = rows.part(slice(start, start + EXACT_ROWS))
+            additions = of_predictions(self._layout, part)
+            assigned = self._assign(part.event_times, part.segments)
+            self._add(assigned, additions)
+            for groups, keep in assigned:
+                self._rows.append(groups if keep is None else groups[keep])
 
     def add_labels(self, rows: LabelledRows) -> None:
         """Count labels in the panes of their predictions."""
-        if len(rows.event_times) == 0:
-            return
-        layout, base = self._layout, self._layout.common_sums
-        terms = loss_terms(layout.output, rows.scores, rows.outputs, rows.labels)
-        indices = np.where(terms.positive, layout.positives, layout.negatives) + terms.bins
-        sums: list[_Sum] = [
-            (base + Sums.LABEL, terms.label),
-            (base + Sums.LABEL_SQUARED, terms.label**2),
-            (base + Sums.LOSS, terms.loss),
-            (base + Sums.LOSS_SQUARED, terms.loss**2),
-            (base + Sums.BRIER, terms.brier),
-            (base + Sums.ABSOLUTE_ERROR, terms.absolute_error),
-            (base + Sums.LABELLED_SCORE, rows.scores),
-        ]
-        columns: list[_Column] = [(indices, None)]
-        if layout.output.kind is OutputKind.MULTICLASS:
-            counted = layout.output.counted_class
-            true, predicted = counted(rows.labels.astype(np.int64)), counted(rows.outputs.argmax(axis=1))
-            columns.append((layout.confusion + true * layout.output.classes + predicted, None))
-        if rows.delays is not None:
-            known = np.isfinite(rows.delays)
-            columns.append((layout.delays + delay_bins(np.where(known, rows.delays, 0.0)), known))
-        by_bin = None
-        if layout.output.unit_interval:
-            by_bin = base + Sums.CALIBRATION + calibration_bins(terms.bins), rows.scores
-        self._add(self._assign(rows.event_times, rows.segments), columns, sums, rows.weights, by_bin)
+        if len(rows.event_times):
+            additions = of_labels(self._layout, rows)
+            self._add(self._assign(rows.event_times, rows.segments), additions, rows.weights)
 
     def add_pairs(self, rows: PairedRows) -> None:
         """Count requests that champion and shadow both answered, with the labels that are known, or only
         the labels (`labels_only`)."""
-        n = len(rows.event_times)
-        if n == 0:
-            return
-        layout, base = self._layout, self._layout.common_sums
-        labelled = np.isfinite(rows.deltas)
-        deltas = np.where(labelled, rows.deltas, 0.0)
-        first = layout.extras
-        columns: list[_Column] = [
-            (first + Extra.PAIRS_LABELLED, labelled),
-            (layout.right, rows.right < 0),
-            (layout.right + 1, rows.right > 0),
-        ]
-        sums: list[_Sum] = [
-            (base + Sums.PAIR_LOSS_DELTA, deltas),
-            (base + Sums.PAIR_LOSS_DELTA_SQUARED, deltas**2),
-        ]
-        if not rows.labels_only:
-            columns += [(first + Extra.PAIRED, None), (first + Extra.DISAGREED, rows.differ)]
-            sums += [
-                (base + Sums.PAIR_CHAMPION_SCORE, rows.champion_scores),
-                (base + Sums.PAIR_CHAMPION_SQUARED, rows.champion_scores**2),
-                (base + Sums.PAIR_SHADOW_SCORE, rows.shadow_scores),
-            ]
-        self._add(self._assign(rows.event_times, rows.segments), columns, sums, rows.weights)
+        if len(rows.event_times):
+            additions = of_pairs(self._layout, rows)
+            self._add(self._assign(rows.event_times, rows.segments), additions, rows.weights)
 
     def merge(self, stored: Mapping[PaneKey, PackedPane]) -> dict[PaneKey, PackedPane]:
         """The new content of every pane that changes: the stored pane plus what was added."""
@@ -295,16 +162,9 @@ class PaneAccumulator:
     def _group(self, key: PaneKey) -> int:
         return self._groups.setdefault(key, len(self._groups))
 
-    def _add(
-        self,
-        assigned: _Assigned,
-        columns: Sequence[_Column],
-        sums: Sequence[_Sum],
-        weights: Ints | None = None,
-        by_row: tuple[Ints, Floats] | None = None,
-    ) -> None:
-        """Count n rows in these columns, each in the rows of its mask, and add up these sums; `by_row`:
-        values that go to another column [n] in each row."""
+    def _add(self, assigned: _Assigned, additions: Additions, weights: Ints | None = None) -> None:
+        """Add what n rows with these weights add to the panes that they are assigned to."""
+        columns, sums, by_row = additions
         size, n = self._layout.size, len(assigned[0][0])
         parts: list[tuple[Ints, int, Array]] = []
         for places, added_up in sums:
@@ -344,7 +204,7 @@ def _distinct(values: Ints) -> tuple[Ints, Ints]:
 
 def _counted(
     rows: int,
-    columns: Sequence[_Column],
+    columns: Sequence[Column],
     first: Ints | None,
     keep: Mask | None,
     weights: Ints | None,

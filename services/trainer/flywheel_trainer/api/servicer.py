@@ -9,12 +9,13 @@ from google.protobuf.message import Message
 
 from flywheel_common.granted.access import ObjectAccess
 from flywheel_common.grpc.attempt_tokens import current_attempt
+from flywheel_common.grpc.object_methods import ObjectMethods
 from flywheel_common.names import parse_project
 from flywheel_common.paging import page_size
+from flywheel_protos.trainer.v1 import object_access_pb2, trainer_pb2_grpc
 from flywheel_protos.trainer.v1 import origin_pb2 as origin_pb
 from flywheel_protos.trainer.v1 import pipeline_graph_pb2 as graph_pb
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
-from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 from flywheel_trainer.api.checkpoint_methods import CheckpointMethods
 from flywheel_trainer.api.convert_graphs import graph_from_proto, pipeline_to_proto, to_json
 from flywheel_trainer.api.convert_jobs import job_to_proto
@@ -35,7 +36,6 @@ from flywheel_trainer.api.convert_runs import (
     run_to_proto,
     run_update_from_proto,
 )
-from flywheel_trainer.api.object_methods import ObjectMethods
 from flywheel_trainer.api.tracking_methods import TrackingMethods
 from flywheel_trainer.api.trial_methods import TrialMethods
 from flywheel_trainer.checkpoints.use_cases import JobCheckpoints
@@ -70,6 +70,8 @@ class TrainerServicer(
     trainer_pb2_grpc.TrainerServiceServicer,
 ):
     """flywheel.trainer.v1.TrainerService; `poll_seconds` is the interval of the Watch methods."""
+
+    _sign_response = object_access_pb2.SignObjectRequestsResponse
 
     def __init__(
         self,
