@@ -3,8 +3,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# Set-up must be the same on every machine, so pip must not use a local folder of wheels.
-unexport PIP_FIND_LINKS PYTHONPATH VIRTUAL_ENV
+# Set-up must be the same on every machine, so pip must not use a local folder of wheels. Without bytecode on disk,
+# each process compiles everything that it imports: seconds for each service, job and Ray worker that starts.
+unexport PIP_FIND_LINKS PYTHONPATH VIRTUAL_ENV PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 LOCAL := .local
