@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -83,20 +84,17 @@ def run_with_kills(folder: Path, kills: int, seed: int) -> tuple[bytes, list[int
     starts = []
     for attempt in range(1, kills + 2):
         group = Group(folder, spec, attempt)
-        output = group.processes[0].stdout
-        assert output is not None
         wanted = targets[attempt - 1] if attempt <= kills else STEPS + 1
-        for line in output:
+        for line in group.ranks[0].output:
             word, _, number = line.partition(" ")
             if word == "start":
                 starts.append(int(number))
             if word == "step" and int(number) >= wanted:
-                chance.choice(group.processes).kill()
+                chance.choice(group.ranks).send_signal(signal.SIGKILL)
                 break
-        if attempt <= kills:
-            group.kill()
-        else:
+        if attempt > kills:
             assert group.wait() == [0, 0]
+        group.kill()
     store = fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem())
     outcome = Outcome.from_json(objects.read(store, spec.outcome_uri))
     assert outcome.succeeded, json.dumps(outcome.error_message)

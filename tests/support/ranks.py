@@ -5,10 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from pyarrow import fs
@@ -20,13 +21,17 @@ from tests.support.ports import free_port
 
 SPEC = "s3://b/spec.json"
 
+# A new interpreter needs seconds to import torch. Ranks are forked from a process that has done so, and that
+# has started nothing: neither Polars nor gRPC works in such a fork once it has.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["flywheel_job.worker", "flywheel_job.recipes.sequence.training"])
+
 
 def run_jobs(folder: Path, world: int, specs: Sequence[LaunchSpec], seconds: float = 100) -> list[Outcome]:
     """The outcomes of jobs that one group of ranks runs one after the other; buckets are under `folder`."""
     port = free_port()
-    context = multiprocessing.get_context("spawn")
     ranks = [
-        context.Process(target=_rank, args=(str(folder), port, rank, world, list(specs)), daemon=True)
+        _FORKS.Process(target=_rank, args=(str(folder), port, rank, world, list(specs)), daemon=True)
         for rank in range(world)
     ]
     for one in ranks:
@@ -60,6 +65,39 @@ def _rank(folder: str, port: int, rank: int, world: int, specs: list[LaunchSpec]
     dist.destroy_process_group()
 
 
+def _worker(environment: Mapping[str, str], output: Connection) -> None:
+    """What `python -W ignore -m flywheel_job.worker SPEC` does."""
+    from flywheel_job.worker import main
+
+    for descriptor in (1, 2):
+        os.dup2(output.fileno(), descriptor)
+    warnings.simplefilter("ignore")
+    os.environ.update(environment)
+    sys.exit(main(SPEC))
+
+
+class Rank:
+    """The process of one rank, and what it prints."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        output, of_rank = _FORKS.Pipe(duplex=False)
+        self._process = _FORKS.Process(target=_worker, args=(environment, of_rank), daemon=True)
+        self._process.start()
+        of_rank.close()
+        with output:
+            self.output = os.fdopen(os.dup(output.fileno()))
+
+    def send_signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        if self._process.exitcode is None:
+            os.kill(self._process.pid, number)
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """The exit status; None if the process still runs after `seconds`."""
+        self._process.join(seconds)
+        return self._process.exitcode
+
+
 class Group:
     """One attempt of a job, as `torchrun` would start it: a process for each rank."""
 
@@ -68,11 +106,9 @@ class Group:
         objects.write(store, SPEC, spec.to_json())
         self.world = world or spec.workers
         port = free_port()
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "flywheel_job.worker", SPEC],
-                env=os.environ
-                | {
+        self.ranks = [
+            Rank(
+                {
                     "RANK": str(rank),
                     "LOCAL_RANK": str(rank),
                     "WORLD_SIZE": str(self.world),
@@ -80,26 +116,23 @@ class Group:
                     "MASTER_PORT": str(port),
                     "FLYWHEEL_ATTEMPT": str(attempt),
                     "FLYWHEEL_JOB_STORE": str(folder),
-                    "OMP_NUM_THREADS": "1",
-                },
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
+                }
             )
             for rank in range(self.world)
         ]
 
     def kill(self) -> None:
         """kill -9 of all ranks."""
-        for one in self.processes:
+        for one in self.ranks:
             one.send_signal(signal.SIGKILL)
-        for one in self.processes:
-            one.communicate()
+        for one in self.ranks:
+            one.wait()
+            one.output.close()
 
-    def wait(self, seconds: float = 100) -> list[int]:
+    def wait(self, seconds: float = 100) -> list[int | None]:
         """The exit statuses; the output of failed ranks is printed."""
-        for one in self.processes:
-            output, _ = one.communicate(timeout=seconds)
-            if one.returncode:
-                print(output)
-        return [one.returncode for one in self.processes]
+        ends = [one.wait(seconds) for one in self.ranks]
+        for one, status in zip(self.ranks, ends, strict=True):
+            if status:
+                print(one.output.read())
+        return ends

@@ -51,7 +51,7 @@ async def test_all_ranks_end_at_the_step_at_which_one_was_asked_to(tmp_path: Pat
     try:
         running = [tmp_path / "b" / f"running-{rank}" for rank in range(2)]
         await eventually(lambda: all(one.exists() for one in running), within=120)
-        group.processes[1].send_signal(signal.SIGTERM)
+        group.ranks[1].send_signal(signal.SIGTERM)
         assert group.wait() == [0, 0]
     finally:
         group.kill()
