@@ -31,9 +31,10 @@ def logged(sink: MemoryPredictionLog) -> list[str]:
 
 
 async def running(log: PredictionLog, check: Any) -> None:
+    """Runs the log until `check` is true and the log has counted what the sink took."""
     task = asyncio.create_task(log.run())
     try:
-        await eventually(check, within=5)
+        await eventually(lambda: not log.held and check(), within=5)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
