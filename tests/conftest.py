@@ -20,6 +20,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -85,8 +86,9 @@ class _Servers:
         return server
 
     def stop(self) -> None:
-        for server in self._running.values():
-            server.stop()
+        with ThreadPoolExecutor() as pool:
+            for stopped in [pool.submit(server.stop) for server in self._running.values()]:
+                stopped.result()
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import pytest
 
 import flywheel as fw
 from flywheel_common.grpc.server import Server
+from tests.support.commands import flywheel
 
 DEFINITIONS = """import flywheel as fw
 
@@ -52,26 +50,16 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(server: Server, tmp_path: Path) -> Run:
+def run(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the CLI; returns the exit code and the output."""
 
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("NO_COLOR", "1")
+
     async def start(*arguments: object) -> tuple[int, str]:
-        environment = {
-            **os.environ,
-            "FLYWHEEL_FEATURE_ADDRESS": f"127.0.0.1:{server.port}",
-            "COLUMNS": "300",
-            "NO_COLOR": "1",
-        }
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-c", "from flywheel.cli.main import main; main()", *map(str, arguments)),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=environment,
-            cwd=tmp_path,
-        )
-        output, _ = await process.communicate()
-        return process.returncode or 0, output.decode()
+        result = await flywheel(*map(str, arguments), feature=f"127.0.0.1:{server.port}")
+        return result.exit_code, result.output
 
     return start
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -37,6 +38,10 @@ CLOSE_SECONDS = 2.0
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
 _PAST_THE_END = {"InvalidRange", "416"}
 
+# A session parses botocore's description of S3 for its first client, which takes a tenth of a second.
+# It holds no credentials.
+_session = functools.cache(get_session)
+
 
 @asynccontextmanager
 async def s3_client(settings: S3Settings, *, max_connections: int = 32) -> AsyncIterator[Any]:
@@ -51,7 +56,7 @@ async def s3_client(settings: S3Settings, *, max_connections: int = 32) -> Async
         read_timeout=30,
         max_pool_connections=max_connections,
     )
-    async with get_session().create_client(
+    async with _session().create_client(
         "s3",
         region_name=settings.s3_region,
         endpoint_url=settings.s3_endpoint,
