@@ -78,7 +78,13 @@ async def test_a_canary_that_lacks_a_field_leaves_the_answer_to_the_champion(
 ) -> None:
     registry = memory_deployment.registry
     champion = registry.release(1, W)
-    challenger = registry.release(2, (0.0, 0.0, 0.0), feature_set="projects/t/featureSets/windy/versions/1")
+    challenger = registry.release(
+        2,
+        (0.0, 0.0, 0.0),
+        feature_set="projects/t/featureSets/windy/versions/1",
+        segment_keys=["wind"],
+        segment_thresholds={"wind=2.0": 0.25},
+    )
     gateway = await memory_deployment.gateway()
     await gateway.serves(
         registry.want(champion=champion, challenger=challenger, rollout="r", challenger_percent=100.0)

@@ -109,11 +109,12 @@ class RoutedRequest:
         )
 
     def segment_parts(self, segment_keys: tuple[str, ...]) -> list[str]:
-        """`origin=JFK`, `carrier=UA` for names of join keys and request fields (`contract.names`)."""
+        """`origin=JFK`, `carrier=UA` for names of join keys and request fields. A name that the contract
+        lacks is null: the failure of a challenger is logged with the request as the champion has it."""
         if not segment_keys:
             return []
         values = self.named_values()
-        return segment_parts(segment_keys, [values[key] for key in segment_keys])
+        return segment_parts(segment_keys, [values.get(key) for key in segment_keys])
 
     def named_values(self) -> dict[str, Any]:
         """The join keys and request fields by name."""
