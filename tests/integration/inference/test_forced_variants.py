@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from flywheel_protos.events.v1 import prediction_pb2
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.types.v1 import value_pb2
 from tests.support.builders.inference import MODEL
-from tests.support.servers.inference import MemoryDeployment
+from tests.support.servers.inference import Gateway, MemoryDeployment
 from tests.support.triton_client import tensor, texts, triton_client
 
 W = (0.5, -0.25, 1.0)
@@ -31,17 +33,19 @@ def request(prediction_id: str) -> inference_pb2.PredictRequest:
     )
 
 
+async def serving(deployment: MemoryDeployment, **routing: Any) -> Gateway:
+    """A gateway with a champion (release 1) and a challenger (release 2)."""
+    registry = deployment.registry
+    gateway = await deployment.gateway()
+    champion, challenger = registry.release(1, W), registry.release(2, W, 1.0)
+    await gateway.serves(registry.want(champion=champion, challenger=challenger, rollout="r", **routing))
+    return gateway
+
+
 async def test_the_named_variant_answers_outside_every_rollout(memory_deployment: MemoryDeployment) -> None:
-    registry = memory_deployment.registry
-    gateway = await memory_deployment.gateway()
-    await gateway.serves(
-        registry.want(
-            champion=registry.release(1, W),
-            challenger=registry.release(2, W, 1.0),
-            rollout="r",
-            challenger_percent=0.0001,
-            variants={"holdback": (registry.release(3, W, 2.0), 0.0, 0.0)},
-        )
+    holdback = memory_deployment.registry.release(3, W, 2.0)
+    gateway = await serving(
+        memory_deployment, challenger_percent=0.0001, variants={"holdback": (holdback, 0.0, 0.0)}
     )
     expected = {"champion": 1, "challenger": 2, "holdback": 3}
     for variant, release in expected.items():
@@ -60,16 +64,7 @@ async def test_the_named_variant_answers_outside_every_rollout(memory_deployment
 
 
 async def test_the_named_variant_answers_calls_of_every_method(memory_deployment: MemoryDeployment) -> None:
-    registry = memory_deployment.registry
-    gateway = await memory_deployment.gateway()
-    await gateway.serves(
-        registry.want(
-            champion=registry.release(1, W),
-            challenger=registry.release(2, W, 1.0),
-            rollout="r",
-            shadow_percent=100,
-        )
-    )
+    gateway = await serving(memory_deployment, shadow_percent=100)
     headers, expected = {VARIANT_HEADER: "challenger"}, f"{MODEL}/releases/2"
     metadata = list(headers.items())
     batch = inference_pb2.BatchPredictRequest(requests=[request("batch")])
