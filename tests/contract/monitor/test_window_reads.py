@@ -38,15 +38,22 @@ WINDOWS = [
 
 
 class CountingConnection:
-    """A connection that counts its round trips."""
+    """A connection that counts its round trips, and the rows that `fetch` returns."""
 
     def __init__(self, conn: Any) -> None:
         self._conn = conn
         self.statements = 0
+        self.rows = 0
+
+    async def fetch(self, *args: Any) -> Any:
+        self.statements += 1
+        found = await self._conn.fetch(*args)
+        self.rows += len(found)
+        return found
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._conn, name)
-        if name in ("fetch", "fetchrow", "fetchval", "execute"):
+        if name in ("fetchrow", "fetchval", "execute"):
             self.statements += 1
         if name == "transaction":
             self.statements += 2
@@ -54,19 +61,20 @@ class CountingConnection:
 
 
 class CountingStore:
-    """The reads of a store, and the statements of the last one."""
+    """The reads of a store, and the statements and rows of the last one."""
 
     def __init__(self, store: PostgresStore, pool: Pool) -> None:
         self._store = store
         self._pool = pool
         self.statements = 0
+        self.rows = 0
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[PostgresRecords]:
         async with connection(self._pool) as conn:
             counting = CountingConnection(conn)
             yield self._store.on(counting)
-            self.statements = counting.statements
+            self.statements, self.rows = counting.statements, counting.rows
 
 
 @pytest.fixture
@@ -131,6 +139,37 @@ async def test_a_window_without_changes_is_the_same_object(edge: LocalMonitor, p
             await edge.predicted(predictions(["c"], times=[START_US]))
     assert found[1] is found[0]
     assert (2, 3) == (found[1].predictions, found[2].predictions)
+
+
+async def test_hours_and_minutes_are_read_again_only_in_days_that_changed(
+    edge: LocalMonitor, pool: Pool
+) -> None:
+    start, hours = START_US // DAY_US * DAY_US + 30 * MINUTE_US, 10 * 24
+    times = start + np.arange(hours) * HOUR_US
+    await edge.predicted(predictions([f"a{i}" for i in range(hours)], times=times))
+    store = CountingStore(new_store(pool), pool)
+
+    async def rows(first: int, last: int) -> tuple[int, int]:
+        """(rows that a read of the window needs, predictions in it)"""
+        async with store.reading() as records:
+            version = await records.version(version_name())
+            assert version is not None
+            window = await records.window(version, Span(first, last))
+        return store.rows, window.predictions
+
+    end = start + hours * HOUR_US
+    days = 10
+    needed, found = await rows(start, end)
+    assert needed > 2 * hours, "the first read finds the state of all hours, and their panes"
+    assert found == hours
+    assert await rows(start, end) == (days, hours)
+    await edge.predicted(predictions(["late"], times=[int(times[100]) + 1]))
+    assert await rows(start, end) == (days + 24 + 1, hours + 1), "24 hours of a day, and one pane of them"
+    assert await rows(start, end) == (days, hours + 1)
+    # A window that moves on has read all whole days before.
+    needed, found = await rows(start + HOUR_US, end + HOUR_US)
+    assert needed < 2 * days + 6 * 24
+    assert found == hours
 
 
 async def test_a_read_takes_few_statements(edge: LocalMonitor, pool: Pool) -> None:

@@ -64,7 +64,7 @@ def test_a_window_has_the_state_that_it_was_read_in() -> None:
     assert cache.window(name) == (known, counts)
     assert cache.window(name._replace(segment="s")) is None
     assert cache.window(name._replace(source=PaneSource(variant_id=1))) is None
-    assert cache.window(name._replace(parts=(Piece(60, Span(0, 60)),))) is None
+    assert cache.window(name._replace(pieces=(Piece(60, Span(0, 60)),))) is None
 
 
 def test_windows_and_sums_of_panes_share_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -71,8 +72,19 @@ class Quality:
     """Number of independent rows that say as much as the labelled ones (`standard_errors`)."""
 
 
+_KNOWN: WeakKeyDictionary[WindowCounts, Quality] = WeakKeyDictionary()
+"""Of windows that are in memory: they never change."""
+
+
 def quality(window: WindowCounts) -> Quality:
     """The figures over all labelled rows of a window."""
+    found = _KNOWN.get(window)
+    if found is None:
+        found = _KNOWN[window] = _quality(window)
+    return found
+
+
+def _quality(window: WindowCounts) -> Quality:
     if window.labelled == 0 or window.layout.output.kind is OutputKind.VECTOR:
         return Quality()
     found = replace(_by_kind(window), effective_labels=effective_labels(window))

@@ -18,11 +18,11 @@ from flywheel_monitor.windows.projection import PROJECTION_BINS
 from flywheel_monitor.windows.sums import carried, values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WindowCounts:
     """The sum of some panes: `counts` [layout.size], exact `sums` [layout.sums, LIMBS], and the number of
     predictions. `count_blocks` [B, layout.size] and `sum_blocks` [B, layout.sums, LIMBS] are the same per
-    block (`windows.blocks`)."""
+    block (`windows.blocks`). Equal is only the same object."""
 
     layout: Layout
     count_blocks: Ints

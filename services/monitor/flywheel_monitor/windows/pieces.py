@@ -42,6 +42,31 @@ def pieces(span: Span, widths: Sequence[int]) -> list[Piece]:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A piece, or the part of it that begins in one pane of `Kept.widest_us`."""
+
+    piece: Piece
+    within_us: int | None = None
+    """Start of that pane; None for pieces of that width."""
+
+
+def split(pieces_: Sequence[Piece], width_us: int | None) -> list[Part]:
+    """The parts of pieces, by the panes of this width that contain them."""
+    found: list[Part] = []
+    for piece in pieces_:
+        if width_us is None or piece.width_us >= width_us:
+            found.append(Part(piece))
+            continue
+        at = piece.span.start_us
+        while at < piece.span.end_us:
+            within = at // width_us * width_us
+            end = min(piece.span.end_us, within + width_us)
+            found.append(Part(Piece(piece.width_us, Span(at, end)), within))
+            at = end
+    return found
+
+
+@dataclass(frozen=True)
 class Kept:
     """The panes that are kept of a version: those of `pane_us` from `minutes_from_us` on, and those of the
     wider `rollups` at all times. `minutes_from_us` is a multiple of each, or 0: all panes are kept."""
@@ -49,6 +74,11 @@ class Kept:
     pane_us: int
     rollups: tuple[int, ...]
     minutes_from_us: int = 0
+
+    @property
+    def widest_us(self) -> int | None:
+        """The widest panes, which change whenever a pane within them does; None without rollups."""
+        return self.rollups[-1] if self.rollups else None
 
     def readable(self, span: Span) -> Span:
         """The span, widened to whole panes of the narrowest rollup where narrower ones are deleted."""

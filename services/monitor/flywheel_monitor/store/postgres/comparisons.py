@@ -60,9 +60,11 @@ class ComparisonRows:
         total: WindowCounts | None = None
         for variant, minutes_from in await self._variants(name):
             layout, span = variant.version.layout, Span(first_pane, ALL_TIME.end_us)
-            parts = replace(variant.version, minutes_from_us=minutes_from).kept(self._pane_us).pieces(span)
+            kept = replace(variant.version, minutes_from_us=minutes_from).kept(self._pane_us)
             source = PaneSource(variant_id=variant.id)
-            found = await sum_of_panes(self._conn, self._pane_cache, source, layout, parts, "")
+            found = await sum_of_panes(
+                self._conn, self._pane_cache, source, layout, kept.pieces(span), "", kept.widest_us
+            )
             if since_us < first_pane:
                 found = found.plus(await self._rows_between(variant, Span(since_us, first_pane)))
             total = total.plus(found) if total and total.layout is layout else found

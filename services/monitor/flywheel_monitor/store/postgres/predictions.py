@@ -110,9 +110,12 @@ class PredictionRows:
 
     async def window(self, version: WatchedVersion, span: Span, segment: str = "") -> WindowCounts:
         # Panes wider than a block of the window would hide how dependent its rows are.
-        parts = version.kept(self._pane_us).pieces(span, MAX_BLOCKS)
+        kept = version.kept(self._pane_us)
+        pieces = kept.pieces(span, MAX_BLOCKS)
         source = PaneSource(version_id=version.id)
-        return await sum_of_panes(self._conn, self._pane_cache, source, version.layout, parts, segment)
+        return await sum_of_panes(
+            self._conn, self._pane_cache, source, version.layout, pieces, segment, kept.widest_us
+        )
 
     async def quality(self, version_id: int, span: Span, window: WindowCounts, segment: str = "") -> Quality:
         found = quality(window)
