@@ -347,7 +347,7 @@ async def test_each_shadow_of_a_request_counts(monitor: LocalMonitor) -> None:
     for release in (2, 3):
         async with monitor.store.reading() as records:
             names = f"{MODEL}/releases/{release}"
-            found = await records.variant_window(VariantName(rollout, names, Role.SHADOW), 0)
+            (found,) = await records.variant_windows([VariantName(rollout, names, Role.SHADOW)], 0)
         assert (2, 2) == (found.predictions, found.labelled)
 
 

@@ -216,7 +216,7 @@ async def test_a_read_takes_few_statements(edge: LocalMonitor, pool: Pool) -> No
             alpha=0.0,  # type: ignore[arg-type]
         )
 
-    for read, most in ((report, 3), (performance, 6), (comparison, 7)):
+    for read, most in ((report, 3), (performance, 3), (comparison, 5)):
         await read()
         await read()
         assert store.statements <= most, f"{read.__name__} without a change"

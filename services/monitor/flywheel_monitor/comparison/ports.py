@@ -25,8 +25,8 @@ class VariantCounts(Protocol):
     """Counts of a variant's predictions. They remain when single predictions are deleted, but for the part of
     a pane (see `windows.panes`) that `since_us` may cut off."""
 
-    async def variant_window(self, name: VariantName, since_us: int) -> WindowCounts:
-        """Counts of the variant's predictions with event time >= `since_us`, with the labels that have
+    async def variant_windows(self, names: Sequence[VariantName], since_us: int) -> list[WindowCounts]:
+        """Counts of each variant's predictions with event time >= `since_us`, with the labels that have
         arrived. A shadow's counts include the requests that the champion of its rollout answered too."""
         ...
 

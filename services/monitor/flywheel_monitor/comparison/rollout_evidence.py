@@ -76,10 +76,10 @@ async def rollout_evidence(
     champion_role = _served_role(champion_source, Role.CHAMPION)
     champion_name = VariantName(champion_source, champion, champion_role, generation)
     async with store.reading() as records:
-        champion_window = await records.variant_window(champion_name, since)
-        challenger_window = await records.variant_window(challenger_name, since)
+        names = [champion_name, challenger_name]
+        champion_window, challenger_window = await records.variant_windows(names, since)
         # A shadow answers copies of the champion's requests: each request counts once.
-        names = [champion_name] if shadow else [champion_name, challenger_name]
+        names = [champion_name] if shadow else names
         total = champion_window.predictions + (0 if shadow else challenger_window.predictions)
         if named_shadow:  # Its requests have champions of any source.
             names, total = [challenger_name], challenger_window.predictions

@@ -171,7 +171,10 @@ class MemoryPredictions(MemoryVersions):
         ]
         return with_exact_auc(found, np.array([s for s, _ in rows]), np.array([v for _, v in rows]))
 
-    async def variant_window(self, name: VariantName, since_us: int) -> WindowCounts:
+    async def variant_windows(self, names: Sequence[VariantName], since_us: int) -> list[WindowCounts]:
+        return [self._variant_window(name, since_us) for name in names]
+
+    def _variant_window(self, name: VariantName, since_us: int) -> WindowCounts:
         rows = [(a, self._data.labels.get(a.labelled_by)) for a in self._of_variant(name, since_us)]
         deleted = self._data.pruned.values()
         rows += [(a, stored) for a, stored in deleted if _is_of(a, name) and a.time >= since_us]

@@ -17,9 +17,9 @@ from flywheel_monitor.store.postgres.pane_cache import PaneCache, PaneSource
 from flywheel_monitor.store.postgres.pane_reads import sum_of_panes
 from flywheel_monitor.store.postgres.stored_predictions import (
     between,
+    ends,
     find,
     labels_of,
-    nth_oldest,
     pairs_of,
 )
 from flywheel_monitor.store.postgres.variants import Variant
@@ -32,17 +32,14 @@ from flywheel_monitor.windows.rows import Rows
 from flywheel_monitor.windows.span import ALL_TIME, Span
 from flywheel_monitor.windows.support import SUPPORT, oldest_skipped
 
-_VARIANT = """
-SELECT t.id, v.minutes_from_us FROM variant t JOIN model_version v ON v.id = t.model_version_id
-WHERE t.rollout = $1 AND t.release = $2 AND (t.role = $3 OR $3 = 0 AND t.role <> 3)
-    AND ($4::bigint = 0 OR t.generation = $4) ORDER BY t.id
-"""
-_NEWEST = """
-SELECT time FROM unnest($1::integer[]) AS v (id), LATERAL (
-    SELECT newest_us FROM prediction_pack WHERE variant_id = v.id AND last_us >= $2
-    ORDER BY last_us DESC LIMIT $3
-) p, unnest(p.newest_us) AS time
-WHERE time >= $2 ORDER BY time DESC OFFSET $3 - 1 LIMIT 1
+_VARIANTS = """
+SELECT k.at, t.id, v.minutes_from_us
+FROM unnest($1::text[], $2::text[], $3::integer[], $4::bigint[]) WITH ORDINALITY
+    AS k (rollout, release, role, generation, at)
+JOIN variant t ON t.rollout = k.rollout AND t.release = k.release
+    AND (t.role = k.role OR k.role = 0 AND t.role <> 3) AND (k.generation = 0 OR t.generation = k.generation)
+JOIN model_version v ON v.id = t.model_version_id
+ORDER BY t.id
 """
 
 
@@ -55,10 +52,14 @@ class ComparisonRows:
     _pane_cache: PaneCache
     _variants_of: dict[VariantName, list[tuple[Variant, int]]]
 
-    async def variant_window(self, name: VariantName, since_us: int) -> WindowCounts:
+    async def variant_windows(self, names: Sequence[VariantName], since_us: int) -> list[WindowCounts]:
+        await self._look_up(names)
+        return [await self._window(name, since_us) for name in names]
+
+    async def _window(self, name: VariantName, since_us: int) -> WindowCounts:
         first_pane = -(-since_us // self._pane_us) * self._pane_us
         total: WindowCounts | None = None
-        for variant, minutes_from in await self._variants(name):
+        for variant, minutes_from in self._variants_of[name]:
             layout, span = variant.version.layout, Span(first_pane, ALL_TIME.end_us)
             kept = replace(variant.version, minutes_from_us=minutes_from).kept(self._pane_us)
             source = PaneSource(variant_id=variant.id)
@@ -73,22 +74,23 @@ class ComparisonRows:
     async def covered(
         self, names: Sequence[VariantName], since_us: int, total: int
     ) -> tuple[int, int] | None:
-        ids = [v.id for name in names for v, _ in await self._variants(name)]
+        await self._look_up(names)
+        ids = [v.id for name in names for v, _ in self._variants_of[name]]
         n = oldest_skipped(total) + 1
-        first = await nth_oldest(self._conn, ids, since_us, n, slice_us(self._pane_us))
-        last = await self._conn.fetchval(_NEWEST, ids, since_us, SUPPORT)
+        first, last = await ends(self._conn, ids, since_us, (n, SUPPORT), slice_us(self._pane_us))
         return None if first is None or last is None or first > last else (first, last)
 
-    async def _variants(self, name: VariantName) -> list[tuple[Variant, int]]:
-        """Each with the start of the panes that are kept of it. Looked up once: all parts of a comparison are
-        about the same variants."""
-        if name not in self._variants_of:
-            key = name.rollout, name.release, int(name.role), name.generation
-            self._variants_of[name] = [
-                (await self._versions.of_variant(r["id"]), r["minutes_from_us"])
-                for r in await self._conn.fetch(_VARIANT, *key)
-            ]
-        return self._variants_of[name]
+    async def _look_up(self, names: Sequence[VariantName]) -> None:
+        """The variants of each name, with the start of the panes that are kept of it. Looked up once: all
+        parts of a comparison are about the same variants."""
+        new = [name for name in names if name not in self._variants_of]
+        if not new:
+            return
+        keys = [(name.rollout, name.release, int(name.role), name.generation) for name in new]
+        self._variants_of.update({name: [] for name in new})
+        for r in await self._conn.fetch(_VARIANTS, *map(list, zip(*keys, strict=True))):
+            variant = await self._versions.of_variant(r["id"])
+            self._variants_of[new[r["at"] - 1]].append((variant, r["minutes_from_us"]))
 
     async def _rows_between(self, variant: Variant, span: Span) -> WindowCounts:
         """The rows of less than one pane, counted as panes are."""

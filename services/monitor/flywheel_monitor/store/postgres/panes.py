@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.windows.panes import PackedPane, PaneAccumulator, PaneKey
-from flywheel_monitor.windows.pieces import Piece
-from flywheel_monitor.windows.span import Span
 
 _READ = """
 SELECT p.variant_id, p.segment, p.width_us, p.start_us, p.predictions, p.counts, p.sums
@@ -22,22 +20,6 @@ SELECT $1, * FROM unnest($2::integer[], $3::text[], $4::bigint[], $5::bigint[], 
     $8::bytea[])
 ON CONFLICT (variant_id, segment, width_us, start_us, partition)
 DO UPDATE SET predictions = excluded.predictions, counts = excluded.counts, sums = excluded.sums
-"""
-_EXTENTS = """
-SELECT k.width_us, min(found.start_us), max(found.start_us)
-FROM unnest($3::bigint[], $4::bigint[], $5::bigint[]) AS k (width_us, start_us, end_us),
-    unnest($1::integer[]) AS v (id), LATERAL (
-        (SELECT p.start_us FROM pane p WHERE p.variant_id = v.id AND p.segment = $2 AND p.width_us =
-        k.width_us
-            AND p.start_us >= k.start_us AND p.start_us < k.end_us AND p.predictions > 0
-            ORDER BY p.start_us LIMIT 1)
-        UNION ALL
-        (SELECT p.start_us FROM pane p WHERE p.variant_id = v.id AND p.segment = $2 AND p.width_us =
-        k.width_us
-            AND p.start_us >= k.start_us AND p.start_us < k.end_us AND p.predictions > 0
-            ORDER BY p.start_us DESC LIMIT 1)
-    ) found
-GROUP BY k.width_us
 """
 _ADOPT = "UPDATE pane SET width_us = $1 WHERE width_us = 0"
 PANES_AT_ONCE = 512
@@ -77,15 +59,3 @@ async def _merge(conn: Connection, partition: int, added: Mapping[int, PaneAccum
         for key, pane in mine.merge(stored[variant_id]).items()
     ]
     await conn.execute(_WRITE, partition, *map(list, zip(*rows, strict=True)))
-
-
-async def extents(
-    conn: Connection, variant_ids: Sequence[int], parts: Sequence[Piece], segment: str
-) -> tuple[Span, Span] | None:
-    """The first and the last pane of the pieces that has predictions; None without any."""
-    columns = [p.width_us for p in parts], [p.span.start_us for p in parts], [p.span.end_us for p in parts]
-    found = await conn.fetch(_EXTENTS, list(variant_ids), segment, *columns)
-    if not found:
-        return None
-    first, last = min((low, width) for width, low, _ in found), max((high, width) for width, _, high in found)
-    return Span(first[0], sum(first)), Span(last[0], sum(last))

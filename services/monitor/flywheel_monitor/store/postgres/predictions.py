@@ -14,7 +14,6 @@ from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.store.postgres.packs import Pack, slice_us
 from flywheel_monitor.store.postgres.pane_cache import PaneCache, PaneSource
 from flywheel_monitor.store.postgres.pane_reads import sum_of_panes
-from flywheel_monitor.store.postgres.panes import extents
 from flywheel_monitor.store.postgres.stored_predictions import between
 from flywheel_monitor.windows.blocks import MAX_BLOCKS
 from flywheel_monitor.windows.counts import WindowCounts
@@ -29,20 +28,52 @@ WHERE model_id = (SELECT model_id FROM model_version WHERE id = $1) AND predicti
     AND value IN (0, 1)
 """
 # The oldest row is in the slice of the pack that ends first. Panes consist of whole slices.
-_FIRST = """
+_FIRST_IN = """
 SELECT min(p.first_us) FROM (
-    SELECT min(found.last_us) AS last_us FROM unnest($1::integer[]) AS v (id), LATERAL (
-        SELECT last_us FROM prediction_pack WHERE variant_id = v.id AND last_us >= $2 AND last_us < $3
+    SELECT min(found.last_us) AS last_us FROM unnest({variants}) AS v (id), LATERAL (
+        SELECT last_us FROM prediction_pack WHERE variant_id = v.id AND last_us >= {start} AND last_us < {end}
         ORDER BY last_us LIMIT 1
     ) found
-) e JOIN prediction_pack p ON p.variant_id = ANY($1::integer[]) AND p.last_us >= $2
-    AND p.last_us < (e.last_us / $4 + 1) * $4
+) e JOIN prediction_pack p ON p.variant_id = ANY({variants}) AND p.last_us >= {start}
+    AND p.last_us < (e.last_us / {width} + 1) * {width}
 """
-_LAST = """
-SELECT max(found.last_us) FROM unnest($1::integer[]) AS v (id), LATERAL (
-    SELECT last_us FROM prediction_pack WHERE variant_id = v.id AND last_us >= $2 AND last_us < $3
+_LAST_IN = """
+SELECT max(found.last_us) FROM unnest({variants}) AS v (id), LATERAL (
+    SELECT last_us FROM prediction_pack WHERE variant_id = v.id AND last_us >= {start} AND last_us < {end}
     ORDER BY last_us DESC LIMIT 1
 ) found
+"""
+_FIRST = _FIRST_IN.format(variants="$1::integer[]", start="$2", end="$3", width="$4")
+_LAST = _LAST_IN.format(variants="$1::integer[]", start="$2", end="$3")
+_VARIANTS = "ARRAY(SELECT id FROM served)"
+_FIRST_OF_PANE = _FIRST_IN.format(variants=_VARIANTS, start="first.start_us", end="first.end_us", width="$6")
+_LAST_OF_PANE = _LAST_IN.format(variants=_VARIANTS, start="last.start_us", end="last.end_us")
+# The first and the last pane of the pieces that has predictions of the segment, and the first and the last
+# event time in them, of any segment.
+_RANGE = f"""
+WITH served AS MATERIALIZED (
+    {_SERVED}
+), ends AS MATERIALIZED (
+    SELECT k.width_us, found.start_us
+    FROM unnest($3::bigint[], $4::bigint[], $5::bigint[]) AS k (width_us, start_us, end_us), served v,
+    LATERAL (
+        (SELECT p.start_us FROM pane p WHERE p.variant_id = v.id AND p.segment = $2
+            AND p.width_us = k.width_us AND p.start_us >= k.start_us AND p.start_us < k.end_us
+            AND p.predictions > 0 ORDER BY p.start_us LIMIT 1)
+        UNION ALL
+        (SELECT p.start_us FROM pane p WHERE p.variant_id = v.id AND p.segment = $2
+            AND p.width_us = k.width_us AND p.start_us >= k.start_us AND p.start_us < k.end_us
+            AND p.predictions > 0 ORDER BY p.start_us DESC LIMIT 1)
+    ) found
+), first AS MATERIALIZED (
+    SELECT start_us, start_us + width_us AS end_us FROM ends ORDER BY start_us, width_us LIMIT 1
+), last AS MATERIALIZED (
+    SELECT start_us, start_us + width_us AS end_us FROM ends ORDER BY start_us DESC, width_us DESC LIMIT 1
+)
+SELECT {_VARIANTS} AS variants, first.start_us AS first_start, first.end_us AS first_end,
+    last.start_us AS last_start, last.end_us AS last_end,
+    ({_FIRST_OF_PANE}) AS first_us, ({_LAST_OF_PANE}) AS last_us
+FROM first, last
 """
 # One index lookup per variant and segment, not a scan of all panes.
 _SEGMENTS = """
@@ -138,42 +169,43 @@ class PredictionRows:
     async def event_range(
         self, version: WatchedVersion, span: Span, segment: str
     ) -> tuple[int | None, int | None]:
-        variants = await self._served_variants(version.id)
         parts = version.kept(self._pane_us).pieces(span, least_panes=2**62)
-        ends = await extents(self._conn, variants, parts, segment)
-        if ends is None:
-            return None, None
-        first, last = ends
-        return (
-            await self._first(variants, first, segment),
-            await self._last(variants, last, segment),
+        columns = (
+            [p.width_us for p in parts],
+            [p.span.start_us for p in parts],
+            [p.span.end_us for p in parts],
         )
+        found = await self._conn.fetchrow(_RANGE, version.id, segment, *columns, slice_us(self._pane_us))
+        if found is None:
+            return None, None
+        first, last = found["first_us"], found["last_us"]
+        if segment:
+            first = await self._first(found["variants"], found["first_start"], found["first_end"], segment)
+            last = await self._last(found["variants"], found["last_start"], found["last_end"], segment)
+        # Where the rows of a pane are deleted, its start.
+        return found["first_start"] if first is None else first, found["last_start"] if last is None else last
 
     async def segments(self, version: WatchedVersion, limit: int) -> list[str]:
         rows = await self._conn.fetch(_SEGMENTS, await self._served_variants(version.id), limit)
         return [row["segment"] for row in rows]
 
-    async def _first(self, variants: list[int], pane: Span, segment: str) -> int:
-        """The first event time in a pane, or its start if its rows are deleted."""
-        width, at = slice_us(self._pane_us), pane.start_us
-        while (found := await self._conn.fetchval(_FIRST, variants, at, pane.end_us, width)) is not None:
-            if not segment:
-                return int(found)
-            at = int(found) // width * width + width
-            if times := await self._segment_times(variants, Span(at - width, at), segment):
+    async def _first(self, variants: list[int], start: int, end: int, segment: str) -> int | None:
+        """The first event time of a segment in a pane, None if its rows are deleted."""
+        width = slice_us(self._pane_us)
+        while (found := await self._conn.fetchval(_FIRST, variants, start, end, width)) is not None:
+            start = int(found) // width * width + width
+            if times := await self._segment_times(variants, Span(start - width, start), segment):
                 return min(times)
-        return pane.start_us
+        return None
 
-    async def _last(self, variants: list[int], pane: Span, segment: str) -> int:
-        """The last event time in a pane, or its start if its rows are deleted."""
-        width, end = slice_us(self._pane_us), pane.end_us
-        while (found := await self._conn.fetchval(_LAST, variants, pane.start_us, end)) is not None:
-            if not segment:
-                return int(found)
+    async def _last(self, variants: list[int], start: int, end: int, segment: str) -> int | None:
+        """The last event time of a segment in a pane, None if its rows are deleted."""
+        width = slice_us(self._pane_us)
+        while (found := await self._conn.fetchval(_LAST, variants, start, end)) is not None:
             end = int(found) // width * width
             if times := await self._segment_times(variants, Span(end, end + width), segment):
                 return max(times)
-        return pane.start_us
+        return None
 
     async def _segment_times(self, variants: list[int], span: Span, segment: str) -> list[int]:
         """The event times of the segment in a slice."""

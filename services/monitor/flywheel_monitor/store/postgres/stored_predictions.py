@@ -48,9 +48,9 @@ _LABELS = """
 SELECT prediction_id, value, class_name, event_time FROM label
 WHERE model_id = $1 AND prediction_id = ANY($2::text[])
 """
-# The packs that can have one of the n oldest rows: those that begin until the first time at which n rows are
-# surely as old. A pack has at least one row since $2, its last one.
-_OLDEST = """
+# The packs that can have one of the $3 oldest rows: those that begin until the first time at which so many
+# rows are surely as old. A pack has at least one row since $2, its last one. And the $5-th newest time.
+_ENDS = """
 WITH oldest AS (
     SELECT p.last_us, sum(CASE WHEN p.first_us >= $2 THEN p.rows ELSE 1 END)
         OVER (ORDER BY p.last_us ROWS UNBOUNDED PRECEDING) AS sure
@@ -58,8 +58,15 @@ WITH oldest AS (
         SELECT first_us, last_us, rows FROM prediction_pack WHERE variant_id = v.id AND last_us >= $2
         ORDER BY last_us LIMIT $3
     ) p
-), latest AS (SELECT coalesce(min(last_us) FILTER (WHERE sure >= $3), max(last_us)) AS us FROM oldest)
-SELECT event_times FROM latest, prediction_pack
+), latest AS (SELECT coalesce(min(last_us) FILTER (WHERE sure >= $3), max(last_us)) AS us FROM oldest
+), newest AS MATERIALIZED (
+    SELECT time FROM unnest($1::integer[]) AS v (id), LATERAL (
+        SELECT newest_us FROM prediction_pack WHERE variant_id = v.id AND last_us >= $2
+        ORDER BY last_us DESC LIMIT $5
+    ) p, unnest(p.newest_us) AS time
+    WHERE time >= $2 ORDER BY time DESC OFFSET $5 - 1 LIMIT 1
+)
+SELECT event_times, (SELECT time FROM newest) AS newest FROM latest, prediction_pack
 WHERE variant_id = ANY($1::integer[]) AND last_us >= $2 AND last_us < (latest.us / $4 + 1) * $4
     AND first_us <= latest.us
 """
@@ -133,16 +140,17 @@ async def between(conn: Connection, variants: Sequence[int], span: Span, width_u
     return [Pack(row) for row in rows]
 
 
-async def nth_oldest(
-    conn: Connection, variants: Sequence[int], since_us: int, n: int, width_us: int
-) -> int | None:
-    """The n-th oldest event time of the variants since then; None if they have fewer."""
-    packs = await conn.fetch(_OLDEST, variants, since_us, n, width_us)
+async def ends(
+    conn: Connection, variants: Sequence[int], since_us: int, n: tuple[int, int], width_us: int
+) -> tuple[int | None, int | None]:
+    """The n[0]-th oldest and the n[1]-th newest event time of the variants since then, None where they have
+    fewer; n[1] is at most the number of times in `newest_us` of a pack."""
+    packs = await conn.fetch(_ENDS, variants, since_us, n[0], width_us, n[1])
     if not packs:
-        return None
+        return None, None
     times: Ints = np.sort(np.concatenate([Pack(p).event_times for p in packs]))
     times = times[times >= since_us]
-    return int(times[n - 1]) if len(times) >= n else None
+    return int(times[n[0] - 1]) if len(times) >= n[0] else None, packs[0]["newest"]
 
 
 async def labels_of(conn: Connection, model_id: int, ids: Sequence[str]) -> dict[str, Known]:
