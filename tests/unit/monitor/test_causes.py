@@ -16,7 +16,7 @@ from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.performance.quality import Quality
 from flywheel_monitor.references.reference import Reference
 from flywheel_monitor.references.version import WatchedVersion
-from flywheel_monitor.windows.bins import ColumnReference, FeatureBins
+from flywheel_monitor.windows.bins import ColumnReference, FeatureBins, Special
 from flywheel_monitor.windows.layout import Layout
 from flywheel_monitor.windows.pane_sums import sum_panes
 from flywheel_monitor.windows.panes import PaneAccumulator
@@ -107,6 +107,33 @@ def test_a_new_category_is_named() -> None:
     assert (Verdict.DATA_QUALITY, "NEW_CATEGORY") == (of(found, "c").verdict, of(found, "c").cause)
     assert (Verdict.NO_DRIFT, Verdict.DRIFT) == (of(found, "a").verdict, of(found, "b").verdict)
     assert ["NEW_CATEGORY"] == found.causes
+
+
+def test_a_category_that_all_rows_have_is_a_frozen_feature() -> None:
+    found = report(c=np.full(N, "x", object), b=RNG.normal(26, 5, N))
+    assert (Verdict.DATA_QUALITY, "FROZEN_FEATURE") == (of(found, "c").verdict, of(found, "c").cause)
+    assert (Verdict.NO_DRIFT, Verdict.DRIFT) == (of(found, "a").verdict, of(found, "b").verdict)
+    assert ["FROZEN_FEATURE"] == found.causes
+
+
+@pytest.mark.parametrize(
+    ("others", "rows", "frozen"),
+    [(0.001, 1_000, False), (0.001, 30_000, True), (0.2, 50, False), (0.2, 200, True)],
+)
+def test_a_usual_category_is_frozen_only_if_chance_does_not_explain_it(
+    others: float, rows: int, frozen: bool
+) -> None:
+    known = round(others * 100_000)
+    listed = ColumnReference("c", False, (100_000 - known, known), categories=("x", "y"))
+    rest = ColumnReference("c", False, (100_000 - known,), categories=("x",), other_count=known)
+    for bins in map(FeatureBins, (listed, rest)):
+        counts = np.zeros(bins.size, np.int64)
+        counts[0] = rows
+        found = cause_of(bins, counts, None, 0.2)
+        assert (Cause.FROZEN_FEATURE if frozen else None) == (found and found[0])
+        assert cause_of(bins, counts, None, 0.2, counts) is None, "as frozen as in the second reference"
+        counts[1 if bins.regular > 1 else bins.regular + Special.UNSEEN] = 1
+        assert cause_of(bins, counts, None, 0.2) is None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ FROZEN_SPREAD = 1e-4
 """A feature is frozen when its standard deviation is below this share of the reference's."""
 FROZEN_CHANCE = 1e-9
 """… and if that many rows of the reference all lie in the bin of its values with a probability below this: a
-flag that is rarely 1 is no frozen feature while it is 0."""
+flag that is rarely 1 is no frozen feature while it is 0. The only rule for categories."""
 UNIT_FACTOR = 3.0
 """A unit changed when mean and standard deviation both grew or shrank by this factor at least …"""
 UNIT_TOLERANCE = 0.2
@@ -56,13 +56,12 @@ def cause_of(
             return Cause.UNIT_CHANGE, f"{found.broken:.0%} of values lie far outside the reference's range"
         new = f"{found.broken:.0%} of values are categories that the reference does not have"
         return Cause.NEW_CATEGORY, new
+    constant = not bins.numeric or (moments is not None and moments[1] < FROZEN_SPREAD)
+    if constant and _frozen(bins, counts, bins.reference_counts if against is None else against):
+        return Cause.FROZEN_FEATURE, "all values are equal"
     if moments is None:
         return None
     mean_shift, spread = moments
-    if spread < FROZEN_SPREAD and _frozen(
-        bins, counts, bins.reference_counts if against is None else against
-    ):
-        return Cause.FROZEN_FEATURE, "all values are equal"
     factor = _unit_factor(bins, mean_shift, spread)
     if factor is not None:
         return Cause.UNIT_CHANGE, f"all values are about {factor:.3g} times those of the reference"
@@ -70,18 +69,20 @@ def cause_of(
 
 
 def _frozen(bins: FeatureBins, counts: Ints, reference: Ints) -> bool:
-    """Whether all finite values lie in one bin, and chance does not explain it."""
-    found, usual = _finite(bins, counts), _finite(bins, reference)
+    """Whether all finite values lie in one bin, or all rows with a category have the same, and chance does
+    not explain it."""
+    found, usual = _usable(bins, counts), _usable(bins, reference)
     if np.count_nonzero(found) != 1:
         return False
     share = float(usual[found > 0].sum() / max(1, usual.sum()))
     return share ** int(found.sum()) < FROZEN_CHANCE
 
 
-def _finite(bins: FeatureBins, counts: Ints) -> Ints:
-    """The counts of the bins of finite values."""
-    outside = counts[bins.regular + Special.BELOW : bins.regular + Special.FAR + 1]
-    return np.concatenate([counts[: bins.regular], outside])
+def _usable(bins: FeatureBins, counts: Ints) -> Ints:
+    """The counts of the bins of finite values, or of categories with those that the reference does not
+    list."""
+    first, last = (Special.BELOW, Special.FAR) if bins.numeric else (Special.UNSEEN, Special.UNSEEN)
+    return np.concatenate([counts[: bins.regular], counts[bins.regular + first : bins.regular + last + 1]])
 
 
 def _unit_factor(bins: FeatureBins, mean_shift: float, spread: float) -> float | None:
