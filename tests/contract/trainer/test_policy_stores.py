@@ -13,7 +13,7 @@ from google.protobuf.json_format import ParseDict
 from flywheel_common.errors import InvalidPageToken
 from flywheel_common.postgres.errors import RequestIdReused
 from flywheel_protos.feature.v1.training_set_pb2 import Spine
-from flywheel_trainer.jobs.job import JobState
+from flywheel_trainer.jobs.job import ENDED, JobState
 from flywheel_trainer.pipelines.pipeline_run import PipelineRunName
 from flywheel_trainer.pipelines.rerun import rerun
 from flywheel_trainer.policies.decision import Decision, Reason, Trigger
@@ -244,13 +244,14 @@ async def test_a_failed_run_does_not_consume_the_cooldown(stores: Any) -> None:
 
 
 async def rerun_of(stores: Any, run: str, state: JobState, trained: bool = False) -> str:
-    """Rerun a pipeline run by hand and end the rerun with a state."""
+    """Rerun a pipeline run by hand; the rerun ends with the state, if it is one."""
     former = await stores.pipelines.get(PipelineRunName.parse(run))
     again = rerun(former, PipelineRunName("p", f"{former.name.run}-again"), "")
     await stores.pipelines.create(again, f"rerun of {run}", run.encode(), AT)
     if trained:
         await stores.pipelines.set_fields(again.name, {"run": "projects/p/runs/again"})
-    await stores.pipelines.finish(again.name, state, "", "", AT)
+    if state in ENDED:
+        await stores.pipelines.finish(again.name, state, "", "", AT)
     return str(again.name)
 
 
@@ -278,6 +279,19 @@ async def test_a_rerun_that_succeeds_starts_the_cooldown_of_its_run(
     await stores.decide(drift("a2", WINDOW_END + timedelta(hours=1)), AT)
     found = {d.alert.rsplit("/", 1)[1]: d.reason for d in await decisions(stores)}
     assert {"a1": Reason.STARTED, "a2": reason} == found, "a run and its reruns are one run of the budget"
+
+
+async def test_a_schedule_does_not_run_beside_a_rerun_of_its_run(stores: Any) -> None:
+    await stores.policies.set(policy(continuous=Continuous(timedelta(hours=1), daily_budget=9)), "", b"", AT)
+    hours = [WINDOW_END.replace(hour=0) + timedelta(hours=n) for n in (1, 2, 3)]
+    first = await stores.policies.decide_time(NAME, Trigger.CONTINUOUS, Due(hours[0]), AT)
+    await stores.pipelines.finish(PipelineRunName.parse(first.pipeline_run), JobState.FAILED, "X", "", AT)
+    again = await rerun_of(stores, first.pipeline_run, JobState.QUEUED)
+    second = await stores.policies.decide_time(NAME, Trigger.CONTINUOUS, Due(hours[1]), AT)
+    assert second.reason is Reason.RUN_ACTIVE
+    await stores.pipelines.finish(PipelineRunName.parse(again), JobState.FAILED, "X", "", AT)
+    third = await stores.policies.decide_time(NAME, Trigger.CONTINUOUS, Due(hours[2]), AT)
+    assert third.reason is Reason.STARTED
 
 
 async def test_a_window_that_a_rerun_trained_on_does_not_count_again(stores: Any) -> None:

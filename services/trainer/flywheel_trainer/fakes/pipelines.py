@@ -50,10 +50,6 @@ class MemoryPipelines:
         """Whether a run of this model has not ended."""
         return any(r.model == model and r.state not in ENDED for r in self._runs.values())
 
-    def is_active(self, run: str) -> bool:
-        """Whether the run with this name has not ended."""
-        return any(str(r.name) == run and r.state not in ENDED for r in self._runs.values())
-
     def find_run(self, run: str) -> PipelineRun | None:
         """The run with this name."""
         return next((r for r in self._runs.values() if str(r.name) == run), None)

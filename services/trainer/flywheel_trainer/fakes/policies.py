@@ -78,7 +78,7 @@ class MemoryPolicies:
             policy,
             drift,
             [run.event_time for run in runs if not run.failed],
-            bool(self._active(started, candidate)),
+            bool(self._active(runs, candidate)),
             [run.event_time for run in runs if run.failed],
         )
         return self._store(policy, cause, reason, candidate, now)
@@ -106,7 +106,7 @@ class MemoryPolicies:
         runs = [self._run_of(d) for d in started]
         cause = Cause(trigger, due.time, trained_until=trained_until(runs, due.time))
         candidate = await self._candidate(policy, cause)
-        reason = decide_time(policy, trigger, due, runs, self._active(started, candidate))
+        reason = decide_time(policy, trigger, due, runs, self._active(runs, candidate))
         if reason is None:
             return None
         return self._store(policy, cause, reason, candidate, now)
@@ -116,9 +116,9 @@ class MemoryPolicies:
         definition = await self._definitions.get(*stored.version) if stored is not None else None
         return candidate_run(policy, cause, definition, spec_to_json)
 
-    def _active(self, started: Sequence[Decision], candidate: Candidate) -> Active:
+    def _active(self, started: Sequence[StartedRun], candidate: Candidate) -> Active:
         of_model = bool(candidate.model) and self._pipelines.has_active_run(candidate.model)
-        return Active(any(self._pipelines.is_active(d.pipeline_run) for d in started), of_model)
+        return Active(any(run.active for run in started), of_model)
 
     def _is_decided(self, name: PolicyName, trigger: Trigger, alert: str, time: datetime) -> bool:
         key = (name, trigger, alert, time)

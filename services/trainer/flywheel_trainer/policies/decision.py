@@ -6,11 +6,11 @@ A pure function of the policy, the drift, the runs that the policy started, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
-from flywheel_trainer.jobs.job import JobState
+from flywheel_trainer.jobs.job import ENDED, JobState
 from flywheel_trainer.policies.policy import DATA_QUALITY, Policy, PolicyName
 from flywheel_trainer.policies.schedule import Due, Misfire
 
@@ -68,7 +68,7 @@ class Active:
     """Which runs that a cause would compete with have not ended."""
 
     own: bool = False
-    """A run that the same trigger started."""
+    """A run that the same trigger started, or a rerun of one."""
     of_model: bool = False
     """A run of the model that the cause's run would register."""
 
@@ -85,6 +85,8 @@ class StartedRun:
     """None: the run is gone."""
     tracked: bool = False
     """Whether it has a run of a job."""
+    active: bool = False
+    """Whether it or a rerun has not ended."""
 
     @property
     def failed(self) -> bool:
@@ -104,7 +106,9 @@ def with_reruns(runs: Sequence[StartedRun]) -> StartedRun:
 
     A rerun that succeeded replaces the failure of its run: the decision has done its work.
     """
-    return max(runs, key=lambda run: (run.trained, run.state is JobState.SUCCEEDED))
+    best = max(runs, key=lambda run: (run.trained, run.state is JobState.SUCCEEDED))
+    active = any(run.state is not None and run.state not in ENDED for run in runs)
+    return replace(best, active=active)
 
 
 def trained_until(started: Sequence[StartedRun], before: datetime) -> datetime | None:

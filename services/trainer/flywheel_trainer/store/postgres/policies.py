@@ -88,14 +88,8 @@ FROM retraining_policy p
 WHERE (p.body -> 'schedule' <> 'null' OR p.body -> 'continuous' <> 'null') AND NOT (p.body ->>
 'disabled')::boolean ORDER BY p.project, p.id
 """
-_ACTIVE = """
-SELECT EXISTS (
-        SELECT 1 FROM pipeline_run r
-        JOIN retraining_decision d ON 'projects/' || r.project || '/pipelineRuns/' || r.id = d.pipeline_run
-        WHERE r.state IN ('QUEUED', 'RUNNING') AND d.project = $2 AND d.policy = $3 AND d.trigger = $4
-    ) AS own, EXISTS (
-        SELECT 1 FROM pipeline_run WHERE model = $1 AND $1 <> '' AND state IN ('QUEUED', 'RUNNING')
-    ) AS of_model
+_MODEL_ACTIVE = """
+SELECT EXISTS (SELECT 1 FROM pipeline_run WHERE model = $1 AND $1 <> '' AND state IN ('QUEUED', 'RUNNING'))
 """
 _INSERT_DECISION = """
 INSERT INTO retraining_decision
@@ -185,7 +179,7 @@ class PostgresDecisions:
             policy,
             drift,
             started_at=[run.event_time for run in started if not run.failed],
-            run_active=bool(await self._active(policy.name, cause, candidate)),
+            run_active=bool(await self._active(started, candidate)),
             failed_at=[run.event_time for run in started if run.failed],
         )
         return await self._store(policy, cause, reason, candidate, now)
@@ -203,7 +197,7 @@ class PostgresDecisions:
         started = await self._started(name, trigger)
         cause = Cause(trigger, due.time, trained_until=trained_until(started, due.time))
         candidate = await self._candidate(policy, cause)
-        active = await self._active(name, cause, candidate)
+        active = await self._active(started, candidate)
         reason = decide_time(policy, trigger, due, started, active)
         if reason is None:
             return None
@@ -216,9 +210,9 @@ class PostgresDecisions:
             definition = await read_pipeline(self._conn, *stored.version)
         return candidate_run(policy, cause, definition, spec_to_json)
 
-    async def _active(self, name: PolicyName, cause: Cause, candidate: Candidate) -> Active:
-        found = await self._conn.fetchrow(_ACTIVE, candidate.model, name.project, name.policy, cause.trigger)
-        return Active(**found)
+    async def _active(self, started: Sequence[StartedRun], candidate: Candidate) -> Active:
+        of_model = bool(await self._conn.fetchval(_MODEL_ACTIVE, candidate.model))
+        return Active(any(run.active for run in started), of_model)
 
     async def _store(
         self, policy: Policy, cause: Cause, reason: Reason, candidate: Candidate, now: datetime
