@@ -131,6 +131,18 @@ def test_a_segment_has_its_own_threshold(store: fs.FileSystem) -> None:
     assert [row["decision"] for row in read_predictions(store)] == [False, True]
 
 
+def test_a_table_without_the_keys_of_segment_thresholds_is_refused(store: fs.FileSystem) -> None:
+    write_table(store, rows([0.0], [0.0]))
+    keys = {"segment_keys": ["channel", "carrier"], "threshold": 0.99}
+    spec = spec_of(store, "multiclass", **keys, segment_thresholds={"channel=web": 0.01})
+    outcome = run_here(spec, store)
+    assert (outcome.succeeded, outcome.error_reason) == (False, "UNUSABLE_TABLE")
+    assert "no column 'channel'" in outcome.error_message
+    outcome = run_here(spec_of(store, "multiclass", **keys, segment_thresholds={"carrier=c0": 0.01}), store)
+    assert outcome.succeeded, "no threshold depends on the channel"
+    assert [row["decision"] for row in read_predictions(store)] == [True]
+
+
 def test_partitions_are_row_groups_of_at_most_the_given_rows(store: fs.FileSystem) -> None:
     write_table(store, rows([0.0] * 10, [0.0] * 10), rows([0.0] * 3, [0.0] * 3), row_group_rows=4)
     found = partitions_of(store, TABLE, 8)

@@ -32,6 +32,12 @@ class ScoringRules:
     segment_keys: tuple[str, ...] = ()
     policies: tuple[FeaturePolicy, ...] = ()
 
+    @property
+    def threshold_keys(self) -> tuple[str, ...]:
+        """The segment keys whose values decide which threshold a row has."""
+        named = {part.partition("=")[0] for name in self.segment_thresholds for part in name.split(",")}
+        return tuple(key for key in self.segment_keys if key in named)
+
 
 def scoring_rules(release: model_pb2.Release, signature: model_pb2.Signature) -> ScoringRules:
     """The rules of a release of a version with this signature. Raises ValueError or InvalidArgument with the

@@ -78,7 +78,8 @@ class Scoring:
         if not self.partitions:
             raise UnusableTable("The table has no rows.")
         has = set(schema_of(self._store, self.partitions[0]).names)
-        needed = [*self.params.carried, *(one.name for one in self.rules.signature.inputs)]
+        inputs = [one.name for one in self.rules.signature.inputs]
+        needed = [*self.params.carried, *inputs, *self.rules.threshold_keys]
         missing = [name for name in needed if name not in has]
         if missing:
             raise UnusableTable(f"The table with its features has no column {missing[0]!r}.")
@@ -117,7 +118,8 @@ class Scoring:
         for partition in partitions:
             stored = schema_of(self._store, partition).names
             columns = [one.name for one in self.rules.signature.inputs]
-            columns += [name for name in (*self.params.carried, *self.rules.segment_keys) if name in stored]
+            columns += [name for name in self.params.carried if name in stored]
+            columns += self.rules.threshold_keys
             names = list(dict.fromkeys(columns))
             for batch in batches_of(self._store, partition, names, rows, threads=self.threads):
                 yield partition, batch

@@ -97,11 +97,9 @@ class ReleaseModel:
         rules = self.rules
         if not rules.segment_thresholds:
             return rules.threshold
-        keys = rules.segment_keys
-        absent = [None] * batch.num_rows
-        values = [batch.column(key).to_pylist() if key in batch.schema.names else absent for key in keys]
+        values = [batch.column(key).to_pylist() for key in rules.threshold_keys]
         return [
-            threshold_of(rules.segment_thresholds, segment_parts(keys, row), rules.threshold)
+            threshold_of(rules.segment_thresholds, segment_parts(rules.threshold_keys, row), rules.threshold)
             for row in zip(*values, strict=True)
         ]
 
