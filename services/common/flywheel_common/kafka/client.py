@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -32,6 +32,20 @@ def unavailable(error: BaseException) -> KafkaUnavailable:
     return KafkaUnavailable("Kafka does not answer now: try again.", cause=type(error).__name__)
 
 
+async def close_quietly(closing: Awaitable[object], *, seconds: float = 5.0) -> None:
+    """Wait for a `close` or `stop` of aiokafka for at most `seconds`; its errors do not matter. It runs in a
+    task of its own: while aiokafka closes, it suppresses the cancellation of whoever waits for it, so that a
+    caller that was cancelled would go on."""
+    task = asyncio.ensure_future(closing)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+    finally:
+        if not task.done():
+            task.cancel()
+        elif not task.cancelled():
+            task.exception()
+
+
 async def stop_producer(inner: AIOKafkaProducer, *, flush_seconds: float) -> None:
     """Sends buffered records for at most `flush_seconds`, then drops them. Never raises.
 
@@ -44,7 +58,7 @@ async def stop_producer(inner: AIOKafkaProducer, *, flush_seconds: float) -> Non
         if not stopping.done():
             await _abandon(inner, stopping)
         elif not stopping.cancelled() and stopping.exception() is not None:
-            await inner.client.close()
+            await close_quietly(inner.client.close())
 
 
 async def _abandon(inner: AIOKafkaProducer, stopping: asyncio.Future[None]) -> None:
@@ -53,7 +67,7 @@ async def _abandon(inner: AIOKafkaProducer, stopping: asyncio.Future[None]) -> N
     stopping.cancel()
     if sending is not None:
         sending.cancel()
-    await inner.client.close()
+    await close_quietly(inner.client.close())
     await asyncio.wait({task for task in (stopping, sending) if task is not None}, timeout=1.0)
     error = KafkaError("the producer was stopped")
     inner._message_accumulator.fail_all(error)  # noqa: SLF001 - no public way
@@ -82,7 +96,7 @@ async def stop_consumer(inner: AIOKafkaConsumer, *, seconds: float) -> None:
         failed = stopping.done() and not stopping.cancelled() and stopping.exception() is not None
         if not stopping.done() or failed:
             stopping.cancel()
-            await inner._client.close()  # noqa: SLF001 - no public way
+            await close_quietly(inner._client.close())  # noqa: SLF001 - no public way
 
 
 async def ensure_topics(bootstrap: str, specs: Iterable[TopicSpec], *, timeout_seconds: float = 30.0) -> None:
@@ -137,5 +151,4 @@ async def partition_counts(bootstrap: str, specs: Sequence[TopicSpec]) -> dict[s
             counts[topic["topic"]] = len(topic["partitions"])
         return counts
     finally:
-        with suppress(Exception):
-            await admin.close()
+        await close_quietly(admin.close())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,7 +12,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from prometheus_client import Counter
 
 from flywheel_common.errors import FlywheelError
-from flywheel_common.kafka.client import stop_producer, unavailable
+from flywheel_common.kafka.client import close_quietly, stop_producer, unavailable
 from flywheel_common.kafka.errors import EventTooLarge
 from flywheel_common.kafka.topics import MAX_RECORD_BYTES
 from flywheel_common.telemetry.logs import get_logger
@@ -155,8 +154,7 @@ class Producer:
                 try:
                     await inner.start()
                 except BaseException:
-                    with suppress(Exception):
-                        await inner.stop()
+                    await close_quietly(inner.stop())
                     raise
                 self._inner = inner
         return self._inner

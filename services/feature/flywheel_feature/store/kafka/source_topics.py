@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
 from flywheel_common.deadline import in_time
-from flywheel_common.kafka.client import ensure_topics, kafka_errors
+from flywheel_common.kafka.client import close_quietly, ensure_topics, kafka_errors
 from flywheel_common.kafka.errors import KafkaUnavailable
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.kafka.topics import TopicSpec, feature_source
@@ -124,8 +124,7 @@ class SourceTopics:
                 # All topics at once: freshness is asked for every source, one after the other.
                 described = await admin.describe_topics()
             finally:
-                with suppress(Exception):
-                    await admin.close()
+                await close_quietly(admin.close())
             counts = {found["topic"]: len(found["partitions"]) for found in described}
             self._counted.update({name: count for name, count in counts.items() if count})
         return self._counted.get(topic, 0)
@@ -161,9 +160,7 @@ class SourceTopics:
     async def close(self) -> None:
         for consumer in (self._consumer, self._reader):
             if consumer is not None:
-                with suppress(Exception):
-                    async with asyncio.timeout(2.0):
-                        await consumer.stop()
+                await close_quietly(consumer.stop(), seconds=2.0)
 
     async def _connected(self) -> AIOKafkaConsumer:
         if self._consumer is None:
@@ -177,8 +174,7 @@ async def _started(consumer: AIOKafkaConsumer) -> AIOKafkaConsumer:
     try:
         await consumer.start()
     except BaseException:
-        with suppress(Exception):
-            await consumer.stop()
+        await close_quietly(consumer.stop())
         raise
     return consumer
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from flywheel_common.deadline import in_time
-from flywheel_common.kafka.client import kafka_errors, partitions_of, unavailable
+from flywheel_common.kafka.client import close_quietly, kafka_errors, partitions_of, unavailable
 from flywheel_common.kafka.errors import KafkaUnavailable
 from flywheel_common.kafka.topics import dead_letter
 from flywheel_common.postgres.pool import Pool, connection
@@ -79,15 +78,9 @@ class KafkaLag:
         a hung broker delays it."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            closing = asyncio.create_task(_stop(consumer))
+            closing = asyncio.create_task(close_quietly(consumer.stop()))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
-
-
-async def _stop(consumer: AIOKafkaConsumer) -> None:
-    with suppress(Exception):
-        async with asyncio.timeout(5):
-            await consumer.stop()
 
 
 def _timed_out() -> KafkaUnavailable:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from aiokafka import AIOKafkaConsumer
 
 from flywheel_common.kafka import topics
-from flywheel_common.kafka.client import kafka_errors, partitions_of
+from flywheel_common.kafka.client import close_quietly, kafka_errors, partitions_of
 from flywheel_common.kafka.envelope import payload_of
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.events.v1.lifecycle_pb2 import ModelStageChanged, RolloutChanged
@@ -31,7 +31,7 @@ async def sent_heads(bootstrap: str, registry_id: str) -> dict[str, dict[int, st
             try:
                 await _read(consumer, registry_id, found)
             finally:
-                await consumer.stop()
+                await close_quietly(consumer.stop())
     return dict(found)
 
 
