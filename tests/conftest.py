@@ -77,8 +77,10 @@ class _Servers:
         server = self._running.get(kind.name)
         if server is None:
             started = Backends({kind.name}, directory=self._directory, durable=False)
-            started.start()
             (server,) = started
+            if isinstance(server, Kafka):
+                server.brief = True
+            started.start()
             self._running[kind.name] = server
         elif server.process is None or not server.process.running:
             server.restart()
