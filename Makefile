@@ -145,7 +145,7 @@ acceptance: setup ## run the commands of the documentation, clients of other pro
 	  [ -x $(LOCAL)/clients/$$c/bin/python ] || $(UV) venv -q --python "$(PYTHON)" $(LOCAL)/clients/$$c; \
 	  $(UV) pip sync -q --python $(LOCAL)/clients/$$c/bin/python --require-hashes tests/acceptance/clients/$$c.lock || exit 1; done
 	$(install_mlflow)
-	@exec $(PY) -m pytest $(or $(SUITE),tests/acceptance tests/robustness) $(ARGS)
+	@FLYWHEEL_SOAK_STOPS=$${FLYWHEEL_SOAK_STOPS:-4} exec $(PY) -m pytest $(or $(SUITE),tests/acceptance tests/robustness) $(ARGS)
 
 # Every tool runs, also after an earlier one failed, so that one run shows all problems.
 check: setup ## format, lint, import levels, types, reference pages, proto lint and breaking changes since the last tag (under 30 s)
