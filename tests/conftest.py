@@ -27,6 +27,7 @@ from typing import TypeVar
 import asyncpg
 import hypothesis
 import pytest
+import structlog
 from pydantic import SecretStr
 
 from flywheel_common.config import S3Settings
@@ -47,6 +48,14 @@ hypothesis.settings.register_profile(
     "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("suite")
+
+# By default structlog lets rich draw the local variables of each frame: 0.15 s of CPU time per logged error.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 # Test processes that run side by side (pytest-xdist) must not choose the same free port.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
