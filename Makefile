@@ -22,7 +22,7 @@ hash = $(shell cat $(1) 2>/dev/null | sha256sum | cut -c1-16)
 BOOTSTRAP_STAMP := $(STAMPS)/bootstrap-$(call hash,deploy/local/bootstrap.lock)
 VENV_STAMP := $(STAMPS)/venv-$(call hash,requirements.lock)
 MEMBERS_STAMP := $(STAMPS)/members-$(call hash,requirements.lock $(addsuffix /pyproject.toml,$(MEMBERS)) protos/compile_protos.py)
-FETCH_STAMP := $(STAMPS)/fetch-$(call hash,deploy/local/kafka.lock)
+FETCH_STAMP := $(STAMPS)/fetch-$(call hash,deploy/local/kafka.lock requirements.lock)
 PROTOS_STAMP = $(STAMPS)/protos-$(call hash,protos/compile_protos.py $(sort $(shell find protos -name '*.proto')))
 TRITON_STAMP := $(STAMPS)/triton-$(call hash,deploy/local/triton.lock)
 TRITON_RUNTIME_STAMP := $(STAMPS)/runtime-$(call hash,deploy/local/triton-runtime.lock)
@@ -145,7 +145,7 @@ acceptance: setup ## run the commands of the documentation, clients of other pro
 	  [ -x $(LOCAL)/clients/$$c/bin/python ] || $(UV) venv -q --python "$(PYTHON)" $(LOCAL)/clients/$$c; \
 	  $(UV) pip sync -q --python $(LOCAL)/clients/$$c/bin/python --require-hashes tests/acceptance/clients/$$c.lock || exit 1; done
 	$(install_mlflow)
-	@exec $(PY) -m pytest $(or $(SUITE),tests/acceptance tests/robustness) $(ARGS)
+	@FLYWHEEL_SOAK_STOPS=$${FLYWHEEL_SOAK_STOPS:-4} exec $(PY) -m pytest $(or $(SUITE),tests/acceptance tests/robustness) $(ARGS)
 
 # Every tool runs, also after an earlier one failed, so that one run shows all problems.
 check: setup ## format, lint, import levels, types, reference pages, proto lint and breaking changes since the last tag (under 30 s)

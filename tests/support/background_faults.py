@@ -67,7 +67,8 @@ class Faults:
             assert not waiting, f"without a fault, or without work after it: {waiting}"
             return True
 
-        await eventually(all_tasks_work, within=within)
+        # A stimulus is work of its own, such as a push.
+        await eventually(all_tasks_work, within=within, every=0.1 if stimulate else 0.02)
 
     def _on_call(self) -> None:
         name = _task.get()

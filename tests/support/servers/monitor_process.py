@@ -33,6 +33,7 @@ from tests.support.eventually import eventually
 from tests.support.peers.monitor import Peers, profile
 
 CARRIERS = ["AA", "B6", "DL", "UA"]
+BURST_US = HOUR_US // 3
 
 
 def process_environment(
@@ -158,11 +159,13 @@ class MonitoredModel:
 
     @staticmethod
     def rows(n: int, seed: int = 0, *, start_us: int = START_US, hours: float = 24.0) -> dict[str, Any]:
-        """n predictions without drift, spread over some hours."""
+        """n predictions without drift, spread over some hours: in the first minute of each 20, so that the
+        monitor has few panes of a minute to merge."""
         rng = np.random.default_rng(seed)
+        offsets = (np.arange(n) * (hours * HOUR_US / n)).astype(np.int64)
         return {
             "ids": [f"{seed}-{uuid.uuid4()}" for _ in range(n)],
-            "times": start_us + (np.arange(n) * (hours * HOUR_US / n)).astype(np.int64),
+            "times": start_us + offsets - offsets % BURST_US * 19 // 20,
             "scores": rng.uniform(0.05, 0.95, n),
             "delays": rng.normal(size=n),
         }

@@ -25,6 +25,7 @@ def platform(backends_directory: Path) -> Iterator[Platform]:
     directory.mkdir()
     directory.chmod(0o755)
     running = Platform(directory / "data", directory / "log", ports.free(ports.OFFSETS))
+    running.backends.kafka.brief = True
     with running:
         yield running
     children = [

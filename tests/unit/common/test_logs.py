@@ -18,10 +18,10 @@ from flywheel_common.telemetry.logs import RpcLog, configure_logs, get_logger
 def stream() -> Iterator[io.StringIO]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    out = io.StringIO()
+    out, before = io.StringIO(), structlog.get_config()
     configure_logs("flywheel-test", "INFO", out)
     yield out
-    structlog.reset_defaults()
+    structlog.configure(**before)
     root.handlers[:], root.level = handlers, level
 
 

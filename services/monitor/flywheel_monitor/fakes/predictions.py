@@ -290,10 +290,10 @@ def _answer(prediction: StoredPrediction) -> Answer:
 def _is_of(prediction: StoredPrediction, name: VariantName) -> bool:
     key = prediction.batch.key
     roles = (key.role,) if prediction.batch.shadow else (key.role, Role.UNSPECIFIED)
-    return name in (
-        VariantName(key.rollout, key.release, role, generation)
-        for generation in (0, key.generation)
-        for role in roles
+    return (
+        (name.rollout, name.release) == (key.rollout, key.release)
+        and name.generation in (0, key.generation)
+        and name.role in roles
     )
 
 
