@@ -97,6 +97,8 @@ def _rows(deployment: Deployment, server: MlflowServer, only: str) -> Iterator[m
             lambda: float(server.client("upload", size=uploads.SIZE)) / uploads.MIB,
         )
         yield _compared(UPLOAD, "MiB/s", pairs, 2)
+        pairs = [(asyncio.run(uploads.bare(deployment.s3)), peer) for _, peer in pairs]
+        yield _compared("  the most that the object store takes", "MiB/s", pairs, None)
 
 
 def _compared(name: str, unit: str, pairs: list[tuple[float, float]], bound: float | None) -> measure.Row:

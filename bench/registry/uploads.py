@@ -8,6 +8,9 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 
+import aiohttp
+from yarl import URL
+
 import flywheel as fw
 from bench import measure
 from bench.common.deployment import Deployment
@@ -22,6 +25,7 @@ AT_ONCE = 32
 SMALL = 16 * MIB
 CHUNK = MIB
 PEER_PART = 8 * MIB
+BARE_AT_ONCE = 4
 
 
 def run(deployment: Deployment, only: str) -> Iterator[measure.Row]:
@@ -100,6 +104,30 @@ async def _multipart(settings: S3Settings) -> float:
             answer = await client.upload_part(**where, UploadId=upload, PartNumber=number, Body=body)
             parts.append({"PartNumber": number, "ETag": answer["ETag"]})
         await client.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})
+        return SIZE / MIB / (time.perf_counter() - start)
+
+
+async def bare(settings: S3Settings) -> float:
+    """MiB per second of an HTTP client that only sends bytes to URLs signed before, BARE_AT_ONCE parts at a
+    time, without digests: no upload into this object store can be faster."""
+    content, key = os.urandom(SIZE), f"bare/{time.time_ns()}"
+    starts = iter(range(0, SIZE, PEER_PART))
+    async with s3_client(settings) as client, aiohttp.ClientSession() as session:
+        urls = [
+            await client.generate_presigned_url(
+                "put_object", Params={"Bucket": settings.s3_bucket, "Key": f"{key}/{at}"}
+            )
+            for at in range(0, SIZE, PEER_PART)
+        ]
+
+        async def send() -> None:
+            for at in starts:
+                part = content[at : at + PEER_PART]
+                async with session.put(URL(urls[at // PEER_PART], encoded=True), data=part) as answer:
+                    answer.raise_for_status()
+
+        start = time.perf_counter()
+        await asyncio.gather(*(send() for _ in range(BARE_AT_ONCE)))
         return SIZE / MIB / (time.perf_counter() - start)
 
 
