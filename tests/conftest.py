@@ -16,13 +16,15 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 
 import asyncio
+import functools
+import inspect
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import asyncpg
 import hypothesis
@@ -56,6 +58,27 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
     ]
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Cancel a test that reaches its time limit. pytest-timeout raises where the main thread is at that time,
+    which may be a background task that keeps the exception, so that the test would wait for ever."""
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            marker = item.get_closest_marker("timeout")
+            limit = float(marker.args[0] if marker and marker.args else item.config.getini("timeout"))
+            if limit:
+                item.obj = _within(limit - min(5.0, limit / 10), item.obj)
+
+
+def _within(seconds: float, test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def bounded(*args: Any, **kwargs: Any) -> None:
+        async with asyncio.timeout(seconds):
+            await test(*args, **kwargs)
+
+    return bounded
+
 
 # Test processes that run side by side (pytest-xdist) must not choose the same free port.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
