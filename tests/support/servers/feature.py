@@ -210,7 +210,7 @@ async def archived_events(client: fw.Client) -> int:
     return sum(f.archived_events for f in answer.freshness)
 
 
-async def events_archived(client: fw.Client, count: int, within: float = 30) -> None:
+async def events_archived(client: fw.Client, count: int, within: float = 90) -> None:
     """Wait until exactly `count` events are archived."""
 
     async def archived() -> bool:
