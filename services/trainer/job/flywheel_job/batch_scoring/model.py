@@ -97,9 +97,10 @@ class ReleaseModel:
         rules = self.rules
         if not rules.segment_thresholds:
             return rules.threshold
-        values = [batch.column(key).to_pylist() for key in rules.threshold_keys]
+        keys = rules.threshold_keys
+        values = [batch.column(key).to_pylist() for key in keys]
         return [
-            threshold_of(rules.segment_thresholds, segment_parts(rules.threshold_keys, row), rules.threshold)
+            threshold_of(rules.segment_thresholds, segment_parts(keys, row), rules.threshold)
             for row in zip(*values, strict=True)
         ]
 
