@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flywheel_common.postgres.pool import Connection
+from flywheel_monitor.store.postgres.array_text import array_text
 from flywheel_monitor.store.postgres.pane_cache import (
     PaneCache,
     PaneSource,
@@ -163,10 +164,10 @@ class _Window:
             [-1 if s is None else s.panes for s in parts.values()],
             [0 if s is None else s.changes for s in parts.values()],
             self._widest_us,
-            _array([s.width_us for s in known]),
-            _array([s.start_us for s in known]),
-            _array([s.panes for s in known]),
-            _array([s.changes for s in known]),
+            array_text([s.width_us for s in known]),
+            array_text([s.start_us for s in known]),
+            array_text([s.panes for s in known]),
+            array_text([s.changes for s in known]),
             slices,
         )
         whole = {r["start_us"]: (r["panes"], r["changes"]) for r in rows if r["width_us"] is None}
@@ -220,11 +221,6 @@ def _within(part: Part, slices: WindowState) -> WindowState:
     width, span = part.piece.width_us, part.piece.span
     low, high = bisect_left(slices, (width, span.start_us)), bisect_left(slices, (width, span.end_us))
     return slices[low:high]
-
-
-def _array(numbers: Sequence[int]) -> str:
-    """An array of PostgreSQL as text: asyncpg encodes the numbers of a list one by one in Python."""
-    return "{" + ",".join(map(str, numbers)) + "}"
 
 
 def _rows(state: WindowState) -> dict[int, int]:

@@ -11,6 +11,7 @@ from flywheel_common.arrays import Ints
 from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.ingest.answers import Known, Pair
 from flywheel_monitor.ingest.batches import Role
+from flywheel_monitor.store.postgres.array_text import array_text
 from flywheel_monitor.store.postgres.home import Home
 from flywheel_monitor.store.postgres.id_buckets import buckets_of
 from flywheel_monitor.store.postgres.packs import COLUMNS, Pack, StoredPrediction
@@ -76,14 +77,10 @@ PACKS_AT_ONCE = 128
 
 async def add_packs(conn: Connection, home: Home, packs: Iterable[tuple[Any, ...]]) -> None:
     """Store packs: model id, variant id, whether of a shadow, and COLUMNS."""
-    rows = [(*p[:6], _array(p[6]), _array(p[7]), *p[8:]) for p in packs]
+    rows = [(*p[:6], array_text(p[6]), array_text(p[7]), *p[8:]) for p in packs]
     for at in range(0, len(rows), PACKS_AT_ONCE):
         columns = zip(*rows[at : at + PACKS_AT_ONCE], strict=True)
         await conn.execute(_ADD, home.partition, *map(list, columns), home.partitions)
-
-
-def _array(values: Sequence[int]) -> str:
-    return f"{{{','.join(map(str, values))}}}"
 
 
 async def stored_ids(
