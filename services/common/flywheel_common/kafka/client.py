@@ -33,9 +33,11 @@ def unavailable(error: BaseException) -> KafkaUnavailable:
 
 
 async def close_quietly(closing: Awaitable[object], *, seconds: float = 5.0) -> None:
-    """Wait for a `close` or `stop` of aiokafka for at most `seconds`; its errors do not matter. It runs in a
-    task of its own: while aiokafka closes, it suppresses the cancellation of whoever waits for it, so that a
-    caller that was cancelled would go on."""
+    """Wait at most `seconds` for a `close` or `stop` of aiokafka, and ignore its errors.
+
+    The call runs in a task of its own. aiokafka suppresses a cancellation that arrives while it closes: a
+    caller that awaited the call directly would not stop.
+    """
     task = asyncio.ensure_future(closing)
     try:
         await asyncio.wait({task}, timeout=seconds)
