@@ -41,7 +41,7 @@ class OneReference:
 async def main() -> None:
     bootstrap, dsn, group = sys.argv[1:4]
     logging.disable()
-    async with create_pool(dsn, application_name="flywheel-monitor") as pool:
+    async with create_pool(dsn, application_name="flywheel-monitor", plan_once=True) as pool:
         await migrate(pool, MIGRATIONS)
         store = PostgresStore(pool, VersionCache(pool, OneReference()), PANE_US)
         loop = ConsumerLoop(

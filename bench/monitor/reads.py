@@ -3,20 +3,22 @@
 A version with 20 features serves 20,000 predictions an hour, half of them labelled, over four partitions. Its
 panes are counted by the monitor's own code from random rows and stored for a year, as far as the reads need
 them: all days, the hours of the last days and of the edges, and the minutes of the hours at the edges. The
-methods of the API are called in this process; the ranges begin and end within an hour. The same call is
-repeated, as a console does. "After a change" means that the newest panes were written before each call, as
-under traffic, so that nothing that was computed from them can be used again.
+methods of the API are called in this process, with the event loop and the collector as the service has
+them; the ranges begin and end within an hour. The same call is repeated, as a console does. "After a change"
+means that the newest panes were written before each call, as under traffic, so that nothing that was computed
+from them can be used again.
 """
 
 from __future__ import annotations
 
-import asyncio
+import gc
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import uvloop
 
 from bench import measure
 from bench.common.cpu import peak_bytes, reset_peak, resident_bytes
@@ -56,11 +58,11 @@ def run(only: str) -> Iterable[measure.Row]:
     if only and not any(only in f"{read} of {name}" for read in READS for name in RANGES):
         return
     with stack("monitor-reads", {"postgres"}) as backends:
-        yield from asyncio.run(_measured(backends, only))
+        yield from uvloop.run(_measured(backends, only))
 
 
 async def _measured(backends: Backends, only: str) -> list[measure.Row]:
-    async with create_pool(backends.postgres.dsn("monitor")) as pool:
+    async with create_pool(backends.postgres.dsn("monitor"), plan_once=True) as pool:
         await migrate(pool, MIGRATIONS)
         versions = VersionCache(pool, OneReference())
         store = PostgresStore(pool, versions, PANE_US)
@@ -77,7 +79,12 @@ async def _measured(backends: Backends, only: str) -> list[measure.Row]:
                 measure.at_most(32, of_value=True),
             )
         ]
+        # Of so many new rows; else autovacuum does it beside the calls.
+        await pool.execute("VACUUM ANALYZE pane")
         servicer = MonitorServicer(store=store, archive=None, lag=None, replays=None, pane_us=PANE_US)  # type: ignore[arg-type]
+        # As the service does when it is built (flywheel_common.process.runtime).
+        gc.collect()
+        gc.freeze()
         for name, call in _calls(servicer):
             if only in name:
                 found += await _timed(pool, name, call)

@@ -75,6 +75,7 @@ async def build(
             application_name="flywheel-monitor",
             max_size=settings.postgres_pool_size,
             statement_timeout_seconds=settings.postgres_statement_timeout_seconds,
+            plan_once=True,  # ADR 0102
         )
     )
     await migrate(pool, MIGRATIONS)

@@ -79,7 +79,7 @@ class CountingStore:
 
 @pytest.fixture
 async def pool(database: str) -> AsyncIterator[Pool]:
-    async with create_pool(database) as found:
+    async with create_pool(database, plan_once=True) as found:
         yield found
 
 

@@ -173,3 +173,17 @@ async def test_a_missing_database_is_reported_without_retries(database: str) -> 
         async with create_pool(database.rsplit("/", 1)[0] + "/absent", wait_seconds=20):
             pass
     assert caught.value.reason == "POSTGRES_REFUSED"
+
+
+@pytest.mark.parametrize("plan_once", [False, True])
+async def test_a_pool_that_plans_once_has_one_plan_for_all_arguments(postgres: Any, plan_once: bool) -> None:
+    dsn = postgres.dsn("postgres")
+    # The number of elements is known to a plan for its arguments only, which looks cheaper.
+    statement = "SELECT count(*) FROM unnest($1::int[]) a JOIN unnest($2::int[]) b ON a = b"
+    async with create_pool(dsn, max_size=1, plan_once=plan_once) as pool, connection(pool) as conn:
+        for n in range(8):
+            assert await conn.fetchval(statement, [n], [n]) == 1
+        plans = await conn.fetchrow(
+            "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement = $1", statement
+        )
+    assert tuple(plans) == (8, 0) if plan_once else plans["custom_plans"] >= 5

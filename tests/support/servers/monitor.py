@@ -149,7 +149,7 @@ def memory_monitor() -> LocalMonitor:
 @asynccontextmanager
 async def postgres_monitor(dsn: str) -> AsyncIterator[LocalMonitor]:
     references = known_references()
-    async with create_pool(dsn) as pool:
+    async with create_pool(dsn, plan_once=True) as pool:
         await migrate(pool, MIGRATIONS)
 
         async def announced() -> list[str]:

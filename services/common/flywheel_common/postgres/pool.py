@@ -54,12 +54,24 @@ async def create_pool(
     statement_timeout_seconds: float = 10.0,
     wait_seconds: float = 30.0,
     init: Callable[[Connection], Any] | None = None,
+    plan_once: bool = False,
 ) -> AsyncIterator[Pool]:
     """A pool, closed at the end. Tries to connect for `wait_seconds`, then raises PostgresUnavailable with
-    the redacted address. A wrong user, password or database is not retried: PostgresRefused."""
-    pool = await _connect(
-        dsn, application_name, min_size, max_size, statement_timeout_seconds, wait_seconds, init
-    )
+    the redacted address. A wrong user, password or database is not retried: PostgresRefused.
+
+    `plan_once`: PostgreSQL plans each statement once per connection, not for each set of arguments. For
+    statements whose best plan does not depend on these, and whose planning takes longer than they do.
+    """
+    settings = {
+        "application_name": application_name,
+        "statement_timeout": str(int(statement_timeout_seconds * 1000)),
+        "idle_in_transaction_session_timeout": str(int(max(60.0, 2 * statement_timeout_seconds) * 1000)),
+        "timezone": "UTC",
+    }
+    if plan_once:
+        settings["plan_cache_mode"] = "force_generic_plan"
+    command_timeout = statement_timeout_seconds + GRACE_SECONDS
+    pool = await _connect(dsn, settings, min_size, max_size, command_timeout, wait_seconds, init)
     try:
         yield pool
     finally:
@@ -81,10 +93,10 @@ def alive(conn: Connection | None) -> bool:
 
 async def _connect(
     dsn: str,
-    name: str,
+    settings: Mapping[str, str],
     min_size: int,
     max_size: int,
-    statement_timeout: float,
+    command_timeout: float,
     wait: float,
     init: Callable[[Connection], Any] | None,
 ) -> Pool:
@@ -97,15 +109,10 @@ async def _connect(
                 min_size=min_size,
                 max_size=max_size,
                 timeout=5.0,
-                command_timeout=statement_timeout + GRACE_SECONDS,
+                command_timeout=command_timeout,
                 init=init,
                 reset=_no_reset,
-                server_settings={
-                    "application_name": name,
-                    "statement_timeout": str(int(statement_timeout * 1000)),
-                    "idle_in_transaction_session_timeout": str(int(max(60.0, 2 * statement_timeout) * 1000)),
-                    "timezone": "UTC",
-                },
+                server_settings=dict(settings),
             )
         except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
             raise PostgresRefused(

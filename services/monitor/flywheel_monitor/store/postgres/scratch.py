@@ -126,6 +126,7 @@ class PostgresScratchStates:
                     application_name="flywheel-monitor-replay",
                     max_size=4,
                     statement_timeout_seconds=STATEMENT_SECONDS,
+                    plan_once=True,
                 ) as pool:
                     await migrate(pool, self._migrations)
                     positions = await self._copy(pool, live, model, Span(start_us, end_us))
