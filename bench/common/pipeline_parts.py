@@ -61,7 +61,6 @@ def wrapped(**changes: Any) -> Any:
         "metrics": RedMetrics(CollectorRegistry()),
         "tracing": Tracing(),
         "rpc_log": RpcLog("bench", io.StringIO()),
-        "max_message_bytes": 1 << 20,
         **changes,
     }
     handler = grpc.unary_unary_rpc_method_handler(behavior, Value.FromString, Value.SerializeToString)

@@ -30,14 +30,31 @@ from flywheel_local.layout import LOCAL
 from flywheel_protos.inference.v1 import inference_pb2 as pb
 from flywheel_protos.inference.v1 import inference_pb2_grpc
 from tests.support.builders.inference import MODEL
-from tests.support.hostile_load import PREDICT, SHORT_SECONDS, large_request, ragged_request
+from tests.support.hostile_load import (
+    LARGE_BYTES,
+    LARGEST_ACCEPTED,
+    PREDICT,
+    SHORT_SECONDS,
+    large_request,
+    ragged_request,
+)
 from tests.support.prediction_load import predict_request
 from tests.support.servers.inference_processes import Peer
 from tests.support.servers.memory_gateway import memory_server
 
 NAME = "event loop"
-CALLS = {"valid": 200, "6 ms deadline": 200, "ragged": 200, "15 MiB": 10, "100 rows": 20, "1,000 rows": 5}
+CALLS = {
+    "valid": 200,
+    "6 ms deadline": 200,
+    "ragged": 200,
+    "4 MiB": 10,
+    "15 MiB": 10,
+    "100 rows": 20,
+    "1,000 rows": 5,
+}
 """Kind → calls."""
+FIELDS = {"4 MiB": LARGEST_ACCEPTED, "15 MiB": LARGE_BYTES}
+"""Size of the field; the transport refuses the larger one."""
 WARM_CALLS = 2
 
 
@@ -80,8 +97,8 @@ def _wait_ready(channel: grpc.Channel) -> None:
 
 def _call(kind: str, channel: grpc.Channel) -> Callable[[], object]:
     stub, encoded = inference_pb2_grpc.InferenceServiceStub(channel), channel.unary_unary(PREDICT)
-    if kind == "15 MiB":
-        message = large_request().SerializeToString()
+    if kind in FIELDS:
+        message = large_request(FIELDS[kind]).SerializeToString()
         return lambda: encoded(message, timeout=5)
     if kind.endswith("rows"):
         count = int(kind.removesuffix(" rows").replace(",", ""))

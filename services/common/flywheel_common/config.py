@@ -42,7 +42,7 @@ class ServiceSettings(Settings):
     grace_seconds: float = 10.0
     """After the drain: how long running calls may take to finish."""
     max_message_bytes: int = 16 * 1024 * 1024
-    """Largest request accepted."""
+    """Largest message of a caller; gRPC's core refuses larger ones, before Python copies them."""
     max_concurrent_rpcs: int = 512
     """Limit of concurrent unary calls; above it calls fail with RESOURCE_EXHAUSTED. Health is exempt."""
     max_calls_per_connection: int = 1024

@@ -60,6 +60,11 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     bulk_max_bytes: int = 256 * 1024 * 1024
     """Maximum size of the requests of BatchPredict, StreamPredict and ModelInfer in flight, and of the
     answers that streams have not sent; more requests are refused with RESOURCE_EXHAUSTED OVERLOADED."""
+    max_message_bytes: int = 4 * 1024 * 1024
+    """Largest message of a caller; gRPC's core refuses larger ones. The event loop answers no other call
+    while it copies a message (ADR 0103)."""
+    max_response_bytes: int = 16 * 1024 * 1024
+    """Largest answer of BatchPredict and ModelInfer; larger ones are refused."""
     bulk_caller_share: float = Field(0.5, gt=0, le=1)
     """Share of max_batches, bulk_max_calls and bulk_max_bytes that one authenticated caller may hold, so that
     others keep some."""

@@ -237,7 +237,7 @@ def wire(
         max_in_flight=settings.bulk_in_flight,
         max_batches=settings.max_batches,
         max_batches_per_caller=math.ceil(settings.max_batches * settings.bulk_caller_share),
-        max_bytes=settings.max_message_bytes,
+        max_bytes=settings.max_response_bytes,
     )
     event_times = EventTimeBound(SystemClock(), settings.max_clock_skew_seconds)
     rows = RowAnswers(bulk, event_times)
@@ -258,13 +258,13 @@ def wire(
     served = Served(serving)
     open_inference = OpenInferenceServicer(
         served,
-        RawInference(served, replicas, admission, max_bytes=settings.max_message_bytes),
+        RawInference(served, replicas, admission, max_bytes=settings.max_response_bytes),
         bulk,
         rows,
         budget,
         is_ready=lambda: server.health.status() == SERVING,
         stream_in_flight=settings.stream_in_flight,
-        max_bytes=settings.max_message_bytes,
+        max_bytes=settings.max_response_bytes,
     )
     server = Server(
         settings,

@@ -13,6 +13,7 @@ import pytest
 
 from flywheel_common import errors
 from flywheel_common.grpc.channel import from_rpc_error
+from flywheel_common.grpc.errors import MessageTooLarge
 from flywheel_protos.types.v1.value_pb2 import Value
 from tests.support.echo import SERVICE
 from tests.support.eventually import eventually
@@ -86,13 +87,27 @@ async def test_a_client_that_still_sends_receives_the_error(running: Any) -> Non
 
 async def test_a_large_message_is_refused_with_the_limit(start: Any) -> None:
     running = await start(max_message_bytes=1000)
-    error = await failure(running.stub.Echo(text("x" * 1500)))
-    assert (type(error), error.reason, error.metadata["limit_bytes"]) == (
-        errors.InvalidArgument,
-        "MESSAGE_TOO_LARGE",
-        "1000",
-    )
-    assert await running.stub.Echo(text("x" * 900)) == text("x" * 900)
+    large, fits = text("x" * 1500), text("x" * 900)
+    for _ in range(3):
+        for call in (running.stub.Echo(large), running.stub.Sum(iter([Value(int64_value=1), large]))):
+            error = await failure(call)
+            assert (type(error), error.metadata) == (MessageTooLarge, {"limit_bytes": "1000"})
+        assert await running.stub.Echo(fits) == fits
+
+
+async def test_a_message_that_is_refused_for_its_size_is_not_copied(start: Any) -> None:
+    running = await start(max_message_bytes=1_000_000)
+    raw = running.channel.unary_unary(f"/{SERVICE}/Echo")
+    large = bytes(1_500_000)
+    tracemalloc.start()
+    try:
+        for _ in range(5):
+            assert type(await failure(raw(large))) is MessageTooLarge
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # gRPC would have copied it into bytes.
+    assert peak < len(large)
 
 
 @pytest.mark.parametrize(("size", "reason"), [(1_500_000, "MESSAGE_TOO_LARGE"), (900_000, "NO_SUCH_THING")])

@@ -171,7 +171,7 @@ async def test_rows_that_the_deadline_does_not_reach_have_an_error(
 
 
 async def test_results_that_are_too_large_together_become_errors(memory_deployment: MemoryDeployment) -> None:
-    gateway = await serving_gateway(memory_deployment, max_message_bytes=100_000, bulk_in_flight=4)
+    gateway = await serving_gateway(memory_deployment, max_response_bytes=100_000, bulk_in_flight=4)
     sent = [request(i, include_features=True) for i in range(1_000)]
     response = await gateway.stub.BatchPredict(pb.BatchPredictRequest(model=MODEL, requests=sent), timeout=20)
     assert 80_000 < response.ByteSize() < 300_000

@@ -12,9 +12,12 @@ from flywheel_common.kafka import topics
 from flywheel_inference.api.convert_requests import MAX_PREDICT_BYTES
 from flywheel_inference.routing.route import CHALLENGER, CHAMPION, SHADOW
 from flywheel_protos.events.v1 import prediction_pb2 as events
+from flywheel_protos.inference.v1 import inference_pb2 as pb
 from flywheel_protos.registry.v1 import model_pb2
 from tests.support.builders.inference import MODEL, expected_score
 from tests.support.eventually import eventually
+from tests.support.hostile_load import LARGEST_ACCEPTED
+from tests.support.prediction_load import predict_request
 from tests.support.servers.inference import MemoryDeployment
 
 W = (0.5, -0.25, 1.0)
@@ -71,6 +74,18 @@ async def test_a_request_that_is_too_large_is_refused(memory_deployment: MemoryD
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await gateway.predict(origin="x" * MAX_PREDICT_BYTES)
     assert from_rpc_error(caught.value).reason == "MESSAGE_TOO_LARGE"
+
+
+async def test_a_batch_larger_than_a_message_may_be_is_refused_by_the_transport(
+    memory_deployment: MemoryDeployment,
+) -> None:
+    gateway = await memory_deployment.gateway_serving(memory_deployment.registry.release(1, W))
+    requests = [predict_request(1, "x" * LARGEST_ACCEPTED), predict_request(2, "x" * 2000)]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await gateway.stub.BatchPredict(pb.BatchPredictRequest(model=MODEL, requests=requests), timeout=5)
+    error = from_rpc_error(caught.value)
+    assert (error.reason, error.metadata) == ("MESSAGE_TOO_LARGE", {"limit_bytes": "4194304"})
+    assert not (await gateway.predict()).degraded
 
 
 async def test_a_canary_that_lacks_a_field_leaves_the_answer_to_the_champion(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import grpc
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -16,6 +18,7 @@ from flywheel_common.errors import (
 from flywheel_common.grpc.errors import MessageTooLarge, PeerUnavailable
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
+_TRANSPORT_LIMIT = re.compile(r"larger than max \(\d+ vs\. (\d+)\)")
 _NO_RESPONSE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -66,7 +69,8 @@ def from_rpc_error(error: grpc.RpcError, *, peer: str = "") -> FlywheelError:
     if peer and reason is None and code in _NO_RESPONSE:
         return PeerUnavailable(peer)
     if reason is None and code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
-        return MessageTooLarge(message)
+        limit = _TRANSPORT_LIMIT.search(message)
+        return MessageTooLarge(message, **({"limit_bytes": limit[1]} if limit else {}))
     cls = BY_CODE.get(code, Internal)
     result = cls.from_wire(message, reason=reason or cls.reason, metadata=metadata)
     if isinstance(result, ResourceExhausted):

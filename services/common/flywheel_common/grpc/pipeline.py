@@ -38,7 +38,8 @@ class Pipeline:
     """Wraps the handlers of a service.
 
     `deadlines` overrides the default budget in seconds per full method name; None = unbounded. Streams have
-    no default budget. `request_bytes` has smaller limits than `max_message_bytes` per full method name.
+    no default budget. `request_bytes` has limits per full method name, above which requests are refused
+    before they are parsed; the limit of all messages is the transport's.
     """
 
     def __init__(
@@ -50,7 +51,6 @@ class Pipeline:
         metrics: RedMetrics,
         tracing: Tracing,
         rpc_log: RpcLog | None,
-        max_message_bytes: int,
         default_deadline_seconds: float = 30.0,
         deadlines: Mapping[str, float | None] | None = None,
         request_bytes: Mapping[str, int] | None = None,
@@ -61,17 +61,13 @@ class Pipeline:
         self._metrics = metrics
         self._tracing = tracing
         self._rpc_log = rpc_log
-        self._max_bytes = max_message_bytes
         self._default_deadline = default_deadline_seconds
         self._deadlines = deadlines or {}
         self._request_bytes = request_bytes or {}
 
     def wrap(self, method: str, handler: Any) -> Any:
         """The wrapped handler of a full method name, for all four kinds of RPC."""
-        parse = _Parse(
-            handler.request_deserializer or bytes,
-            min(self._max_bytes, self._request_bytes.get(method, self._max_bytes)),
-        )
+        parse = _Parse(handler.request_deserializer or bytes, self._request_bytes.get(method))
         if handler.request_streaming:
             behavior = handler.stream_stream if handler.response_streaming else handler.stream_unary
         else:
@@ -224,16 +220,16 @@ class Pipeline:
 
 
 class _Parse:
-    """Parses the requests of a method; refuses one above `limit_bytes` before that."""
+    """Parses the requests of a method; refuses one above `limit_bytes` before that. None: no limit."""
 
     __slots__ = ("limit_bytes", "parse")
 
-    def __init__(self, parse: Any, limit_bytes: int) -> None:
+    def __init__(self, parse: Any, limit_bytes: int | None) -> None:
         self.parse = parse
         self.limit_bytes = limit_bytes
 
     def __call__(self, raw: bytes) -> Any:
-        if len(raw) > self.limit_bytes:
+        if self.limit_bytes is not None and len(raw) > self.limit_bytes:
             raise MessageTooLarge(
                 f"The request has {len(raw)} bytes, the limit is {self.limit_bytes}: split it.",
                 limit_bytes=self.limit_bytes,

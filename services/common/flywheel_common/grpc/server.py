@@ -72,8 +72,8 @@ class Server(Worker):
     ) -> None:
         """`authenticate` may wrap the authenticator that the settings select, for tokens of the service's
         own. `options` are further gRPC channel arguments. `request_bytes` has smaller limits than
-        `settings.max_message_bytes` per full method name. Calls whose metadata is `never_refused` are parsed
-        also while the event loop is late."""
+        `settings.max_message_bytes` per full method name: larger requests are received, and refused unparsed.
+        Calls whose metadata is `never_refused` are parsed also while the event loop is late."""
         super().__init__(settings, registry=registry, restarts=restarts)
         self.health = Health(full_service_names)
         self.methods: list[str] = []
@@ -92,7 +92,6 @@ class Server(Worker):
             metrics=metrics,
             tracing=tracing(),
             rpc_log=self._rpc_log,
-            max_message_bytes=settings.max_message_bytes,
             default_deadline_seconds=settings.default_deadline_seconds,
             deadlines=deadlines,
             request_bytes=request_bytes,
@@ -214,10 +213,9 @@ class _Registrar:
 
 
 def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
-    # The transport accepts twice the limit, so that the pipeline can refuse a large message with a reason.
     return [
         ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", 2 * settings.max_message_bytes),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
         ("grpc.keepalive_permit_without_calls", 1),
