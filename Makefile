@@ -145,7 +145,7 @@ acceptance: setup ## run the commands of the documentation, clients of other pro
 	  [ -x $(LOCAL)/clients/$$c/bin/python ] || $(UV) venv -q --python "$(PYTHON)" $(LOCAL)/clients/$$c; \
 	  $(UV) pip sync -q --python $(LOCAL)/clients/$$c/bin/python --require-hashes tests/acceptance/clients/$$c.lock || exit 1; done
 	$(install_mlflow)
-	@FLYWHEEL_SOAK_STOPS=$${FLYWHEEL_SOAK_STOPS:-4} exec $(PY) -m pytest $(or $(SUITE),tests/acceptance tests/robustness) $(ARGS)
+	@FLYWHEEL_SOAK_STOPS=$${FLYWHEEL_SOAK_STOPS:-4} exec $(PY) -m pytest -m "not soak" $(or $(SUITE),tests/acceptance tests/robustness) $(ARGS)
 
 # Every tool runs, also after an earlier one failed, so that one run shows all problems.
 check: setup ## format, lint, import levels, types, reference pages, proto lint and breaking changes since the last tag (under 30 s)
@@ -177,9 +177,10 @@ bench-peers: setup ## install the peers (in their own environments) and run the 
 	  case $$s in feature) part=feast;; monitor) part=evidently;; *) part=mlflow;; esac; \
 	  $(PY) -m bench.run $$s --only $$part $(ARGS) || failed=1; done; exit $$failed
 
-soak: setup ## run the flights example repeatedly (ROUNDS=5); SUITE=feature kills stream workers over EVENTS=200000, SUITE=postgres stops PostgreSQL STOPS=100 times, SUITE=registry kills the registry KILLS=50 times and uploads 4 GiB, SUITE=monitor kills members of the monitor KILLS=20 times
+soak: setup ## run the flights example repeatedly (ROUNDS=5); SUITE=feature kills stream workers over EVENTS=200000, SUITE=postgres stops PostgreSQL STOPS=100 times, SUITE=trainer runs its longest fault tests, SUITE=registry kills the registry KILLS=50 times and uploads 4 GiB, SUITE=monitor kills members of the monitor KILLS=20 times
 	@[ "$(SUITE)" != feature ] || { FLYWHEEL_SOAK_EVENTS=$${EVENTS:-200000} exec $(PY) -m pytest -s --show-capture=no tests/robustness/feature/test_killed_materializers.py; }; \
 	[ "$(SUITE)" != postgres ] || { FLYWHEEL_SOAK_STOPS=$${STOPS:-100} exec $(PY) -m pytest -s --show-capture=no tests/robustness/services; }; \
+	[ "$(SUITE)" != trainer ] || exec $(PY) -m pytest -s --show-capture=no -m soak tests/robustness/trainer; \
 	[ "$(SUITE)" != registry ] || { FLYWHEEL_SOAK_KILLS=$${KILLS:-50} FLYWHEEL_SOAK_UPLOAD_MIB=4096 exec $(PY) -m pytest -s --show-capture=no tests/robustness/registry; }; \
 	[ "$(SUITE)" != monitor ] || { FLYWHEEL_SOAK_KILLS=$${KILLS:-20} exec $(PY) -m pytest -s --show-capture=no tests/robustness/monitor/test_killed_members.py; }; \
 	[ "$(SUITE)" = feature ] || for round in $$(seq $${ROUNDS:-5}); do echo "round $$round"; $(PY) -m flywheel_local run || exit 1; done

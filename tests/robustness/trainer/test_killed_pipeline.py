@@ -33,7 +33,7 @@ def whole(p: fw.PipelineBuilder) -> None:
     p.rollout("rollout", released=released)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 async def test_a_pipeline_survives_a_kill_during_each_step(
     trainer_settings: dict[str, str],

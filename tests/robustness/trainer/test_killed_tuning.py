@@ -18,7 +18,7 @@ from tests.support.eventually import eventually
 from tests.support.servers.trainer import TrainerProcess
 from tests.support.tune_jobs import driver_of, tune_job
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 Start = Callable[[dict[str, str]], Awaitable[TrainerProcess]]
 TRIALS = 100
 TRIAL_SECONDS = 0.5  # so that the job still runs when the trainer is back

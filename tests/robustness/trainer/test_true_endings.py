@@ -199,7 +199,9 @@ async def test_a_job_survives_the_loss_of_the_ray_head(trainer: Any, ray: Ray) -
     await nothing_is_left(job)
 
 
-@pytest.mark.parametrize(("stopped", "seconds"), [("head", 30), ("trainer", 75)])
+@pytest.mark.parametrize(
+    ("stopped", "seconds"), [("head", 30), pytest.param("trainer", 75, marks=pytest.mark.soak)]
+)
 async def test_a_job_goes_on_while_what_runs_it_is_stopped(
     trainer: Any, ray: Ray, stopped: str, seconds: float
 ) -> None:
@@ -224,6 +226,7 @@ def head(ray: Ray) -> list[psutil.Process]:
     return [process for name in names for process in processes(name)]
 
 
+@pytest.mark.soak
 async def test_jobs_survive_a_long_queue_and_an_outage_of_postgres_longer_than_their_leases(
     settings: dict[str, str], start_trainer: Start, postgres: Postgres, tmp_path: Path
 ) -> None:
