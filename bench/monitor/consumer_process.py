@@ -18,11 +18,11 @@ from flywheel_common.clock import SystemClock
 from flywheel_common.event_time import EventTimeBound
 from flywheel_common.kafka.consumer import ConsumerLoop
 from flywheel_common.postgres.migrate import migrate
-from flywheel_common.postgres.pool import create_pool
 from flywheel_monitor.config import MonitorSettings
 from flywheel_monitor.ingest.consumer import EventHandler
 from flywheel_monitor.references.reference import Reference
 from flywheel_monitor.server import CONSUMED, MIGRATIONS
+from flywheel_monitor.store.postgres.pool import monitor_pool
 from flywheel_monitor.store.postgres.records import PostgresStore
 from flywheel_monitor.store.postgres.versions import VersionCache
 
@@ -41,7 +41,7 @@ class OneReference:
 async def main() -> None:
     bootstrap, dsn, group = sys.argv[1:4]
     logging.disable()
-    async with create_pool(dsn, application_name="flywheel-monitor", plan_once=True) as pool:
+    async with monitor_pool(dsn) as pool:
         await migrate(pool, MIGRATIONS)
         store = PostgresStore(pool, VersionCache(pool, OneReference()), PANE_US)
         loop = ConsumerLoop(

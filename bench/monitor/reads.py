@@ -26,12 +26,13 @@ from bench.monitor.consumer_process import PANE_US, OneReference
 from bench.monitor.stream_events import FEATURES, HOUR_US, MODEL, PARTITIONS, VERSION, Stream, columns_of
 from bench.monitor.throughput import stack
 from flywheel_common.postgres.migrate import migrate
-from flywheel_common.postgres.pool import Pool, create_pool, transaction
+from flywheel_common.postgres.pool import Pool, transaction
 from flywheel_local.backends import Backends
 from flywheel_monitor.api.servicer import MonitorServicer
 from flywheel_monitor.ingest.batches import rows_of
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.server import MIGRATIONS
+from flywheel_monitor.store.postgres.pool import monitor_pool
 from flywheel_monitor.store.postgres.records import PostgresStore
 from flywheel_monitor.store.postgres.versions import VersionCache
 from flywheel_monitor.windows.panes import PackedPane, PaneAccumulator
@@ -62,7 +63,7 @@ def run(only: str) -> Iterable[measure.Row]:
 
 
 async def _measured(backends: Backends, only: str) -> list[measure.Row]:
-    async with create_pool(backends.postgres.dsn("monitor"), plan_once=True) as pool:
+    async with monitor_pool(backends.postgres.dsn("monitor")) as pool:
         await migrate(pool, MIGRATIONS)
         versions = VersionCache(pool, OneReference())
         store = PostgresStore(pool, versions, PANE_US)

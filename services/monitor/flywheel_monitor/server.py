@@ -26,7 +26,7 @@ from flywheel_common.kafka.outbox import Relay
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.postgres.lease import Lease
 from flywheel_common.postgres.migrate import migrate
-from flywheel_common.postgres.pool import Pool, create_pool
+from flywheel_common.postgres.pool import Pool
 from flywheel_common.postgres.transactions import Store
 from flywheel_common.storage.s3 import object_store
 from flywheel_common.telemetry.logs import get_logger
@@ -51,6 +51,7 @@ from flywheel_monitor.replay.replay import Replays
 from flywheel_monitor.store.grpc.references import GrpcReferences
 from flywheel_monitor.store.kafka.event_log import KafkaEventLog
 from flywheel_monitor.store.kafka.lag import KafkaLag
+from flywheel_monitor.store.postgres.pool import monitor_pool
 from flywheel_monitor.store.postgres.records import PostgresStore
 from flywheel_monitor.store.postgres.scratch import PostgresScratchStates
 from flywheel_monitor.store.postgres.versions import VersionCache
@@ -70,12 +71,10 @@ async def build(
 ) -> Server:
     """The service on its real backends, with the database migrated."""
     pool = await stack.enter_async_context(
-        create_pool(
+        monitor_pool(
             settings.dsn,
-            application_name="flywheel-monitor",
             max_size=settings.postgres_pool_size,
             statement_timeout_seconds=settings.postgres_statement_timeout_seconds,
-            plan_once=True,  # ADR 0102
         )
     )
     await migrate(pool, MIGRATIONS)

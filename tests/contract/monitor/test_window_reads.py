@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flywheel_common.postgres.pool import Pool, connection, create_pool
+from flywheel_common.postgres.pool import Pool, connection
 from flywheel_monitor.comparison.rollout_evidence import rollout_evidence
 from flywheel_monitor.evaluation.report_lookup import find_report
 from flywheel_monitor.performance.served import served_performance
+from flywheel_monitor.store.postgres.pool import monitor_pool
 from flywheel_monitor.store.postgres.records import PostgresRecords, PostgresStore
 from flywheel_monitor.store.postgres.versions import VersionCache
 from flywheel_monitor.windows.pieces import DAY_US
@@ -79,7 +80,7 @@ class CountingStore:
 
 @pytest.fixture
 async def pool(database: str) -> AsyncIterator[Pool]:
-    async with create_pool(database, plan_once=True) as found:
+    async with monitor_pool(database) as found:
         yield found
 
 

@@ -15,7 +15,6 @@ from flywheel_common.clock import SystemClock
 from flywheel_common.fakes.objects import MemoryObjectStore
 from flywheel_common.kafka import topics
 from flywheel_common.postgres.migrate import migrate
-from flywheel_common.postgres.pool import create_pool
 from flywheel_common.postgres.transactions import Store
 from flywheel_monitor.api.servicer import MonitorServicer
 from flywheel_monitor.archive.metrics import ArchiveMetrics
@@ -35,6 +34,7 @@ from flywheel_monitor.performance.served import ServedPerformance, served_perfor
 from flywheel_monitor.permissions import PERMISSIONS, SERVICE
 from flywheel_monitor.replay.replay import Replays
 from flywheel_monitor.server import MIGRATIONS, Records
+from flywheel_monitor.store.postgres.pool import monitor_pool
 from flywheel_monitor.store.postgres.records import PostgresStore
 from flywheel_monitor.store.postgres.versions import VersionCache
 from flywheel_protos.events.v1.event_pb2 import Event
@@ -149,7 +149,7 @@ def memory_monitor() -> LocalMonitor:
 @asynccontextmanager
 async def postgres_monitor(dsn: str) -> AsyncIterator[LocalMonitor]:
     references = known_references()
-    async with create_pool(dsn, plan_once=True) as pool:
+    async with monitor_pool(dsn) as pool:
         await migrate(pool, MIGRATIONS)
 
         async def announced() -> list[str]:

@@ -21,7 +21,7 @@ from flywheel_common.kafka.envelope import parse_event, payload_of
 from flywheel_common.kafka.poison import Batch, PoisonError
 from flywheel_common.kafka.record import Record
 from flywheel_common.postgres.migrate import migrate
-from flywheel_common.postgres.pool import Connection, Pool, connection, create_pool, transaction
+from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_common.value import EPOCH
 from flywheel_monitor.evaluation.report import Report
 from flywheel_monitor.ingest.consumer import EventHandler
@@ -29,6 +29,7 @@ from flywheel_monitor.references.errors import ReferencePending
 from flywheel_monitor.replay.difference import Difference
 from flywheel_monitor.replay.errors import ReplayRunning
 from flywheel_monitor.replay.ports import Positions
+from flywheel_monitor.store.postgres.pool import monitor_pool
 from flywheel_monitor.store.postgres.records import PostgresStore
 from flywheel_monitor.store.postgres.versions import VersionCache
 from flywheel_monitor.windows.span import Span
@@ -121,12 +122,11 @@ class PostgresScratchStates:
                 live = str(await lock.fetchval("SELECT current_schema()"))
                 # One that a crash left behind is deleted first.
                 await lock.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE; CREATE SCHEMA {SCHEMA}")
-                async with create_pool(
+                async with monitor_pool(
                     _in_schema(self._dsn),
                     application_name="flywheel-monitor-replay",
                     max_size=4,
                     statement_timeout_seconds=STATEMENT_SECONDS,
-                    plan_once=True,
                 ) as pool:
                     await migrate(pool, self._migrations)
                     positions = await self._copy(pool, live, model, Span(start_us, end_us))
