@@ -21,12 +21,13 @@ Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 METRICS = "metrics"
 NUMBERS = (METRICS, "min", "max")
 """Maps of numbers: the last, smallest and largest values of metrics."""
-# Possessive quantifiers: the time to refuse a text grows linearly with its length.
-KEY = r"`(?P<quoted_key>(?:[^`]++|``)*+)`"
+# Possessive quantifiers: the time to refuse a text grows linearly with its length. Of single characters only:
+# those of groups match wrongly before Python 3.11.5.
+KEY = r"`(?P<quoted_key>(?:[^`]++|``)*)`"
 _TERM = re.compile(
-    rf"(?P<field>[a-z_]++)(?:\.(?:{KEY}|(?P<key>[^<>!=\s`]++)))?+\s*+"
+    rf"(?P<field>[a-z_]++)(?:\.(?:{KEY}|(?P<key>[^<>!=\s`]++)))?\s*+"
     r"(?P<operator><=|>=|!=|=|<|>)\s*+"
-    r'(?:"(?P<quoted_value>(?:[^"]++|"")*+)"|(?P<value>[^"\s]\S*+(?:\s++(?!AND\s)\S++)*+))'
+    r'(?:"(?P<quoted_value>(?:[^"]++|"")*)"|(?P<value>[^"\s]\S*+(?:\s++(?!AND\s)\S++)*))'
     r"(?:\s*+\Z|\s++AND\s++)"
 )
 
