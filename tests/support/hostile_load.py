@@ -9,8 +9,9 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from statistics import median
 
 import grpc
@@ -45,14 +46,26 @@ def ragged_request(elements: int) -> inference_pb2.PredictRequest:
     return request
 
 
-class OtherCaller:
-    """Sends one call after the other, hostile ones of all kinds or valid ones; counts how they end."""
+class Kind(StrEnum):
+    """A kind of hostile call."""
 
-    def __init__(self, channel: grpc.aio.Channel, *, hostile: bool = True, large: int = LARGE_BYTES) -> None:
+    LARGE = "large fields"
+    BATCH = "batches with a bad row"
+    SHORT = "deadlines of 6 ms"
+    RAGGED = "ragged vectors"
+
+
+class OtherCaller:
+    """Sends one call after the other and counts how they end: hostile ones of some kinds, and valid ones in
+    place of the others."""
+
+    def __init__(
+        self, channel: grpc.aio.Channel, *, kinds: Collection[Kind] = tuple(Kind), large: int = LARGE_BYTES
+    ) -> None:
         self._stub = inference_pb2_grpc.InferenceServiceStub(channel)
         self._predict = channel.unary_unary(PREDICT)
         """Sends messages that are encoded already."""
-        self._hostile = hostile
+        self._kinds = kinds
         # Encoding it for each call would take time of the gateway's cores, which a caller does not have.
         self._large = large_request(large).SerializeToString()
         self._batch = inference_pb2.BatchPredictRequest(
@@ -74,26 +87,32 @@ class OtherCaller:
         self.seconds += seconds
 
     async def _send(self, number: int) -> None:
-        request = predict_request(number)
-        timeout = 5.0
+        kind = _kind_of(number)
+        request = ragged_request(number % 5) if kind is Kind.RAGGED else predict_request(number)
         try:
-            if not self._hostile:
-                pass
-            elif number % 200 == 0:
-                await self._predict(self._large, timeout=timeout)
-            elif number % 50 == 1:
-                batch = await self._stub.BatchPredict(self._batch, timeout=timeout)
+            if kind not in self._kinds:
+                await self._stub.Predict(predict_request(number), timeout=5.0)
+            elif kind is Kind.LARGE:
+                await self._predict(self._large, timeout=5.0)
+            elif kind is Kind.BATCH:
+                batch = await self._stub.BatchPredict(self._batch, timeout=5.0)
                 bad = [place for place, one in enumerate(batch.results) if one.HasField("error")]
                 self.ended["batch" if bad == [17] else f"batch {bad}"] += 1
                 return
-            elif number % 2:
-                timeout = SHORT_SECONDS
             else:
-                request = ragged_request(number % 5)
-            await self._stub.Predict(request, timeout=timeout)
+                await self._stub.Predict(request, timeout=SHORT_SECONDS if kind is Kind.SHORT else 5.0)
             self.ended["OK"] += 1
         except grpc.aio.AioRpcError as error:
             self.ended[error.code().name] += 1
+
+
+def _kind_of(number: int) -> Kind:
+    """The kind of the call with this number: of 200 calls one is large and four are batches."""
+    if number % 200 == 0:
+        return Kind.LARGE
+    if number % 50 == 1:
+        return Kind.BATCH
+    return Kind.SHORT if number % 2 else Kind.RAGGED
 
 
 @dataclass
