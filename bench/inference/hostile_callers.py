@@ -34,7 +34,7 @@ from tests.support.servers.inference_processes import W
 
 ROUNDS = 7
 NAME = f"p99 of {HEALTHY:.0f} calls/s beside {HOSTILE:.0f} hostile ones"
-ACCEPTED = f"{NAME}, fields of 4 MiB"
+ACCEPTED = f"{NAME}, fields of 8 MiB"
 VALID = f"p99 of {HEALTHY:.0f} calls/s beside {HOSTILE:.0f} valid ones"
 Row: TypeAlias = tuple[Collection[Kind], int]
 """The kinds of hostile calls, and the size of large fields."""

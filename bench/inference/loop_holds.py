@@ -47,13 +47,13 @@ CALLS = {
     "valid": 200,
     "6 ms deadline": 200,
     "ragged": 200,
-    "4 MiB": 10,
+    "8 MiB": 10,
     "15 MiB": 10,
     "100 rows": 20,
     "1,000 rows": 5,
 }
 """Kind → calls."""
-FIELDS = {"4 MiB": LARGEST_ACCEPTED, "15 MiB": LARGE_BYTES}
+FIELDS = {"8 MiB": LARGEST_ACCEPTED, "15 MiB": LARGE_BYTES}
 """Size of the field; the transport refuses the larger one."""
 WARM_CALLS = 2
 

@@ -60,7 +60,7 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     bulk_max_bytes: int = 256 * 1024 * 1024
     """Maximum size of the requests of BatchPredict, StreamPredict and ModelInfer in flight, and of the
     answers that streams have not sent; more requests are refused with RESOURCE_EXHAUSTED OVERLOADED."""
-    max_message_bytes: int = 4 * 1024 * 1024
+    max_message_bytes: int = 8 * 1024 * 1024
     """Largest message of a caller; gRPC's core refuses larger ones. The event loop answers no other call
     while it copies a message (ADR 0103)."""
     max_response_bytes: int = 16 * 1024 * 1024

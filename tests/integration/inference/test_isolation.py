@@ -84,7 +84,7 @@ async def test_a_batch_larger_than_a_message_may_be_is_refused_by_the_transport(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await gateway.stub.BatchPredict(pb.BatchPredictRequest(model=MODEL, requests=requests), timeout=5)
     error = from_rpc_error(caught.value)
-    assert (error.reason, error.metadata) == ("MESSAGE_TOO_LARGE", {"limit_bytes": "4194304"})
+    assert (error.reason, error.metadata) == ("MESSAGE_TOO_LARGE", {"limit_bytes": "8388608"})
     assert not (await gateway.predict()).degraded
 
 

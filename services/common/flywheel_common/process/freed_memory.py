@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 
 KEPT_BYTES = 64 * 1024 * 1024
-"""Freed memory that the process keeps at most: gRPC copies a message of up to 4 MiB twice, and several may
+"""Freed memory that the process keeps at most: gRPC copies a message of up to 8 MiB twice, and several may
 come at once."""
 LARGEST_BLOCK_BYTES = 32 * 1024 * 1024
 """Larger blocks go back to the system at once; glibc accepts no higher limit."""
