@@ -15,6 +15,7 @@ import grpc
 from flywheel.errors import FlywheelError
 from flywheel.version_references import VersionReferences
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.tasks import TaskGroup
 from flywheel_protos.registry.v1 import artifact_pb2, model_pb2, registry_pb2
 
 CHUNK_BYTES = 1024 * 1024
@@ -64,7 +65,7 @@ class ArtifactCalls(VersionReferences):
 
         if not upload.stored:
             try:
-                async with asyncio.TaskGroup() as group:
+                async with TaskGroup() as group:
                     for number in range(upload.part_count):
                         group.create_task(send(number))
             except* FlywheelError as errors:

@@ -20,6 +20,7 @@ from flywheel.definitions import StreamSource
 from flywheel.errors import FlywheelError
 from flywheel.tables import to_arrow
 from flywheel_common.event_time import unset_time
+from flywheel_common.tasks import TaskGroup
 from flywheel_common.value import as_utc, micros
 from flywheel_protos.inference.v1 import inference_pb2
 
@@ -120,7 +121,7 @@ class Replay:
                 # What became known exactly at `begin` counts.
                 start, self._pushed = self._pushed, begin + TICK
                 await self.push(start, self._pushed)
-                async with asyncio.TaskGroup() as group:
+                async with TaskGroup() as group:
                     for row in due.to_pylist():
                         group.create_task(self._predict(row))
             begin += step

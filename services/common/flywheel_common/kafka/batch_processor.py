@@ -21,6 +21,7 @@ from flywheel_common.kafka.offsets import Claim, Fenced, fresh_events, move_posi
 from flywheel_common.kafka.poison import PIECE_RECORDS, Batch, PoisonError, isolate
 from flywheel_common.kafka.record import Record
 from flywheel_common.postgres.pool import Connection, Pool, is_connection_loss, transaction
+from flywheel_common.tasks import TaskGroup
 from flywheel_common.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -90,7 +91,7 @@ class BatchProcessor:
             await self.process(*batches[0])
         elif batches:
             try:
-                async with asyncio.TaskGroup() as tasks:
+                async with TaskGroup() as tasks:
                     for claim, fetched in batches:
                         tasks.create_task(self.process(claim, fetched))
             except BaseExceptionGroup as group:

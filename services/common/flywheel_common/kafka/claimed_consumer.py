@@ -33,6 +33,7 @@ from flywheel_common.kafka.reconnect import reconnecting
 from flywheel_common.kafka.stalls import StallWatch, names
 from flywheel_common.kafka.topics import TopicSpec
 from flywheel_common.postgres.pool import Pool
+from flywheel_common.tasks import TaskGroup
 from flywheel_common.telemetry.logs import get_logger
 
 # TopicPartition is exported for services, which must not import the driver.
@@ -116,7 +117,7 @@ class ClaimedConsumer:
         self._changed = asyncio.Event()
         self._processing = asyncio.Lock()
         self._slots = asyncio.Semaphore(BEGIN_TOGETHER)
-        self._tasks: asyncio.TaskGroup | None = None
+        self._tasks: TaskGroup | None = None
         self._producer = Producer(bootstrap, client_id=f"{group}-dead-letters")
         self._processor = BatchProcessor(
             group=group,
@@ -161,7 +162,7 @@ class ClaimedConsumer:
     async def _work(self, token: int) -> None:
         """Read and look at the group while the member's lease holds; cancelled when it is lost."""
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with TaskGroup() as tasks:
                 self._tasks = tasks
                 tasks.create_task(self._look(token))
                 tasks.create_task(reconnecting(self.group, self._session))

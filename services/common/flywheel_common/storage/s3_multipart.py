@@ -5,13 +5,13 @@ While parts are sent, the next one is collected, if a buffer is free.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from flywheel_common.storage.part_buffers import PartBuffers
 from flywheel_common.storage.sliced_body import SlicedBody
+from flywheel_common.tasks import TaskGroup
 
 
 class MultipartUpload:
@@ -38,7 +38,7 @@ class MultipartUpload:
     async def store(self, chunks: AsyncIterable[bytes]) -> int:
         """Store all chunks and return their size in bytes. Nothing is visible before the end of `chunks`."""
         try:
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 size = await self._send_parts(aiter(chunks), group)
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
@@ -49,7 +49,7 @@ class MultipartUpload:
                 )
         return size
 
-    async def _send_parts(self, source: AsyncIterator[bytes], group: asyncio.TaskGroup) -> int:
+    async def _send_parts(self, source: AsyncIterator[bytes], group: TaskGroup) -> int:
         """Send each part when it is collected; a request that fails ends the group."""
         size, ended = 0, False
         while not ended:

@@ -20,6 +20,7 @@ from datetime import datetime
 
 from flywheel_common.errors import FlywheelError, Internal
 from flywheel_common.ids import Ids
+from flywheel_common.tasks import TaskGroup
 from flywheel_feature.jobs.errors import JobEnded, UnknownJob
 from flywheel_feature.jobs.model import Job, JobState, Progress
 from flywheel_feature.jobs.ports import MAX_ATTEMPTS, JobStore
@@ -169,7 +170,7 @@ class JobRunner:
         """
         # A job that was cancelled before its first step has not released its slot.
         self._slots = asyncio.Semaphore(self._concurrency)
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             while True:
                 await self._slots.acquire()
                 job = None

@@ -16,6 +16,7 @@ from flywheel_common.errors import FlywheelError
 from flywheel_common.scoring.input_tensors import Tensors
 from flywheel_common.scoring.output_values import output_values, row_shapes
 from flywheel_common.signature import OutputSpec
+from flywheel_common.tasks import TaskGroup
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference.models.errors import (
     GoldenRowsMismatch,
@@ -89,7 +90,7 @@ class Replica:
         """Updates `up`, and `models` by what the server still has. Does not raise."""
         try:
             await self.server.check_live(CHECK_SECONDS)
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 for name in self.models:
                     group.create_task(self._check_model(name))
         except* FlywheelError as group_of_errors:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from flywheel_common.context import current_principal, keep_back, left_seconds
 from flywheel_common.errors import FlywheelError
+from flywheel_common.tasks import TaskGroup
 from flywheel_inference.batching.loop_share import LoopShare
 from flywheel_inference.prediction.errors import (
     NotReached,
@@ -160,7 +161,7 @@ class BulkPredictor:
                     results[place] = result
                     total += size_of(result)
 
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             # Many calls at once get their places anyway: fewer tasks each.
             workers = max(FEWEST_WORKERS, self._max_in_flight // self._working)
             for _ in range(min(workers, len(requests))):

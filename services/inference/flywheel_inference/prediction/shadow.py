@@ -16,6 +16,7 @@ import numpy as np
 
 from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.scoring.feature_block import FeatureBlock
+from flywheel_common.tasks import TaskGroup
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference.fallback.choice import ERROR, MODEL
 from flywheel_inference.fallback.errors import BadScore
@@ -110,7 +111,7 @@ class ShadowCopies:
             # A worker that was cancelled before its first step has not reset it.
             queue.worker = None
         self._filled.set()
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             while True:
                 await self._filled.wait()
                 self._filled.clear()

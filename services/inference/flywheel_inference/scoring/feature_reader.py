@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 from flywheel_common.arrays import Array
 from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.scoring.feature_block import FeatureBlock, concatenate_blocks
+from flywheel_common.tasks import TaskGroup
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 from flywheel_inference.fallback.errors import BudgetExceeded, FeaturesUnavailable
 from flywheel_inference.releases.release import FeatureSetContract
@@ -56,7 +56,7 @@ class FeatureReader:
         if len(times) == 1:
             await self._look_up(requests, list(range(len(requests))), deadline, found, errors)
         else:
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 for rows in times.values():
                     group.create_task(self._look_up(requests, rows, deadline, found, errors))
         return _joined(found, errors)
@@ -89,7 +89,7 @@ class FeatureReader:
                 errors[rows[0]] = error
                 return
             middle = len(rows) // 2
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 for half in (rows[:middle], rows[middle:]):
                     group.create_task(self._look_up(requests, half, deadline, found, errors))
         except FlywheelError as error:

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable
 
 from flywheel_common.errors import FlywheelError
+from flywheel_common.tasks import TaskGroup
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference.models.errors import DigestMismatch
 from flywheel_inference.models.ports import ArtifactCache
@@ -70,7 +71,7 @@ class DesiredModels:
         ]
         slots = asyncio.Semaphore(FETCHES_AT_ONCE)
         self._resolving = wanted.keys() | set()
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             tasks = [group.create_task(self._resolve(ref, slots, offline=offline)) for ref in missing]
         for reference, task in zip(missing, tasks, strict=True):
             spec = task.result()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 
 from flywheel_common.errors import FlywheelError, Internal
+from flywheel_common.tasks import TaskGroup
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference.models.loader import ReleaseLoader
 from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
@@ -92,7 +93,7 @@ class Reconciler:
             raise
 
     async def _follow(self) -> None:
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             group.create_task(self._watch_registry())
             group.create_task(self._send_heartbeats())
             group.create_task(self._check_models())
@@ -207,7 +208,7 @@ class Reconciler:
         except OSError as error:
             log.warning("unused artifacts not deleted", error=str(error))
 
-    def _unload_due(self, group: asyncio.TaskGroup) -> None:
+    def _unload_due(self, group: TaskGroup) -> None:
         """Unloads models that no release has used for `unload_seconds`: other gateways on the same model
         server may apply the new routes later."""
         used = {release.spec.triton_model for release in self._state.releases.values()}

@@ -15,6 +15,7 @@ from prometheus_client import Counter, Gauge
 from flywheel_common.clock import Clock
 from flywheel_common.errors import FlywheelError
 from flywheel_common.postgres.transactions import Store
+from flywheel_common.tasks import TaskGroup
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_registry.rollouts.comparison import Comparison
 from flywheel_registry.rollouts.decision import decide
@@ -68,7 +69,7 @@ class Ticker:
 
     async def run(self) -> None:
         """Tick until cancelled."""
-        async with asyncio.TaskGroup() as ticks:
+        async with TaskGroup() as ticks:
             while True:
                 try:
                     await self.start_ticks(ticks)
@@ -78,7 +79,7 @@ class Ticker:
                     log.warning("tick interrupted", reason=error.reason)
                 await asyncio.sleep(self._interval)
 
-    async def start_ticks(self, ticks: asyncio.TaskGroup) -> None:
+    async def start_ticks(self, ticks: TaskGroup) -> None:
         """Begin a tick of every rollout that is undecided or paused for long without a report, unless it is
         being ticked."""
         async with self._store.reading() as records:
