@@ -42,7 +42,7 @@ _ADVICE = (
     f"TIME>=2026-01-31 with {', '.join(TIMES)}, joined by AND, OR, NOT and parentheses"
 )
 # Possessive quantifiers: the time to refuse a text grows linearly with its length. Of single characters only:
-# those of groups match wrongly before Python 3.11.5.
+# Python 3.11.2 (Debian 12) matches those of groups wrongly.
 _TERM = re.compile(
     rf"(?P<field>[a-z_]++)(?:\.(?:{KEY}|(?P<key>[^<>!=\s`]++)))?\s*+"
     r"(?P<operator><=|>=|!=|=|<|>)\s*+"

@@ -22,7 +22,7 @@ METRICS = "metrics"
 NUMBERS = (METRICS, "min", "max")
 """Maps of numbers: the last, smallest and largest values of metrics."""
 # Possessive quantifiers: the time to refuse a text grows linearly with its length. Of single characters only:
-# those of groups match wrongly before Python 3.11.5.
+# Python 3.11.2 (Debian 12) matches those of groups wrongly.
 KEY = r"`(?P<quoted_key>(?:[^`]++|``)*)`"
 _TERM = re.compile(
     rf"(?P<field>[a-z_]++)(?:\.(?:{KEY}|(?P<key>[^<>!=\s`]++)))?\s*+"
