@@ -87,12 +87,12 @@ class OtherCaller:
         self.seconds += seconds
 
     async def _send(self, number: int) -> None:
-        kind = _kind_of(number)
+        kind: Kind | None = _kind_of(number)
+        if kind not in self._kinds:
+            kind = None
         request = ragged_request(number % 5) if kind is Kind.RAGGED else predict_request(number)
         try:
-            if kind not in self._kinds:
-                await self._stub.Predict(predict_request(number), timeout=5.0)
-            elif kind is Kind.LARGE:
+            if kind is Kind.LARGE:
                 await self._predict(self._large, timeout=5.0)
             elif kind is Kind.BATCH:
                 batch = await self._stub.BatchPredict(self._batch, timeout=5.0)
