@@ -126,9 +126,10 @@ status: ## show processes, addresses and log files
 
 # --------------------------------------------------------------------------------------------------- quality
 .PHONY: test acceptance check format reference bench bench-peers soak
-# Unit, contract, integration and end-to-end tests; must end within 20 minutes on 2 cores. Each of the two test
-# processes (WORKERS=1: one) starts its own backends; the files with the longest tests start first.
-WORKERS := 2
+# Unit, contract, integration and end-to-end tests; must end within 20 minutes on 2 cores. Each of the three test
+# processes (WORKERS=1: one) starts its own backends; the files with the longest tests start first. Two processes
+# leave the cores idle for a third of the time.
+WORKERS := 3
 test: setup ## run the test suite against real backends (SUITE=tests/unit, ARGS='-k name')
 	@exec $(PY) -m pytest $(or $(SUITE),tests/e2e tests/robustness/services tests/integration tests/contract tests/unit) \
 	  $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder) $(ARGS)
