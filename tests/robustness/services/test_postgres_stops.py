@@ -25,6 +25,7 @@ import pytest
 import flywheel as fw
 from flywheel_local import ports as port_numbers
 from flywheel_local import services
+from flywheel_local.backends import Backends
 from flywheel_local.kafka import Kafka
 from flywheel_local.platform import serves
 from flywheel_local.postgres import Postgres
@@ -86,8 +87,15 @@ class Services:
 
 
 @pytest.fixture
+def kafka(tmp_path: Path) -> Iterator[Kafka]:
+    """A Kafka of its own: consumers read whole topics, also what other tests have written."""
+    with Backends({"kafka"}, directory=tmp_path / "backends", durable=False) as backends:
+        yield backends.kafka
+
+
+@pytest.fixture
 def running_services(
-    postgres: Postgres, redis_url: str, s3: S3, kafka: Kafka, topic_prefix: str, tmp_path: Path
+    postgres: Postgres, redis_url: str, s3: S3, kafka: Kafka, tmp_path: Path
 ) -> Iterator[Services]:
     tag = uuid.uuid4().hex[:8]
     postgres.create_databases([f"{name}_{tag}" for name in services.DATABASES])
@@ -107,9 +115,6 @@ def running_services(
             directory.mkdir()
             environment = {
                 **services.settings(service, backends, ports, tmp_path),
-                "FLYWHEEL_FEATURE_TOPIC_PREFIX": topic_prefix,
-                "FLYWHEEL_MONITOR_CONSUMER_GROUP": f"monitor-{tag}",
-                "FLYWHEEL_TRAINER_CONSUMER_GROUP": f"trainer-{tag}",
                 "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
             }
             processes[service.name] = Process(
