@@ -51,7 +51,7 @@ def test_the_whole_segment_comes_before_its_keys_in_their_order() -> None:
     def threshold(o: str | None = None, c: str | None = None) -> float:
         request = log_request(1)
         request.contract, request.keys = contract, (o, c)
-        (found,) = thresholds_of(release, [request.bound_to(contract, release.segment_keys)])
+        (found,) = thresholds_of(release, [request])
         return found
 
     assert threshold(o="JFK", c="UA") == 0.1

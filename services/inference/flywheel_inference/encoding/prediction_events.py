@@ -76,7 +76,6 @@ class _JoinedRows:
     def batch(self, index: Any) -> pb.PredictionBatch:
         """The rows at these indices."""
         first, requests = self._first, [self._requests[i] for i in index.tolist()]
-        segments = [request.segment for request in requests]
         output = first.spec.signature.output
         return pb.PredictionBatch(
             model=first.spec.model,
@@ -94,7 +93,7 @@ class _JoinedRows:
             latencies_ms=self._latencies[index].astype("<f4").tobytes(),
             costs=self._costs[index].astype("<f4").tobytes() if self._costs is not None else b"",
             subjects=[request.subject for request in requests],
-            segments=segments if first.spec.segment_keys else [],
+            segments=[request.segment for request in requests] if first.spec.segment_keys else [],
             error_reasons=[self._reasons[i] for i in index.tolist()] if self._reasons else [],
             not_yet_valid=[self._not_yet_valid[i] for i in index.tolist()] if self._not_yet_valid else [],
             entities=table([request.keys for request in requests], first.contract.join_keys),

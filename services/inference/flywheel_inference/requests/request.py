@@ -39,9 +39,8 @@ class RoutedRequest:
 
     `contract`: feature set whose keys and fields it has. `as_of_micros` None: now. `event_micros`: event time
     of the prediction. `started`: on time.perf_counter. `role` and `step` (`routing.route`): why its
-    release answers. `copies`: releases that get a shadow copy, with the step to which it belongs.
-    `segment_parts`: `origin=JFK` and `carrier=UA` for the segment keys of the release; `segment`: the same,
-    joined by commas. Both are empty when it has none.
+    release answers. `copies`: releases that get a shadow copy, with the step to which it belongs. `segment`:
+    `origin=JFK,carrier=UA` for the segment keys of the release; empty when it has none.
     """
 
     __slots__ = (
@@ -55,7 +54,6 @@ class RoutedRequest:
         "prediction_id",
         "role",
         "segment",
-        "segment_parts",
         "started",
         "step",
         "subject",
@@ -90,8 +88,7 @@ class RoutedRequest:
         self.role = role
         self.step = step
         self.copies = copies
-        self.segment_parts = self._segment_parts(segment_keys) if segment_keys else ()
-        self.segment = ",".join(self.segment_parts)
+        self.segment = ",".join(self.segment_parts(segment_keys))
 
     def bound_to(self, contract: FeatureSetContract, segment_keys: tuple[str, ...]) -> RoutedRequest:
         """The same request with the keys and fields of a feature set and the segment of these keys, for a
@@ -111,11 +108,13 @@ class RoutedRequest:
             started=self.started,
         )
 
-    def _segment_parts(self, segment_keys: tuple[str, ...]) -> tuple[str, ...]:
-        """A name that the contract lacks is null: the failure of a challenger is logged with the request as
-        the champion has it."""
+    def segment_parts(self, segment_keys: tuple[str, ...]) -> list[str]:
+        """`origin=JFK`, `carrier=UA` for names of join keys and request fields. A name that the contract
+        lacks is null: the failure of a challenger is logged with the request as the champion has it."""
+        if not segment_keys:
+            return []
         values = self.named_values()
-        return tuple(segment_parts(segment_keys, [values.get(key) for key in segment_keys]))
+        return segment_parts(segment_keys, [values.get(key) for key in segment_keys])
 
     def named_values(self) -> dict[str, Any]:
         """The join keys and request fields by name."""
@@ -128,12 +127,13 @@ def subject_of(keys: tuple[Any, ...]) -> str:
 
 
 def thresholds_of(release: ReleaseSpec, requests: Iterable[RoutedRequest]) -> list[float]:
-    """The threshold for each request of the release: that of its whole segment, else of the first segment key
-    that has one, else the release's. Empty when the release has no thresholds of segments."""
+    """The threshold for each request: that of its whole segment, else of the first segment key that has one,
+    else the release's. Empty when the release has no thresholds of segments."""
     own = release.segment_thresholds
     if not own:
         return []
-    return [threshold_of(own, request.segment_parts, release.threshold) for request in requests]
+    keys = release.segment_keys
+    return [threshold_of(own, request.segment_parts(keys), release.threshold) for request in requests]
 
 
 def checked_id(prediction_id: str) -> str:
