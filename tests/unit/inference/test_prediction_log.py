@@ -147,6 +147,21 @@ class SlowLog(MemoryPredictionLog):
         return count
 
 
+async def test_rows_that_come_while_others_are_sent_wait_for_the_next_flush() -> None:
+    sink = SlowLog()
+    log = PredictionLog(sink)
+    log.offer(numbered_log_rows([1, 2]))
+    flushing = asyncio.create_task(log.flush())
+    await sink.stored_some.wait()
+    log.offer(numbered_log_rows([3]))
+    log.offer(numbered_log_rows([4]))
+    sink.go.set()
+    assert await flushing
+    assert (logged(sink), log.held) == (["id-1", "id-2"], 2)
+    await running(log, lambda: len(logged(sink)) == 4)
+    assert [record.rows for record in sink.stored] == [2, 2], "one record for both"
+
+
 async def test_rows_in_flight_when_the_gateway_stops_are_stored_once() -> None:
     sink = SlowLog()
     log = PredictionLog(sink)

@@ -90,11 +90,15 @@ class PredictionLog:
                 await asyncio.sleep(self._retry_seconds)
 
     async def flush(self) -> bool:
-        """Stores all rows held now; False when the sink did not take all of them."""
+        """Stores all rows held now; False when the sink did not take all of them.
+
+        Rows that come meanwhile wait for the next flush: each flush costs records and a request for few rows.
+        """
         async with self._lock:
-            while self._records or self._buffer:
+            left = self._buffered
+            while self._records or left > 0:
                 if not self._records:
-                    self._encode()
+                    left -= self._encode()
                     continue
                 sending, stored = await self._publish()
                 for record in sending[:stored]:
@@ -130,13 +134,14 @@ class PredictionLog:
         """Stores the rows left at shutdown, within `timeout` seconds; counts the rest as dropped."""
         try:
             async with asyncio.timeout(timeout):
-                while not await self.flush():
-                    await asyncio.sleep(0.1)
+                while self.held:
+                    if not await self.flush():
+                        await asyncio.sleep(0.1)
         except TimeoutError:
             self.dropped_count += self.held
 
-    def _encode(self) -> None:
-        """Encodes about `flush_rows` rows of the buffer."""
+    def _encode(self) -> int:
+        """Encodes about `flush_rows` rows of the buffer; returns how many."""
         groups: dict[Group, list[LogRows]] = {}
         taken = 0
         while self._buffer and taken < self._flush_rows:
@@ -147,6 +152,7 @@ class PredictionLog:
         self._buffered -= taken
         if not self._buffer:
             self._filled.clear()
+        if self._buffered < self._flush_rows:
             self._full.clear()
         for group in groups.values():
             count = sum(len(part.requests) for part in group)
@@ -161,3 +167,4 @@ class PredictionLog:
             self._recorded += recorded
             self._bytes += sum(len(record.value) for record in records)
             self.dropped_count += count - recorded
+        return taken
