@@ -70,11 +70,10 @@ class FeatureBlock:
 
     def not_yet_valid(self) -> list[str]:
         """Per row the names of features with this status, separated by commas; empty if no row has one."""
-        found = self.statuses == NOT_YET_VALID
-        if not found.any():
+        if NOT_YET_VALID not in self.statuses.tobytes():
             return []
         names = np.array([column.name for column in self.columns])
-        return [",".join(names[row]) for row in found.T]
+        return [",".join(names[row]) for row in (self.statuses == NOT_YET_VALID).T]
 
     def take(self, rows: Array) -> FeatureBlock:
         """The rows at these indices, in that order."""

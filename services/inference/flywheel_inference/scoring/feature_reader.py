@@ -103,9 +103,10 @@ class FeatureReader:
 def _joined(found: list[tuple[list[int], FeatureBlock]], errors: Mapping[int, FlywheelError]) -> FeatureRows:
     if not found:
         return FeatureRows(np.zeros(0, np.intp), None, errors)
-    rows = np.concatenate([np.array(rows, np.intp) for rows, _ in found])
-    block = concatenate_blocks([block for _, block in found])
-    if len(found) > 1:
-        order = np.argsort(rows)
-        rows, block = rows[order], block.take(order)
-    return FeatureRows(rows, block, errors)
+    if len(found) == 1:
+        ((places, block),) = found
+        return FeatureRows(np.array(places, np.intp), block, errors)
+    rows = np.concatenate([np.array(places, np.intp) for places, _ in found])
+    order = np.argsort(rows)
+    block = concatenate_blocks([block for _, block in found]).take(order)
+    return FeatureRows(rows[order], block, errors)

@@ -143,9 +143,10 @@ def _views(
 def _valid_only(
     columns: tuple[FeatureColumn, ...], statuses: npt.NDArray[np.uint8]
 ) -> tuple[FeatureColumn, ...]:
-    invalid = (statuses == STALE) | (statuses == NOT_YET_VALID)
-    if not invalid.any():
+    received = statuses.tobytes()
+    if STALE not in received and NOT_YET_VALID not in received:
         return columns
+    invalid = (statuses == STALE) | (statuses == NOT_YET_VALID)
     return tuple(replace(c, valid=c.valid & ~rows) for c, rows in zip(columns, invalid, strict=True))
 
 
