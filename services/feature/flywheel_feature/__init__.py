@@ -1,1 +1,5 @@
 """Feature definitions, online and offline features, training sets."""
+
+from flywheel_common.process.grpc_poller import use_one_poller
+
+use_one_poller()

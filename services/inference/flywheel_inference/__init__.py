@@ -1,1 +1,5 @@
 """Online predictions through Triton."""
+
+from flywheel_common.process.grpc_poller import use_one_poller
+
+use_one_poller()

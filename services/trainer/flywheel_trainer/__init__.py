@@ -1,1 +1,5 @@
 """Training runs, jobs and pipelines."""
+
+from flywheel_common.process.grpc_poller import use_one_poller
+
+use_one_poller()
