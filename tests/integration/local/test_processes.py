@@ -44,7 +44,8 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
 
 
 def gone(pid: int) -> bool:
-    return not guardian.stat_of(pid) or guardian.stat_of(pid)[0] in "ZX"
+    fields = guardian.stat_of(pid)
+    return not fields or fields[0] in "ZX"
 
 
 def test_a_process_id_that_was_reused_is_not_signalled(tmp_path: Path) -> None:
