@@ -88,8 +88,6 @@ class FeatureBlock:
 
 def concatenate_blocks(blocks: Sequence[FeatureBlock]) -> FeatureBlock:
     """The rows of several blocks of one feature set, one after the other."""
-    if len(blocks) == 1:
-        return blocks[0]
     matrices = [block.matrix for block in blocks if block.matrix is not None]
     return FeatureBlock(
         blocks[0].feature_set,
